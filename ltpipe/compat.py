@@ -1,0 +1,45 @@
+"""Where the installed libraries disagree with each other, in one place."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from ltpipe.errors import InputError
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_fragments: list[object] = []
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision, also where its compiled operators do not fit the installed torch.
+
+    The wheel on the public index is built against CUDA. Beside a CPU build of torch its
+    operators are not registered and the plain import raises. Declaring the two schemas that
+    its Python code refers to lets models, data sets and transforms work; calling one of the
+    operators still raises. Where the plain import works, nothing is declared.
+
+    Raises:
+        InputError: torchvision is not installed.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        raise InputError("torchvision is not installed: pip install torchvision")
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    import sys
+
+    import torch
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    if not _fragments:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(operator + _SCHEMA)
+        # The declarations last as long as the library object does.
+        _fragments.append(library)
+    return importlib.import_module("torchvision")
