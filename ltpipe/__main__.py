@@ -1,0 +1,7 @@
+"""`python -m ltpipe` is `ltpipe`."""
+
+import sys
+
+from ltpipe.cli import main
+
+sys.exit(main())

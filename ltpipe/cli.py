@@ -1,0 +1,328 @@
+"""The command line: what the workflow's rules call, and what people ask."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ltpipe import __version__
+from ltpipe.errors import InputError
+
+_DESCRIPTION = """\
+Long-tailed image classification in two stages: train backbones once, cache their features, then
+train and compare classifiers on the cache in seconds.
+
+Most people run `snakemake --cores N`; its rules call the commands under "jobs" below, and each
+line that Snakemake prints with -p can be run again by hand.
+"""
+
+_JOBS = {
+    "draw": ("data", "draw the long-tailed training subset of a data set"),
+    "train": ("stage1", "train a backbone on images (stage one)"),
+    "embed": ("features", "dump a trained backbone's features to the feature store"),
+    "import": ("import", "take over embeddings from elsewhere into the feature store"),
+    "classify": ("stage2", "train and evaluate a classifier on cached features (stage two)"),
+    "report": ("report", "write an experiment's tables, figures and report"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it went well, 2 after a message about bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except InputError as error:
+        print(f"ltpipe: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ltpipe",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ltpipe {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = commands.add_parser(
+        "list",
+        help="every data set, backbone, method, loss and network, with a line each",
+        description="List what an experiment file may name: the catalogue and what it builds on.",
+    )
+    command.add_argument(
+        "--catalogue", type=Path, default=None, metavar="DIR", help="default: ./config"
+    )
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser(
+        "show",
+        help="an experiment's artifacts: names, digests, folders, what is there",
+        description="Show every artifact that an experiment file needs and whether it exists.",
+    )
+    command.add_argument("experiment", type=Path, help="the experiment file")
+    command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
+    command.add_argument(
+        "--json", action="store_true", help="specs and code identities too, as JSON"
+    )
+    command.set_defaults(run=_show)
+
+    command = commands.add_parser(
+        "table",
+        help="print a finished experiment's main table and where its report is",
+        description="Print the main table of an experiment that has been run.",
+    )
+    command.add_argument("folder", type=Path, help="results/experiments/NAME")
+    command.set_defaults(run=_table)
+
+    for name, (kind, summary) in _JOBS.items():
+        _add_job(commands, name, kind, summary)
+    return parser
+
+
+def _add_job(commands: Any, name: str, kind: str, summary: str) -> None:
+    command = commands.add_parser(
+        name, help=f"job: {summary}", description=summary[0].upper() + summary[1:] + "."
+    )
+    command.add_argument(
+        "--spec",
+        required=True,
+        metavar="JSON",
+        help="what defines the artifact, as JSON; - reads it from standard input",
+    )
+    command.add_argument(
+        "--code",
+        metavar="HEX",
+        help="the code identity that was planned with; other code is refused",
+    )
+    command.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="ROLE=FOLDER",
+        help="the artifact folder that plays a role; may be repeated",
+    )
+    command.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    command.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    command.add_argument(
+        "--device",
+        default=os.environ.get("LTPIPE_DEVICE", "auto"),
+        help="auto, cpu or cuda (default: $LTPIPE_DEVICE, else auto)",
+    )
+    if kind in ("data", "stage1", "features", "import", "stage2"):
+        command.add_argument(
+            "--data-root",
+            default=None,
+            metavar="DIR",
+            help="where data sets lie (default: $LTPIPE_DATA, else data/raw)",
+        )
+    if kind == "stage1":
+        command.add_argument(
+            "--checkpoint-every", type=int, default=5, metavar="EPOCHS", help="default: 5"
+        )
+    if kind == "report":
+        command.add_argument(
+            "--expected",
+            type=Path,
+            default=Path("data/expected"),
+            metavar="DIR",
+            help="the papers' numbers (default: data/expected)",
+        )
+    command.set_defaults(run=_run_job, kind=kind)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from ltpipe.config.experiment import read_catalogue
+    from ltpipe.registry import REGISTRY
+
+    folder = options.catalogue or Path("config")
+    for section, entries in read_catalogue(folder).items():
+        rows = {name: str(values.get("description", "")) for name, values in entries.items()}
+        _print_rows(f"{section} (in {folder / section}/)", rows)
+    for kind, known in REGISTRY.items():
+        rows = {
+            name: entry.summary + (f" ({entry.paper})" if entry.paper else "")
+            for name, entry in known.items()
+        }
+        _print_rows(f"{kind}s that settings may name", rows)
+    return 0
+
+
+def _print_rows(title: str, rows: dict[str, str]) -> None:
+    print(title)
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        print(f"  {name:<{width}}  {text}".rstrip())
+    print()
+
+
+def _show(options: argparse.Namespace) -> int:
+    from ltpipe.config.experiment import load_experiment
+    from ltpipe.config.plan import build_plan, code_entries
+    from ltpipe.provenance import code_identity
+
+    plan = build_plan(load_experiment(options.experiment, options.catalogue))
+    cells = [*plan.cells.values(), plan.report]
+    if options.json:
+        rows = [
+            {
+                "kind": cell.kind,
+                "folder": cell.folder,
+                "done": _is_done(cell),
+                "spec": cell.spec,
+                "code": code_identity(code_entries(cell.spec)),
+            }
+            for cell in cells
+        ]
+        print(json.dumps(rows, indent=2))
+        return 0
+    for kind in ("data", "stage1", "import", "features", "stage2", "report"):
+        chosen = [cell for cell in cells if cell.kind == kind]
+        if not chosen:
+            continue
+        done = sum(map(_is_done, chosen))
+        print(f"{kind}: {len(chosen)} artifacts, {done} there")
+        for cell in chosen:
+            print(f"  {'+' if _is_done(cell) else '-'} {cell.folder}  {cell.title}")
+    return 0
+
+
+def _is_done(cell: Any) -> bool:
+    return Path(cell.folder, "manifest.json").is_file()
+
+
+def _table(options: argparse.Namespace) -> int:
+    path = options.folder / "summary.txt"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run the experiment first")
+    print(path.read_text(encoding="utf-8"))
+    print(f"report: {options.folder / 'report.html'}")
+    return 0
+
+
+def _run_job(options: argparse.Namespace) -> int:
+    from ltpipe.config.plan import code_entries
+    from ltpipe.provenance import code_identity, code_modules, write_manifest
+
+    spec = _read_spec(options)
+    entries = code_entries(spec)
+    code = code_identity(entries)
+    if options.code is not None and options.code != code:
+        raise InputError(
+            f"the code of {entries[0]} or of what it imports changed after this job was planned "
+            f"(planned with {options.code}, now {code}); plan again"
+        )
+    existed = options.output.exists()
+    options.output.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    try:
+        if options.kind == "report":
+            facts, inputs = _report(options, spec), {}
+        else:
+            facts, inputs = _compute(options, spec, code)
+        write_manifest(
+            options.output,
+            spec=spec,
+            code=code,
+            modules=code_modules(entries),
+            inputs=inputs,
+            facts={"wall_s": round(time.perf_counter() - started, 3), **facts},
+        )
+    except BaseException:
+        if not existed:
+            _remove_if_empty(options.output)
+        raise
+    return 0
+
+
+def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
+    text = sys.stdin.read() if options.spec == "-" else options.spec
+    try:
+        spec = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--spec: not JSON: {error}") from None
+    if not isinstance(spec, dict) or spec.get("kind") != options.kind:
+        raise InputError(f"--spec: must be a JSON object with \"kind\": \"{options.kind}\"")
+    return spec
+
+
+def _read_inputs(options: argparse.Namespace) -> dict[str, Path]:
+    inputs = {}
+    for item in options.input:
+        role, separator, folder = item.partition("=")
+        if not separator:
+            raise InputError(f"--input {item}: write ROLE=FOLDER")
+        if not Path(folder, "manifest.json").is_file():
+            raise InputError(f"--input {item}: there is no finished artifact in {folder}")
+        inputs[role] = Path(folder)
+    return inputs
+
+
+def _compute(
+    options: argparse.Namespace, spec: dict[str, Any], code: str
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    import torch
+
+    from ltpipe.config.plan import JOBS
+    from ltpipe.data.sources import data_root
+    from ltpipe.job import Job
+    from ltpipe.registry import load
+    from ltpipe.training.devices import describe, lease
+
+    torch.set_num_threads(max(1, options.threads))
+    inputs = _read_inputs(options)
+    if spec["kind"] == "stage2":
+        run = load("method", spec["method"]["kind"])
+    else:
+        run = importlib.import_module(JOBS[spec["kind"]]).run
+    # Drawing and taking over only move data; they leave GPUs to others.
+    wanted = "cpu" if spec["kind"] in ("data", "import") else options.device
+    with lease(wanted) as device:
+        facts = run(
+            Job(
+                spec=spec,
+                inputs=inputs,
+                output=options.output,
+                device=device,
+                root=data_root(options.data_root),
+                code=code,
+                checkpoint_every=getattr(options, "checkpoint_every", 5),
+            )
+        )
+        facts = {"device": describe(device), **(facts or {})}
+    manifests = {role: folder / "manifest.json" for role, folder in inputs.items()}
+    return facts, manifests
+
+
+def _report(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, Any]:
+    from ltpipe.evaluation.report import write_report
+    from ltpipe.io import write_text_atomic
+
+    summary = write_report(spec, options.output, options.expected)
+    write_text_atomic(options.output / "summary.txt", summary + "\n")
+    print(summary)
+    print(f"\nreport: {options.output / 'report.html'}")
+    return {}
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no empty folder behind where a job failed before it wrote anything."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What all settings have in common: strict types, unknown keys refused, one canonical text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from ltpipe.errors import InputError, nearest
+
+_SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+
+def _scientific(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; whoever wrote it meant a number."""
+    if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+        return float(value)
+    return value
+
+
+Float = Annotated[float, BeforeValidator(_scientific)]
+
+
+class Settings(BaseModel):
+    """Base of every group of settings.
+
+    `labels` names the fields that only people read. They are no part of an artifact's identity.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    labels: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key {key}{hint}; known here: {known}",
+                        {
+                            "key": repr(key),
+                            "hint": nearest(str(key), cls.model_fields),
+                            "known": ", ".join(sorted(cls.model_fields)),
+                        },
+                    )
+        return data
+
+    def identity(self) -> dict[str, Any]:
+        """Return what defines the artifact: no labels, no setting left at its default.
+
+        Leaving defaults out lets a later version add a setting without renaming every artifact.
+        In return a default, once released, never changes; tests/config/test_defaults.py holds
+        them.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.labels))
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of `value`: sorted keys, no spaces, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest(value: Any) -> str:
+    """Return the first 10 hex digits of the SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `override` laid over it, mappings merged key by key.
+
+    A mapping whose `name`, `kind` or `source` differs from the base's replaces it as a whole:
+    the settings of one loss mean nothing to another.
+    """
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        if (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and all(value.get(tag, old.get(tag)) == old.get(tag) for tag in ("name", "kind"))
+        ):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def explain(error: ValidationError, where: str) -> InputError:
+    """Turn pydantic's report into one line: the key's path, what is wrong, how many more."""
+    errors = error.errors()
+    first = errors[0]
+    parts = [str(part) for part in first["loc"] if not _is_union_tag(part)]
+    path = ".".join([where, *parts] if where else parts) or "the file"
+    message = str(first["msg"])
+    if first["type"] not in ("unknown_key", "missing"):
+        message += f" (found {_short(first['input'])})"
+    if first["type"] == "missing":
+        message = "this key is required"
+    if len(errors) > 1:
+        message += f" (and {len(errors) - 1} more errors)"
+    return InputError(f"{path}: {message}")
+
+
+def _is_union_tag(part: str | int) -> bool:
+    """Pydantic adds the member of a union that it tried to the path; readers don't know it."""
+    return isinstance(part, str) and (
+        part in ("float", "int", "str", "bool") or part.startswith(("function-", "list["))
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

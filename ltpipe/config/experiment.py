@@ -1,0 +1,490 @@
+"""Experiment files: read, expanded, checked against the catalogue, resolved."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from ltpipe.config.backbones import Backbone
+from ltpipe.config.base import Float, Settings, explain, merge
+from ltpipe.config.datasets import Dataset, FeaturesDataset
+from ltpipe.config.methods import Method
+from ltpipe.errors import InputError, nearest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_SECTIONS = ("datasets", "backbones", "methods")
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {
+    "datasets": TypeAdapter(Dataset),
+    "backbones": TypeAdapter(Backbone),
+    "methods": TypeAdapter(Method),
+}
+_TAGS = {"datasets": "source", "methods": "kind"}
+
+
+class DataLocation(Settings):
+    """Where data sets lie; the environment variable LTPIPE_DATA says the same."""
+
+    root: str | None = None
+
+
+class Run(Settings):
+    """Which methods run on which data sets; names may hold `*`."""
+
+    datasets: list[str] = ["*"]
+    methods: list[str] = ["*"]
+    seeds: list[int] | None = None
+
+
+class Expected(Settings):
+    """A published table: data/expected/{paper}.csv, rows of `table`."""
+
+    paper: str
+    table: str
+
+
+class TableRow(Settings):
+    """One row: a method, and of a swept method the point `at` which it stands."""
+
+    method: str
+    at: dict[str, Float] | None = None
+    label: str | None = None
+    paper_method: str | None = None
+
+
+class Table(Settings):
+    title: str = ""
+    rows: list[TableRow] = Field(min_length=1)
+    datasets: list[str] = ["*"]
+    metrics: list[
+        Literal[
+            "accuracy",
+            "many",
+            "medium",
+            "few",
+            "balanced_accuracy",
+            "macro_f1",
+            "mcc",
+            "nmi",
+            "auc",
+            "ece",
+            "nll",
+        ]
+    ] = ["accuracy", "many", "medium", "few"]
+    expected: Expected | None = None
+
+
+class ClassDistribution(Settings):
+    kind: Literal["class_distribution"]
+    dataset: str
+
+
+class PerClassAccuracy(Settings):
+    kind: Literal["per_class_accuracy"]
+    dataset: str
+    methods: list[str] = Field(min_length=1)
+    at: dict[str, Float] = {}
+
+
+class SweepCurve(Settings):
+    kind: Literal["sweep_curve"]
+    dataset: str
+    method: str
+    parameter: str = "w1"
+    metric: str = "accuracy"
+    expected: Expected | None = None
+    paper_method: str | None = None
+
+
+class Tsne(Settings):
+    """t-SNE of cached features; `fused` adds FFN's mixture of two backbones."""
+
+    kind: Literal["tsne"]
+    dataset: str
+    backbones: list[str] = Field(min_length=1)
+    fused: FusedFeatures | None = None
+
+
+class FusedFeatures(Settings):
+    ce: str
+    kps: str
+    w1: Float = Field(default=0.5, ge=0, le=1)
+
+
+class Confusion(Settings):
+    kind: Literal["confusion"]
+    dataset: str
+    method: str
+    at: dict[str, Float] = {}
+
+
+class TrainingCurves(Settings):
+    kind: Literal["training_curves"]
+    dataset: str
+
+
+Figure = Annotated[
+    ClassDistribution | PerClassAccuracy | SweepCurve | Tsne | Confusion | TrainingCurves,
+    Field(discriminator="kind"),
+]
+
+
+class ExperimentFile(Settings):
+    """The whole experiment file, names not yet resolved; config/README.md explains every key."""
+
+    experiment: str
+    title: str = ""
+    description: str = ""
+    data: DataLocation = DataLocation()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    datasets: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    backbones: dict[str, dict[str, Any] | None] = {}
+    methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    runs: list[Run] = Field(default=[Run()], min_length=1)
+    tables: dict[str, Table] = {}
+    figures: list[Figure] = []
+
+    @field_validator("experiment")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError("use letters, digits, '.', '_', '+' and '-': it names a folder")
+        return name
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must be different numbers from 0 up")
+        return seeds
+
+
+@dataclass(frozen=True)
+class Named:
+    """Resolved settings under the name that the experiment gives them.
+
+    `folder` is the name of the definition that they start from; it names folders, so that two
+    experiments that use one definition share its artifacts whatever they call it.
+    """
+
+    name: str
+    folder: str
+    settings: Any
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment file with every name resolved."""
+
+    file: ExperimentFile
+    datasets: dict[str, Named]
+    backbones: dict[str, Named]
+    methods: dict[str, Named]
+    jobs: list[tuple[str, str, int]]  # data set, method, seed
+
+
+def load_experiment(path: Path, catalogue: Path | None = None) -> Experiment:
+    """Read and resolve an experiment file.
+
+    `catalogue` is the folder with datasets/, backbones/ and methods/; by default the nearest
+    folder above the file that has them.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or says something that cannot be.
+    """
+    values = read_yaml(path)
+    return resolve(values, catalogue or find_catalogue(path), str(path))
+
+
+def find_catalogue(path: Path) -> Path:
+    """Return the nearest folder at or above `path`'s, or ./config, that holds a catalogue."""
+    for folder in [*path.resolve().parents, Path("config").resolve()]:
+        if (folder / "datasets").is_dir() and (folder / "methods").is_dir():
+            return folder
+    raise InputError(f"{path}: no folder above it has datasets/ and methods/; name one")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a mapping that names a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise InputError(f"line {line}: key {key!r} stands twice; remove one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping with safe types and unique keys; InputError names the file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with path.open(encoding="utf-8") as handle:
+            values = yaml.load(handle, Loader=_UniqueKeys)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a mapping of keys to values")
+    return values
+
+
+def read_catalogue(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the definitions under `folder`: section -> name -> settings as written."""
+    catalogue: dict[str, dict[str, dict[str, Any]]] = {}
+    for section in _SECTIONS:
+        entries: dict[str, dict[str, Any]] = {}
+        for path in sorted((folder / section).glob("*.yaml")):
+            for name, values in read_yaml(path).items():
+                if name in entries:
+                    raise InputError(f"{path}: {section}.{name} is defined in two files")
+                if not isinstance(values, dict):
+                    raise InputError(f"{path}: {name} must be a mapping")
+                entries[str(name)] = values
+        catalogue[section] = entries
+    return catalogue
+
+
+def resolve(values: Mapping[str, Any], catalogue: Path, where: str = "") -> Experiment:
+    """Check `values`, the contents of an experiment file, and resolve its names.
+
+    Raises:
+        InputError: names the key's path, what is wrong, and the nearest name that would do.
+    """
+    known = read_catalogue(catalogue)
+    try:
+        file = ExperimentFile.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, "") from None
+    sections: dict[str, dict[str, Named]] = {}
+    for section in _SECTIONS:
+        entries = _expand(section, getattr(file, section))
+        sections[section] = {
+            name: _resolve_entry(section, name, entries, known[section]) for name in entries
+        }
+    for name in _backbones_in_use(sections):
+        if name not in sections["backbones"] and name in known["backbones"]:
+            sections["backbones"][name] = _resolve_entry(
+                "backbones", name, {}, known["backbones"]
+            )
+    experiment = Experiment(file=file, jobs=_jobs(file, sections), **sections)
+    _check_references(experiment)
+    return experiment
+
+
+def _expand(section: str, entries: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Write each entry that has a `sweep` out as one entry for each combination of its values.
+
+    The values fill the braces of the entry's name and of its texts.
+    """
+    expanded: dict[str, dict[str, Any]] = {}
+    for name, entry in entries.items():
+        entry = dict(entry or {})
+        sweep = entry.pop("sweep", None)
+        if sweep is None:
+            variants = [(name, entry)]
+        else:
+            variants = _sweep(f"{section}.{name}", name, entry, sweep)
+        for variant, values in variants:
+            if not _NAME.fullmatch(variant):
+                raise InputError(
+                    f"{section}.{variant}: use letters, digits, '.', '_', '+' and '-' in names"
+                )
+            if variant in expanded:
+                raise InputError(f"{section}.{variant}: the sweep gives this name twice")
+            expanded[variant] = values
+    return expanded
+
+
+def _sweep(
+    where: str, name: str, entry: dict[str, Any], sweep: Any
+) -> list[tuple[str, dict[str, Any]]]:
+    if not isinstance(sweep, dict) or not all(
+        isinstance(values, list) and values for values in sweep.values()
+    ):
+        raise InputError(f"{where}.sweep: must map settings to lists of values")
+    variants = []
+    for combination in itertools.product(*sweep.values()):
+        chosen = dict(zip(sweep, combination, strict=True))
+        shown = {key.replace(".", "_"): f"{value:g}" if isinstance(value, float) else str(value)
+                 for key, value in chosen.items()}
+        try:
+            variant = name.format(**shown)
+            values = _fill(entry, shown)
+        except (KeyError, IndexError, ValueError):
+            raise InputError(
+                f"{where}: braces in names and texts must name a swept setting: "
+                + ", ".join(f"{{{key}}}" for key in shown)
+            ) from None
+        for key, value in chosen.items():
+            nested: Any = value
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            values = merge(values, nested)
+        variants.append((variant, values))
+    return variants
+
+
+def _fill(value: Any, shown: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return value.format(**shown)
+    if isinstance(value, dict):
+        return {key: _fill(item, shown) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, shown) for item in value]
+    return value
+
+
+def _resolve_entry(
+    section: str,
+    name: str,
+    entries: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
+) -> Named:
+    where = f"{section}.{name}"
+    folder, values = _definition(where, name, entries, known)
+    tag = _TAGS.get(section)
+    if tag is not None and tag not in values:
+        raise InputError(f"{where}: name a definition with use: or give {tag}:")
+    try:
+        settings = _ADAPTERS[section].validate_python(values)
+    except ValidationError as error:
+        raise _without_tag(error, where, values.get(tag or "")) from None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return Named(name, folder, settings)
+
+
+def _without_tag(error: ValidationError, where: str, tag: Any) -> InputError:
+    message = str(explain(error, where))
+    return InputError(message.replace(f"{where}.{tag}", where, 1))
+
+
+def _definition(
+    where: str,
+    name: str,
+    entries: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
+    seen: tuple[str, ...] = (),
+) -> tuple[str, dict[str, Any]]:
+    """Return the catalogue's name for what `name` starts from, and all its settings merged.
+
+    An entry of the experiment starts from what it `use`s, or from the catalogue's entry of its
+    own name; one that starts from nothing in the catalogue gives its own name.
+    """
+    in_experiment = name in entries and f"experiment:{name}" not in seen
+    entry = dict(entries[name] if in_experiment else known[name])
+    seen = (*seen, f"experiment:{name}" if in_experiment else name)
+    use = entry.pop("use", name if in_experiment and name in known else None)
+    if use is None:
+        return name, entry
+    choices = {**known, **entries} if in_experiment else known
+    if not isinstance(use, str) or use not in choices:
+        raise InputError(
+            f"{where}.use: there is no {use!r}{nearest(str(use), choices)}; "
+            f"known: {', '.join(sorted(choices))}"
+        )
+    if use in seen or (use not in known and f"experiment:{use}" in seen):
+        raise InputError(f"{where}.use: {use!r} leads back to itself")
+    visible = entries if in_experiment and use != name else {}
+    folder, base = _definition(where, use, visible, known, seen)
+    return (folder if in_experiment else name), merge(base, entry)
+
+
+def _backbones_in_use(sections: Mapping[str, Mapping[str, Named]]) -> list[str]:
+    names = [
+        backbone
+        for method in sections["methods"].values()
+        for backbone in method.settings.roles().values()
+    ]
+    return list(dict.fromkeys(names))
+
+
+def _jobs(
+    file: ExperimentFile, sections: Mapping[str, Mapping[str, Named]]
+) -> list[tuple[str, str, int]]:
+    jobs: dict[tuple[str, str, int], None] = {}
+    for number, run in enumerate(file.runs):
+        where = f"runs[{number}]"
+        for dataset in match(run.datasets, sections["datasets"], f"{where}.datasets"):
+            for method in match(run.methods, sections["methods"], f"{where}.methods"):
+                for seed in run.seeds or file.seeds:
+                    jobs[(dataset, method, seed)] = None
+    return list(jobs)
+
+
+def match(patterns: list[str], names: Mapping[str, Any], where: str) -> list[str]:
+    """Return the names that the patterns match, in the order of `names`; each must match one."""
+    chosen = set()
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise InputError(
+                f"{where}: nothing is called {pattern!r}{nearest(pattern, names)}; "
+                f"known here: {', '.join(names)}"
+            )
+        chosen.update(found)
+    return [name for name in names if name in chosen]
+
+
+def _check_references(experiment: Experiment) -> None:
+    for dataset, method, _ in experiment.jobs:
+        settings = experiment.datasets[dataset].settings
+        is_features = isinstance(settings, FeaturesDataset)
+        choices = settings.stores if is_features else experiment.backbones
+        for role, name in experiment.methods[method].settings.roles().items():
+            if name not in choices:
+                what = f"store of data set {dataset!r}" if is_features else "backbone"
+                raise InputError(
+                    f"methods.{method}.backbones.{role}: there is no {what} {name!r}"
+                    f"{nearest(name, choices)}; known: {', '.join(choices)}"
+                )
+        if is_features and experiment.methods[method].settings.needs_images():
+            raise InputError(
+                f"methods.{method}.online: data set {dataset!r} has embeddings and no images"
+            )
+    for name, table in experiment.file.tables.items():
+        match(table.datasets, experiment.datasets, f"tables.{name}.datasets")
+        for number, row in enumerate(table.rows):
+            where = f"tables.{name}.rows[{number}]"
+            match([row.method], experiment.methods, f"{where}.method")
+            if row.at is not None:
+                _check_point(experiment, row.method, row.at, f"{where}.at")
+    for number, figure in enumerate(experiment.file.figures):
+        _check_figure(experiment, figure, f"figures[{number}]")
+
+
+def _check_point(experiment: Experiment, method: str, at: dict[str, float], where: str) -> None:
+    points = experiment.methods[method].settings.points()
+    if not any(all(point.get(key) == value for key, value in at.items()) for point in points):
+        shown = ", ".join(str(point) for point in points)
+        raise InputError(f"{where}: {method} has no point {at}; it has {shown}")
+
+
+def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
+    match([figure.dataset], experiment.datasets, f"{where}.dataset")
+    if isinstance(figure, PerClassAccuracy):
+        match(figure.methods, experiment.methods, f"{where}.methods")
+    if isinstance(figure, SweepCurve | Confusion):
+        match([figure.method], experiment.methods, f"{where}.method")
+    if isinstance(figure, Confusion) and figure.at:
+        _check_point(experiment, figure.method, figure.at, f"{where}.at")
+    if isinstance(figure, Tsne):
+        settings = experiment.datasets[figure.dataset].settings
+        stores = settings.stores if isinstance(settings, FeaturesDataset) else experiment.backbones
+        match(figure.backbones, stores, f"{where}.backbones")
+        if figure.fused is not None:
+            match([figure.fused.ce, figure.fused.kps], stores, f"{where}.fused")

@@ -1,0 +1,325 @@
+"""From a resolved experiment to its artifacts: folders, digests, specs, inputs.
+
+A cell is one artifact folder and the job that makes it. Its digest covers everything that
+defines it except the seed, so equal settings meet in equal folders whichever experiment asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ltpipe.config.base import canonical_json, digest
+from ltpipe.config.datasets import FeaturesDataset
+from ltpipe.config.experiment import Experiment, Named, match
+from ltpipe.registry import module_of
+
+RESULTS = "results"
+
+# The module that runs each kind of job; a method's module runs stage two.
+JOBS = {
+    "data": "ltpipe.data.drawing",
+    "stage1": "ltpipe.stage1.supervised",
+    "features": "ltpipe.features.extract",
+    "import": "ltpipe.features.importing",
+    "report": "ltpipe.evaluation.report",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One artifact: `kind` of job, its `folder`, the `spec` that defines it, what it reads.
+
+    `inputs` maps a role to the cell whose artifact plays it; `files` are files from outside.
+    """
+
+    kind: str
+    folder: str
+    title: str
+    spec: dict[str, Any]
+    inputs: dict[str, Cell] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+    @cached_property
+    def spec_text(self) -> str:
+        """The canonical JSON of the spec, as rules and jobs pass it on."""
+        return canonical_json(self.spec)
+
+    @property
+    def digest(self) -> str:
+        """The 10 hex digits in the folder's name."""
+        parts = self.folder.split("/")
+        return parts[-2] if parts[-1].startswith("seed") else parts[-1]
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.folder))
+
+
+def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modules that make the artifact of `spec`; its code is theirs and their imports'.
+
+    Modules that are found by name, such as a network's, are named here, because following import
+    statements does not reach them.
+    """
+    kind = spec["kind"]
+    if kind == "stage2":
+        method = module_of("method", spec["method"]["kind"])
+        entries = [method]
+        if "dataset" in spec:
+            entries += [f"{method}_online", module_of("source", spec["dataset"]["source"])]
+        for backbone in spec.get("backbones", {}).values():
+            entries.append(module_of("network", backbone["network"]))
+        return tuple(dict.fromkeys(entries))
+    entries = [JOBS[kind]]
+    if "dataset" in spec and kind != "report":
+        entries.append(module_of("source", spec["dataset"]["source"]))
+    if "backbone" in spec:
+        entries.append(module_of("network", spec["backbone"]["network"]))
+        entries.append(module_of("loss", spec["backbone"]["loss"]["name"]))
+    return tuple(entries)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of an experiment by folder, and the report that ends it."""
+
+    experiment: Experiment
+    cells: dict[str, Cell]
+    report: Cell
+
+    def of_kind(self, *kinds: str) -> list[Cell]:
+        """Return the cells of these kinds."""
+        return [cell for cell in self.cells.values() if cell.kind in kinds]
+
+
+def build_plan(experiment: Experiment) -> Plan:
+    """Lay out every artifact that `experiment` needs."""
+    cells: dict[str, Cell] = {}
+    results, features, stage1, data = [], [], [], {}
+    for dataset_name, method_name, seed in experiment.jobs:
+        dataset = experiment.datasets[dataset_name]
+        method = experiment.methods[method_name]
+        cell = _stage2(experiment, dataset, method, seed)
+        _collect(cell, cells)
+        data[dataset_name] = _data(dataset)
+        _collect(data[dataset_name], cells)
+        results.append(
+            {
+                "dataset": dataset_name,
+                "method": method_name,
+                "label": method.settings.label or method_name,
+                "kind": method.settings.kind,
+                "seed": seed,
+                "folder": cell.folder,
+            }
+        )
+        for role, name in method.settings.roles().items():
+            store = cell.inputs[f"features.{role}"]
+            row = {"dataset": dataset_name, "backbone": name, "seed": seed}
+            # Figures of features show the backbone as it is, without a method's overrides.
+            if not method.settings.feature_overrides(role) and (
+                method.settings.stage1_subset_seed() is None
+            ):
+                features.append({**row, "folder": store.folder})
+                if "stage1" in store.inputs:
+                    stage1.append({**row, "folder": store.inputs["stage1"].folder})
+    report = _report(experiment, cells, data, results, _unique(stage1), _unique(features))
+    return Plan(experiment, cells, report)
+
+
+def _unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({canonical_json(row): row for row in rows}.values())
+
+
+def _collect(cell: Cell, cells: dict[str, Cell]) -> None:
+    cells.setdefault(cell.folder, cell)
+    for needed in cell.inputs.values():
+        _collect(needed, cells)
+
+
+def _cell(
+    kind: str,
+    stage: str,
+    names: tuple[str, ...],
+    spec: dict[str, Any],
+    seed: int | None,
+    **parts: Any,
+) -> Cell:
+    folder = "/".join([RESULTS, stage, *names, digest(spec)])
+    spec = {"kind": kind, **spec}
+    if seed is not None:
+        folder += f"/seed{seed}"
+        spec["seed"] = seed
+    return Cell(kind=kind, folder=folder, spec=spec, **parts)
+
+
+def _data(dataset: Named) -> Cell:
+    settings = dataset.settings
+    files = ()
+    if isinstance(settings, FeaturesDataset):
+        files = tuple(file for store in settings.stores.values() for file in store.files())
+    return _cell(
+        "data",
+        "data",
+        (dataset.folder,),
+        {"dataset": settings.draw_identity()},
+        None,
+        title=f"draw the training subset of {dataset.name}",
+        files=files,
+    )
+
+
+def _with_subset_seed(dataset: Named, subset_seed: int | None) -> Named:
+    if subset_seed is None:
+        return dataset
+    settings = dataset.settings.model_copy(update={"subset_seed": subset_seed})
+    return Named(dataset.name, dataset.folder, settings)
+
+
+def _stage1(dataset: Named, backbone: Named, seed: int) -> Cell:
+    settings = backbone.settings
+    return _cell(
+        "stage1",
+        "stage1",
+        (dataset.folder, backbone.folder),
+        {"dataset": dataset.settings.image_identity(), "backbone": settings.train_identity()},
+        seed,
+        title=f"train {backbone.name} on {dataset.name}, seed {seed}",
+        inputs={"data": _data(dataset)},
+    )
+
+
+def _features(
+    dataset: Named, backbone: Named, seed: int, overrides: dict[str, Any], subset_seed: int | None
+) -> Cell:
+    trained = _stage1(_with_subset_seed(dataset, subset_seed), backbone, seed)
+    settings = backbone.settings.features.model_copy(update=overrides)
+    return _cell(
+        "features",
+        "features",
+        (dataset.folder, backbone.folder),
+        {
+            "dataset": dataset.settings.image_identity(),
+            "backbone": backbone.settings.train_identity(),
+            "features": settings.identity(),
+            "stage1": trained.digest,
+        },
+        seed,
+        title=f"cache the features of {backbone.name} on {dataset.name}, seed {seed}",
+        inputs={"stage1": trained, "data": _data(dataset)},
+    )
+
+
+def _imported(dataset: Named, store: str) -> Cell:
+    """Embeddings from elsewhere have one version, whatever the seed."""
+    settings = dataset.settings
+    return _cell(
+        "import",
+        "features",
+        (dataset.folder, store),
+        {
+            "dataset": settings.draw_identity(),
+            "store": settings.stores[store].identity(),
+        },
+        0,
+        title=f"take over the embeddings {store} of {dataset.name}",
+        inputs={"data": _data(dataset)},
+        files=tuple(settings.stores[store].files()),
+    )
+
+
+def _stage2(experiment: Experiment, dataset: Named, method: Named, seed: int) -> Cell:
+    settings = method.settings
+    subset_seed = settings.stage1_subset_seed()
+    inputs: dict[str, Cell] = {}
+    for role, name in settings.roles().items():
+        if isinstance(dataset.settings, FeaturesDataset):
+            store = _imported(dataset, name)
+        else:
+            store = _features(
+                dataset,
+                experiment.backbones[name],
+                seed,
+                settings.feature_overrides(role),
+                subset_seed,
+            )
+        inputs[f"features.{role}"] = store
+    spec: dict[str, Any] = {
+        "method": settings.identity(),
+        "features": {
+            role: inputs[f"features.{role}"].digest for role in settings.roles()
+        },
+        "groups": dataset.settings.groups,
+    }
+    if settings.needs_images():
+        spec["dataset"] = dataset.settings.image_identity()
+        spec["backbones"] = {}
+        inputs["data"] = _data(dataset)
+        for role, name in settings.roles().items():
+            backbone = experiment.backbones[name]
+            spec["backbones"][role] = backbone.settings.train_identity()
+            inputs[f"stage1.{role}"] = inputs[f"features.{role}"].inputs["stage1"]
+    return _cell(
+        "stage2",
+        "stage2",
+        (dataset.folder, method.folder),
+        spec,
+        seed,
+        title=f"run {method.name} on {dataset.name}, seed {seed}",
+        inputs=inputs,
+    )
+
+
+def _report(
+    experiment: Experiment,
+    cells: dict[str, Cell],
+    data: dict[str, Cell],
+    results: list[dict[str, Any]],
+    stage1: list[dict[str, Any]],
+    features: list[dict[str, Any]],
+) -> Cell:
+    file = experiment.file
+    spec = {
+        "kind": "report",
+        "experiment": file.experiment,
+        "title": file.title or file.experiment,
+        "description": file.description,
+        "seeds": sorted({seed for _, _, seed in experiment.jobs}),
+        "datasets": {name: _describe(experiment.datasets[name], data[name]) for name in data},
+        "results": results,
+        "stage1": stage1,
+        "features": features,
+        "tables": {name: _table(experiment, name, set(data)) for name in file.tables},
+        "figures": [figure.model_dump(mode="json") for figure in file.figures],
+    }
+    return Cell(
+        kind="report",
+        folder=f"{RESULTS}/experiments/{file.experiment}",
+        title=f"write the tables, figures and report of {file.experiment}",
+        spec=spec,
+        inputs={folder: cell for folder, cell in cells.items()},
+    )
+
+
+def _describe(dataset: Named, data: Cell) -> dict[str, Any]:
+    settings = dataset.settings
+    return {
+        "label": settings.label or dataset.name,
+        "folder": data.folder,
+        "benchmark": settings.benchmark,
+        "imbalance": settings.imbalance,
+        "groups": settings.groups,
+        "note": settings.note,
+    }
+
+
+def _table(experiment: Experiment, name: str, datasets: set[str]) -> dict[str, Any]:
+    table = experiment.file.tables[name]
+    chosen = match(table.datasets, experiment.datasets, f"tables.{name}.datasets")
+    return {
+        **table.model_dump(mode="json"),
+        "datasets": [dataset for dataset in chosen if dataset in datasets],
+        "rows": [row.model_dump(mode="json", exclude_none=True) for row in table.rows],
+    }

@@ -1,0 +1,1 @@
+"""Data sets, long-tailed subsets, image batches and samplers."""

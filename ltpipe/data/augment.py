@@ -1,0 +1,240 @@
+"""Augmentation of whole batches of uint8 images, with separate random draws for each image."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ltpipe.errors import InputError
+
+_CROP_TRIES = 10
+_CROP_SCALE = (0.08, 1.0)
+_CROP_RATIO = (3 / 4, 4 / 3)
+_LUMA = (0.2989, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image; `size` alone also defines the plain test view.
+
+    Attributes:
+        size: (height, width) that the network sees.
+        padding: zeros added on each side before a random crop of `size`.
+        flip: mirror left to right with probability 1/2.
+        resized_crop: random-resized-crop to `size` instead of the padded crop.
+        color_jitter: j; brightness, contrast and saturation factors are U(1 - j, 1 + j).
+
+    Raises:
+        InputError: a value outside its range, or `padding` together with `resized_crop`.
+    """
+
+    size: tuple[int, int]
+    padding: int = 0
+    flip: bool = False
+    resized_crop: bool = False
+    color_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise InputError(f"augmentation size is {self.size}: both sides must be positive")
+        if self.padding < 0:
+            raise InputError(f"augmentation padding is {self.padding}: it can't be negative")
+        if not 0 <= self.color_jitter <= 1:
+            raise InputError(f"color_jitter is {self.color_jitter}: it must lie between 0 and 1")
+        if self.resized_crop and self.padding:
+            raise InputError("padding and resized_crop exclude each other: set one of them")
+
+
+def augment(
+    images: torch.Tensor, augmentation: Augmentation, generator: torch.Generator
+) -> torch.Tensor:
+    """Return a randomly changed copy of a batch.
+
+    All draws of the batch come from `generator` as one block, whatever device it is on, so
+    equal generators and batches give equal bytes.
+
+    Args:
+        images: (B, H, W, C) uint8, contiguous.
+
+    Returns:
+        (B, C, h, w) uint8 in channels-last memory, on the device of `images`.
+    """
+    plan = augmentation
+    tries = _CROP_TRIES if plan.resized_crop else 0
+    rows = 2 + 2 * tries + plan.flip + (3 if plan.color_jitter else 0)
+    draws = torch.rand(
+        (rows, len(images)), generator=generator, device=generator.device, dtype=torch.float32
+    ).to(images.device)
+    place, area, shape, flip, jitter = draws.split(
+        [2, tries, tries, int(plan.flip), 3 if plan.color_jitter else 0]
+    )
+    mirrored = flip[0] < 0.5 if plan.flip else None
+    if plan.resized_crop:
+        batch = _resized_crop(images, plan.size, area, shape, place, mirrored)
+    else:
+        batch = _padded_crop(images, plan.size, plan.padding, place, mirrored)
+    if plan.color_jitter:
+        batch = _color_jitter(batch, 1 + plan.color_jitter * (2 * jitter - 1))
+    return batch
+
+
+def centre_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return the middle `size` of (B, H, W, C) images as (B, C, h, w) channels-last."""
+    top, left = (images.shape[1] - size[0]) // 2, (images.shape[2] - size[1]) // 2
+    crop = images[:, top : top + size[0], left : left + size[1]]
+    return crop.contiguous().permute(0, 3, 1, 2)
+
+
+def normalise(
+    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> torch.Tensor:
+    """Return (images / 255 - mean) / std.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        mean: C channel means on the scale 0 .. 1.
+        std: C channel standard deviations on the same scale.
+
+    Returns:
+        (B, C, H, W) of `dtype` in channels-last memory, computed in float32.
+    """
+    scale, shift = _affine(tuple(mean), tuple(std), images.device)
+    batch = torch.addcmul(shift, images.to(torch.float32), scale)
+    return batch.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@functools.lru_cache(maxsize=16)
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Kept on the device: a copy from the host for each batch would stall a GPU.
+    m = torch.tensor(mean, dtype=torch.float64)
+    s = torch.tensor(std, dtype=torch.float64)
+    scale, shift = 1 / (255 * s), -m / s
+    return (
+        scale.float().view(1, -1, 1, 1).to(device),
+        shift.float().view(1, -1, 1, 1).to(device),
+    )
+
+
+def _padded_crop(
+    images: torch.Tensor,
+    size: tuple[int, int],
+    padding: int,
+    place: torch.Tensor,
+    mirrored: torch.Tensor | None,
+) -> torch.Tensor:
+    """Zero-pad, crop at a uniform place and mirror, as one gather of whole pixels."""
+    height, width = size
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding)) if padding else images
+    count, tall, wide, channels = padded.shape
+    device = images.device
+    top = (place[0] * (tall - height + 1)).int()
+    left = (place[1] * (wide - width + 1)).int()
+    column = torch.arange(width, dtype=torch.int32, device=device).expand(count, width)
+    if mirrored is not None:
+        column = torch.where(mirrored[:, None], width - 1 - column, column)
+    column = column + left[:, None]
+    row = torch.arange(height, dtype=torch.int32, device=device) + top[:, None]
+    row = row + torch.arange(count, dtype=torch.int32, device=device)[:, None] * tall
+    # 32-bit pixel numbers: the index is what this is bound by. A batch has under 2**31 pixels.
+    index = (row * wide)[:, :, None] + column[:, None, :]
+    pixels = padded.view(-1, channels).index_select(0, index.view(-1))
+    return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _resized_crop(
+    images: torch.Tensor,
+    size: tuple[int, int],
+    area: torch.Tensor,
+    shape: torch.Tensor,
+    place: torch.Tensor,
+    mirrored: torch.Tensor | None,
+) -> torch.Tensor:
+    """Random-resized-crop (Szegedy et al., CVPR 2015) with plain bilinear sampling.
+
+    Area share U(0.08, 1) and log aspect ratio U(log 3/4, log 4/3); of ten candidates the first
+    that fits is taken, or else the largest centred crop within the ratio bounds. There is no
+    antialiasing: the crop is at most as much larger than the output as the stored image is.
+    """
+    count, tall, wide = images.shape[:3]
+    low, high = _CROP_SCALE
+    target = tall * wide * (low + (high - low) * area)
+    log_low, log_high = math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])
+    ratio = torch.exp(log_low + (log_high - log_low) * shape)
+    widths = torch.round(torch.sqrt(target * ratio))
+    heights = torch.round(torch.sqrt(target / ratio))
+    fits = (widths >= 1) & (widths <= wide) & (heights >= 1) & (heights <= tall)
+    first = fits.int().argmax(0, keepdim=True)
+    fitting = fits.any(0)
+    fallback_width = min(wide, round(tall * _CROP_RATIO[1]))
+    fallback_height = min(tall, round(wide / _CROP_RATIO[0]))
+    crop_width = torch.where(fitting, widths.gather(0, first)[0], float(fallback_width))
+    crop_height = torch.where(fitting, heights.gather(0, first)[0], float(fallback_height))
+    top = torch.where(
+        fitting,
+        torch.floor(place[0] * (tall - crop_height + 1)),
+        float((tall - fallback_height) // 2),
+    )
+    left = torch.where(
+        fitting,
+        torch.floor(place[1] * (wide - crop_width + 1)),
+        float((wide - fallback_width) // 2),
+    )
+    y = _source_coordinates(top, crop_height, size[0], tall)
+    x = _source_coordinates(left, crop_width, size[1], wide)
+    if mirrored is not None:
+        x = torch.where(mirrored[:, None], x.flip(1), x)
+    grid = torch.stack(
+        [
+            x[:, None, :].expand(count, size[0], size[1]),
+            y[:, :, None].expand(count, size[0], size[1]),
+        ],
+        dim=-1,
+    )
+    sampled = F.grid_sample(
+        images.permute(0, 3, 1, 2).float(),
+        grid,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return sampled.round().to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def _source_coordinates(
+    start: torch.Tensor, extent: torch.Tensor, outputs: int, side: int
+) -> torch.Tensor:
+    """Return (B, outputs) places in [-1, 1] where a crop of `extent` pixels is sampled."""
+    steps = torch.arange(outputs, dtype=torch.float32, device=start.device) + 0.5
+    inside = steps * (extent / outputs)[:, None] - 0.5
+    # A crop's edge repeats its own border pixel, not the neighbour outside the crop.
+    inside = inside.clamp(min=0).minimum(extent[:, None] - 1)
+    return (2 * (inside + start[:, None]) + 1) / side - 1
+
+
+def _color_jitter(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Brightness, contrast, saturation, in this order, by (3, B) factors; grey has no saturation.
+
+    Each is a blend factor * image + (1 - factor) * other, clipped to 0 .. 255, where other is
+    black, the mean grey of the image, and the grey image.
+    """
+    brightness, contrast, saturation = factors[:, :, None, None, None]
+    batch = (images.float() * brightness).clamp_(0, 255)
+    mean = _grey(batch).mean(dim=(1, 2, 3), keepdim=True)
+    batch = (contrast * batch + (1 - contrast) * mean).clamp_(0, 255)
+    if batch.shape[1] == 3:
+        batch = (saturation * batch + (1 - saturation) * _grey(batch)).clamp_(0, 255)
+    return batch.round().to(torch.uint8)
+
+
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    if images.shape[1] != 3:
+        return images
+    red, green, blue = images.unbind(1)
+    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(1)

@@ -1,0 +1,86 @@
+"""The first job: decide which samples an experiment uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltpipe.config.datasets import FeaturesDataset
+from ltpipe.data.loading import dataset_settings, open_images
+from ltpipe.data.readers.features import read_features
+from ltpipe.data.sources import locate
+from ltpipe.data.subset import draw, draw_from_labels, write_subset
+from ltpipe.errors import InputError
+from ltpipe.job import Job
+from ltpipe.progress import say
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Draw the subset of `job.spec["dataset"]` and write subset.h5.
+
+    Raises:
+        InputError: the data set is missing or damaged, or a class has no training sample.
+    """
+    settings = _settings(job.spec["dataset"])
+    options = {
+        "imbalance": settings.imbalance,
+        "profile": settings.profile,
+        "max_count": settings.max_count,
+        "seed": settings.subset_seed,
+        "val_fraction": settings.val_fraction,
+        "class_order": settings.class_order,
+    }
+    if isinstance(settings, FeaturesDataset):
+        subset = draw_from_labels(*_feature_labels(settings, job.root), **options)
+    else:
+        subset = draw(open_images(settings, job.root), **options)
+    write_subset(job.output / "subset.h5", subset)
+    counts = subset.class_counts
+    say(
+        f"drew {len(subset.train_index)} training samples of {len(counts)} classes "
+        f"({max(counts)} to {min(counts)} a class), {len(subset.val_index)} to validate, "
+        f"{len(subset.test_index)} to test; draw {subset.digest}"
+    )
+    return {"draw": subset.digest}
+
+
+def _settings(identity: Mapping[str, Any]) -> Any:
+    """Return the data set's settings; only labels are read, so the image size does not matter."""
+    if identity["source"] == "features":
+        return dataset_settings(identity)
+    return dataset_settings({**identity, "input": {"size": [1, 1]}})
+
+
+def _feature_labels(
+    settings: FeaturesDataset, root: Path | None
+) -> tuple[list[str], np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return class names and the labels of train, val and test; all stores must agree on them."""
+    first: dict[str, np.ndarray | None] | None = None
+    for name, store in settings.stores.items():
+        labels: dict[str, np.ndarray | None] = {}
+        for split in ("train", "val", "test"):
+            file = getattr(store, split)
+            beside = getattr(store, f"{split}_labels")
+            labels[split] = (
+                None
+                if file is None
+                else read_features(locate(file, root), beside and locate(beside, root))[1]
+            )
+        if first is None:
+            first = labels
+        for split, values in labels.items():
+            if not np.array_equal(values, first[split]):  # type: ignore[arg-type]
+                raise InputError(
+                    f"stores.{name}.{split}: the labels differ from those of the first store; "
+                    "every store must hold the same samples in the same order"
+                )
+    assert first is not None and first["train"] is not None and first["test"] is not None
+    if settings.class_names is not None:
+        path = locate(settings.class_names, root)
+        names = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        names = [str(label) for label in range(int(first["train"].max()) + 1)]
+    return names, first["train"], first["val"], first["test"]

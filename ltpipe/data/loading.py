@@ -1,0 +1,132 @@
+"""From a data set's settings to its images: which reader, which options, which samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from ltpipe.config.datasets import Dataset, FolderDataset, ImageDataset, ListDataset
+from ltpipe.data.augment import Augmentation
+from ltpipe.data.images import ImageBatches, open_batches
+from ltpipe.data.sources import Source, open_source
+from ltpipe.data.subset import Subset
+from ltpipe.errors import InputError
+
+_DATASET: TypeAdapter[Any] = TypeAdapter(Dataset)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Mean and standard deviation of each channel, in units of the full range 0 .. 1."""
+
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """The images of one split on a device: batches, labels (N,) int64 on the CPU, statistics."""
+
+    batches: ImageBatches
+    labels: Tensor
+    index: np.ndarray
+    pixels: Pixels
+    channels: int
+
+
+def dataset_settings(identity: Mapping[str, Any]) -> Any:
+    """Return the data set's settings, defaults filled in, from a spec."""
+    return _DATASET.validate_python(identity)
+
+
+def reader_options(settings: ImageDataset) -> dict[str, Any]:
+    """Return what the source's reader is told; sources of fixed files take nothing."""
+    if not isinstance(settings, FolderDataset | ListDataset):
+        return {}
+    options: dict[str, Any] = {
+        "size": settings.input.stored or settings.input.size,
+        "channels": settings.input.channels,
+        "interpolation": settings.input.interpolation,
+    }
+    if isinstance(settings, FolderDataset):
+        options |= {
+            "path": settings.path,
+            "test_fraction": settings.test_fraction,
+            "split_seed": settings.split_seed,
+        }
+    else:
+        options |= {
+            "images": settings.path,
+            "train_list": settings.train_list,
+            "val_list": settings.val_list,
+            "test_list": settings.test_list,
+            "class_names": settings.class_names,
+        }
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def open_images(settings: ImageDataset, root: Path | None) -> Source:
+    """Open the source that the settings name."""
+    return open_source(settings.source, root, reader_options(settings))
+
+
+def open_split(
+    identity: Mapping[str, Any],
+    subset: Subset,
+    split: Literal["train", "val", "test"],
+    device: torch.device,
+    root: Path | None,
+) -> ImageSplit:
+    """Open one split's images for `device`; on the device itself where they fit.
+
+    Raises:
+        InputError: files are missing or damaged, or are no longer those that the subset was
+            drawn from.
+    """
+    settings = dataset_settings(identity)
+    source = open_images(settings, root)
+    index = getattr(subset, f"{split}_index")
+    labels = getattr(subset, f"{split}_labels")
+    part = getattr(source, subset.val_part if split == "val" else split)
+    if part is None:
+        raise InputError(f"data source {settings.source!r} has no {split} images")
+    if len(index) and (
+        index.max() >= len(part.labels) or not np.array_equal(part.labels[index], labels)
+    ):
+        raise InputError(
+            f"the {split} images of source {settings.source!r} changed since the subset was "
+            "drawn; delete the data set's folder under results/data and run again"
+        )
+    shape = part.images.shape
+    wanted = settings.input
+    if shape[2] != wanted.channels:
+        raise InputError(
+            f"input.channels is {wanted.channels} but the images of source {settings.source!r} "
+            f"have {shape[2]}"
+        )
+    batches = open_batches(
+        part.images,
+        index,
+        Augmentation(
+            size=(wanted.size[0], wanted.size[1]),
+            padding=wanted.padding,
+            flip=wanted.flip,
+            resized_crop=wanted.resized_crop,
+            color_jitter=wanted.color_jitter,
+        ),
+        device,
+    )
+    return ImageSplit(
+        batches=batches,
+        labels=torch.from_numpy(labels),
+        index=index,
+        pixels=Pixels(wanted.mean, wanted.std),
+        channels=wanted.channels,
+    )

@@ -1,0 +1,230 @@
+"""CIFAR-10 and CIFAR-100 from their published files."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltpipe.data.images import ArrayImages
+from ltpipe.data.sources import Part, Source, check_options
+from ltpipe.errors import InputError
+
+_PIXELS = 3 * 32 * 32
+_URL = "https://www.cs.toronto.edu/~kriz/"
+_CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100_NAMES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree
+orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum
+rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
+trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The files of one data set; `label_bytes` come before the pixels, the last is the label."""
+
+    name: str
+    binary_folder: str
+    python_folder: str
+    train: dict[str, int]
+    test: dict[str, int]
+    label_bytes: int
+    label_key: bytes
+    archive: str
+    archive_md5: str
+    class_names: tuple[str, ...]
+
+
+_CIFAR10 = _Layout(
+    name="CIFAR-10",
+    binary_folder="cifar-10-batches-bin",
+    python_folder="cifar-10-batches-py",
+    train={f"data_batch_{part}": 10_000 for part in range(1, 6)},
+    test={"test_batch": 10_000},
+    label_bytes=1,
+    label_key=b"labels",
+    archive="cifar-10-binary.tar.gz",
+    archive_md5="c32a1d4ab5d03f1284b67883e8d87530",
+    class_names=tuple(_CIFAR10_NAMES.split()),
+)
+
+_CIFAR100 = _Layout(
+    name="CIFAR-100",
+    binary_folder="cifar-100-binary",
+    python_folder="cifar-100-python",
+    train={"train": 50_000},
+    test={"test": 10_000},
+    label_bytes=2,
+    label_key=b"fine_labels",
+    archive="cifar-100-binary.tar.gz",
+    archive_md5="03b5dce01913d631647c71ecec9e9cb8",
+    class_names=tuple(_CIFAR100_NAMES.split()),
+)
+
+
+def read_cifar10(root: Path | None, options: Mapping[str, Any]) -> Source:
+    """Open CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 in 10 classes.
+
+    Looks for the binary or the Python files under `root`, in their usual folder or directly; if
+    there are none, downloads the binary archive (checked by MD5) to `root`.
+
+    Raises:
+        InputError: files missing and not to be had, truncated or damaged.
+    """
+    return _read(_CIFAR10, "cifar10", root, options)
+
+
+def read_cifar100(root: Path | None, options: Mapping[str, Any]) -> Source:
+    """Open CIFAR-100 with its 100 fine labels; otherwise like `read_cifar10`."""
+    return _read(_CIFAR100, "cifar100", root, options)
+
+
+def _read(layout: _Layout, source: str, root: Path | None, options: Mapping[str, Any]) -> Source:
+    check_options(source, options, ())
+    folder = _find(layout, root)
+    if folder is None:
+        root = root or Path("data/raw")
+        _download(layout, root)
+        folder = root / layout.binary_folder
+    return Source(
+        class_names=list(layout.class_names),
+        train=_read_part(layout, folder, layout.train),
+        test=_read_part(layout, folder, layout.test),
+    )
+
+
+def _find(layout: _Layout, root: Path | None) -> Path | None:
+    if root is None:
+        return None
+    first = next(iter(layout.train))
+    for folder in (root / layout.binary_folder, root / layout.python_folder, root):
+        if (folder / f"{first}.bin").is_file() or (folder / first).is_file():
+            return folder
+    return None
+
+
+def _read_part(layout: _Layout, folder: Path, files: Mapping[str, int]) -> Part:
+    binary = (folder / f"{next(iter(layout.train))}.bin").is_file()
+    read = _read_binary if binary else _read_python
+    blocks = [read(layout, folder, name, records) for name, records in files.items()]
+    planes = np.concatenate([pixels for pixels, _ in blocks]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([labels for _, labels in blocks])
+    return Part(ArrayImages(np.ascontiguousarray(planes.transpose(0, 2, 3, 1))), labels)
+
+
+def _read_binary(
+    layout: _Layout, folder: Path, name: str, records: int
+) -> tuple[np.ndarray, np.ndarray]:
+    path = folder / f"{name}.bin"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {layout.name} needs all of its files")
+    width = layout.label_bytes + _PIXELS
+    found, expected = path.stat().st_size, records * width
+    if found != expected:
+        raise InputError(
+            f"{path} has {found} bytes but {expected} are expected: download {layout.name} again"
+        )
+    rows = np.fromfile(path, dtype=np.uint8).reshape(records, width)
+    labels = rows[:, layout.label_bytes - 1].astype(np.int64)
+    return rows[:, layout.label_bytes :], _checked(labels, layout, path)
+
+
+def _read_python(
+    layout: _Layout, folder: Path, name: str, records: int
+) -> tuple[np.ndarray, np.ndarray]:
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {layout.name} needs all of its files")
+    try:
+        with path.open("rb") as handle:
+            batch = _ArrayUnpickler(handle, encoding="bytes").load()
+        pixels, labels = batch[b"data"], np.asarray(batch[layout.label_key], dtype=np.int64)
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a whole {layout.name} batch ({error}), {path.stat().st_size} bytes: "
+            f"download {layout.name} again"
+        ) from error
+    if pixels.shape != (records, _PIXELS) or pixels.dtype != np.uint8 or labels.shape != (records,):
+        raise InputError(
+            f"{path} holds {pixels.dtype} pixels {pixels.shape} and {labels.shape} labels but "
+            f"uint8 {(records, _PIXELS)} and {(records,)} are expected: "
+            f"download {layout.name} again"
+        )
+    return pixels, _checked(labels, layout, path)
+
+
+def _checked(labels: np.ndarray, layout: _Layout, path: Path) -> np.ndarray:
+    classes = len(layout.class_names)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"{path} has labels outside 0 .. {classes - 1}: it is damaged or not {layout.name}"
+        )
+    return labels
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Rebuilds containers, strings, numbers and NumPy arrays; refuses every other global.
+
+    The published Python files are pickles. Unpickling can run any code that the pickle names, so
+    only the names that those files use can be resolved.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED_GLOBALS:
+            return _ALLOWED_GLOBALS[module, name]
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which a CIFAR file never does")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes encoded as {encoding}")
+    return text.encode("latin1")
+
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+def _download(layout: _Layout, root: Path) -> None:
+    """Fetch the binary archive, check it and unpack it under `root`."""
+    url = _URL + layout.archive
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as scratch:
+            archive = Path(scratch) / layout.archive
+            digest = hashlib.md5(usedforsecurity=False)
+            with urllib.request.urlopen(url, timeout=30) as answer, archive.open("wb") as out:
+                while block := answer.read(1 << 20):
+                    digest.update(block)
+                    out.write(block)
+            if digest.hexdigest() != layout.archive_md5:
+                raise OSError(f"MD5 is {digest.hexdigest()}, not {layout.archive_md5}")
+            with tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter="data")
+            (Path(scratch) / layout.binary_folder).rename(root / layout.binary_folder)
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(
+            f"{layout.name} is not under {root} and {url} can't be had ({error}): put the folder "
+            f"{layout.binary_folder} or {layout.python_folder} into {root} "
+            "(data.root or LTPIPE_DATA sets another folder)"
+        ) from error

@@ -1,0 +1,89 @@
+"""Embeddings computed elsewhere: HDF5, .npz, or .npy with labels in another .npy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ltpipe.errors import InputError
+
+
+def read_features(path: Path, labels_path: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read embeddings and their labels.
+
+    * HDF5 (.h5, .hdf5): data sets ``features`` and ``labels`` or ``label``.
+    * .npz: arrays of the same names.
+    * .npy: the features, with the labels in a second .npy file, `labels_path`.
+
+    Labels may be (N,) or (N, 1) and stored as floats, if every one is a whole number.
+
+    Returns:
+        (N, D) float32 and (N,) int64.
+
+    Raises:
+        InputError: a missing, damaged or foreign file, NaN or infinite features, labels that are
+            negative or no integers, or shapes that do not agree.
+    """
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise InputError(f"feature file {path} does not exist")
+    if (suffix == ".npy") != (labels_path is not None):
+        raise InputError(f"{path}: a labels file belongs to a .npy feature file and to no other")
+    try:
+        if labels_path is not None:
+            features = np.load(path, allow_pickle=False)
+            labels = np.load(labels_path, allow_pickle=False)
+        elif suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                features, labels = (archive[name] for name in _names(path, archive.files))
+        elif suffix in {".h5", ".hdf5"}:
+            with h5py.File(path, "r") as file:
+                features, labels = (file[name][()] for name in _names(path, list(file)))
+        else:
+            raise InputError(f"{path}: features are read from .h5, .hdf5, .npz or .npy")
+    except InputError:
+        raise
+    # zipfile.BadZipFile and zlib.error have no common base but Exception.
+    except Exception as error:
+        raise InputError(f"feature file {path} can't be read: {error}") from error
+    return _check_features(path, features), _check_labels(
+        labels_path or path, labels, len(features)
+    )
+
+
+def _names(path: Path, found: list[str]) -> tuple[str, str]:
+    labels = "labels" if "labels" in found else "label"
+    for name in ("features", labels):
+        if name not in found:
+            wanted = "features" if name == "features" else "labels or label"
+            raise InputError(f"{path} has no array {wanted}, only {', '.join(sorted(found))}")
+    return "features", labels
+
+
+def _check_features(path: Path, features: np.ndarray) -> np.ndarray:
+    if features.ndim != 2 or features.dtype.kind not in "fiu" or 0 in features.shape:
+        raise InputError(
+            f"{path}: features are {features.dtype} of shape {features.shape}, (N, D) numbers are "
+            "needed"
+        )
+    features = np.ascontiguousarray(features, dtype=np.float32)
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise InputError(f"{path}: features of row {int(np.argmin(finite))} are NaN or infinite")
+    return features
+
+
+def _check_labels(path: Path, labels: np.ndarray, rows: int) -> np.ndarray:
+    if labels.shape not in {(rows,), (rows, 1)} or labels.dtype.kind not in "fiu":
+        raise InputError(
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}, ({rows},) integers are "
+            "needed"
+        )
+    labels = labels.reshape(rows)
+    whole = (labels >= 0) & (labels < 2**31) & (labels == np.trunc(labels))
+    if not whole.all():
+        row = int(np.argmin(whole))
+        raise InputError(f"{path}: label {labels[row]} of row {row} is no non-negative integer")
+    return labels.astype(np.int64)

@@ -1,0 +1,131 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltpipe.data.images import Images
+from ltpipe.errors import InputError, nearest
+
+# name -> (module under ltpipe.data.readers, function). A reader is imported when it is used, so
+# that changing one leaves the code identity of the others alone.
+READERS = {
+    "digits": ("digits", "read_digits"),
+    "cifar10": ("cifar", "read_cifar10"),
+    "cifar100": ("cifar", "read_cifar100"),
+    "folder": ("folder", "read_folder"),
+    "list": ("lists", "read_lists"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split: N images and their (N,) int64 labels."""
+
+    images: Images
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before any subset is drawn; label c is `class_names[c]` in every part."""
+
+    class_names: list[str]
+    train: Part
+    val: Part | None = None
+    test: Part | None = None
+
+
+def open_source(source: str, root: Path | None, options: Mapping[str, Any]) -> Source:
+    """Open the data set called `source`.
+
+    Args:
+        source: a name of `READERS`.
+        root: folder of the data sets, see `data_root`.
+        options: settings of that reader.
+
+    Raises:
+        InputError: unknown source or option, or files that are missing or damaged.
+    """
+    if source not in READERS:
+        raise InputError(
+            f"unknown data source {source!r}{nearest(source, READERS)}: "
+            f"one of {', '.join(sorted(READERS))}"
+        )
+    module, function = READERS[source]
+    reader = getattr(importlib.import_module(f"ltpipe.data.readers.{module}"), function)
+    return reader(root, options)
+
+
+def data_root(configured: str | None) -> Path | None:
+    """Return the folder of the data sets: the setting, else $LTPIPE_DATA, else data/raw if there.
+
+    Raises:
+        InputError: the folder that the setting or the variable names does not exist.
+    """
+    for origin, value in (
+        ("data.root", configured),
+        ("LTPIPE_DATA", os.environ.get("LTPIPE_DATA")),
+    ):
+        if value:
+            folder = Path(value).expanduser()
+            if not folder.is_dir():
+                raise InputError(f"{origin} names {value}, which is not a folder")
+            return folder
+    default = Path("data/raw")
+    return default if default.is_dir() else None
+
+
+def check_options(source: str, options: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    """Raise InputError for an option that the reader of `source` does not know."""
+    names = sorted(allowed)
+    for name in options:
+        if name not in names:
+            known = f"its options are {', '.join(names)}" if names else "it has no options"
+            raise InputError(
+                f"data source {source!r} has no option {name!r}{nearest(name, names)}: {known}"
+            )
+
+
+def locate(path: str, root: Path | None) -> Path:
+    """Return `path` as it stands if absolute, else under `root`, or else the working folder.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    given = Path(path).expanduser()
+    places = [given] if given.is_absolute() or root is None else [root / given, given]
+    for place in places:
+        if place.exists():
+            return place
+    raise InputError(
+        f"{path} does not exist: looked for {' and '.join(str(place) for place in places)} "
+        "(data.root or LTPIPE_DATA sets the folder of relative paths)"
+    )
+
+
+def image_size(source: str, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the option ``size``, one number or [height, width], as (height, width).
+
+    Raises:
+        InputError: it is missing or not one or two positive integers.
+    """
+    size = options.get("size")
+    sides = [size, size] if isinstance(size, int) else size
+    if (
+        not isinstance(sides, list | tuple)
+        or len(sides) != 2
+        or not all(isinstance(side, int) and side > 0 for side in sides)
+    ):
+        raise InputError(
+            f"data source {source!r} needs the option size, the stored image size, as one "
+            f"positive integer or [height, width]; it is {size!r}"
+        )
+    return sides[0], sides[1]

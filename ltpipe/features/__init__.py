@@ -1,0 +1,1 @@
+"""The feature store: embeddings and augmented views of them, in HDF5."""

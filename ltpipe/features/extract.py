@@ -1,0 +1,192 @@
+"""Dump a trained backbone's embeddings, plain and augmented, to the feature store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltpipe.config.backbones import Backbone, FeatureSettings
+from ltpipe.data.augment import normalise
+from ltpipe.data.loading import ImageSplit, Pixels, open_split
+from ltpipe.data.subset import Subset, read_subset
+from ltpipe.features.store import Blocks, write_features
+from ltpipe.io import file_sha256
+from ltpipe.job import Job
+from ltpipe.losses.building import build_loss
+from ltpipe.models.building import build_network, load_weights
+from ltpipe.models.fold import fold_batchnorm
+from ltpipe.progress import say, track
+from ltpipe.seeding import generator
+from ltpipe.training.devices import precision
+
+# The batches of the official FFN code, which leaves the CE branch's BatchNorm in training mode.
+TRAIN_BN_BATCH = {"train": 64, "val": 256, "test": 256}
+
+Embed = Callable[[Tensor], Tensor]
+
+
+def embedder(
+    network: nn.Module, pixels: Pixels, dtype: torch.dtype, device: torch.device
+) -> Embed:
+    """Return a function from uint8 batches (B, C, H, W) to float32 features (B, D).
+
+    BatchNorm uses its running statistics and is folded into the convolutions; everything runs in
+    `dtype`.
+    """
+    folded = fold_batchnorm(network.eval()).to(
+        device=device, dtype=dtype, memory_format=torch.channels_last
+    )
+
+    def embed(batch: Tensor) -> Tensor:
+        return folded.features(normalise(batch, pixels.mean, pixels.std, dtype)).float()
+
+    return embed
+
+
+def train_bn_embedder(
+    network: nn.Module, pixels: Pixels, device: torch.device
+) -> Embed:
+    """Return a function like `embedder`'s whose BatchNorm uses each batch's own statistics.
+
+    It repeats a defect of the official FFN code: what a sample's feature is depends on the batch
+    that it comes in.
+    """
+    network = network.train().to(device=device, memory_format=torch.channels_last)
+
+    def embed(batch: Tensor) -> Tensor:
+        return network.features(
+            normalise(batch, pixels.mean, pixels.std, torch.float32)
+        ).float()
+
+    return embed
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Write train.h5, val.h5 and test.h5: features, logits, and views of the training images.
+
+    `job.spec` has `dataset`, `backbone`, `features` and `seed`; `job.inputs` has `stage1` and
+    `data`. Views of one seed are equal for all backbones: view v of a sample is the same crop
+    whichever network sees it. A split without samples gives a file without rows.
+    """
+    settings = FeatureSettings.model_validate(job.spec["features"])
+    backbone = Backbone.model_validate(job.spec["backbone"])
+    subset = read_subset(job.inputs["data"] / "subset.h5")
+    weights = job.inputs["stage1"] / "model.safetensors"
+    started = time.perf_counter()
+    images = 0
+    dimension = 0
+    for name in ("train", "test", "val"):
+        split = open_split(job.spec["dataset"], subset, name, job.device, job.root) if len(
+            getattr(subset, f"{name}_index")
+        ) else None
+        if split is None:
+            _write_empty(job, name, subset, dimension)
+            continue
+        network = build_network(backbone, len(subset.class_names), split.channels)
+        load_weights(network, weights)
+        dtype = precision(settings.precision, job.device)
+        with torch.inference_mode():
+            dimension = _write_split(
+                job, name, split, network, settings, backbone, subset, dtype
+            )
+        images += len(split.labels) * (1 + (settings.views if name == "train" else 0))
+    seconds = time.perf_counter() - started
+    say(f"embedded {images} images in {seconds:.1f} s ({images / seconds:.0f} images/s)")
+    return {
+        "checkpoint_sha256": file_sha256(weights),
+        "precision": str(precision(settings.precision, job.device)).removeprefix("torch."),
+        "images_per_second": round(images / seconds, 1),
+    }
+
+
+def _write_split(
+    job: Job,
+    name: str,
+    split: ImageSplit,
+    network: nn.Module,
+    settings: FeatureSettings,
+    backbone: Backbone,
+    subset: Subset,
+    dtype: torch.dtype,
+) -> int:
+    seed = job.spec["seed"]
+    samples = len(split.labels)
+    order = torch.arange(samples)
+    batch_size = settings.batch_size
+    if settings.train_bn:
+        embed = train_bn_embedder(network, split.pixels, job.device)
+        batch_size = TRAIN_BN_BATCH[name]
+        if name == "train":
+            order = torch.randperm(samples, generator=generator(seed, "train_bn"))
+    else:
+        embed = embedder(network, split.pixels, dtype, job.device)
+    place = torch.argsort(order).numpy()
+
+    def stream(view: int | None) -> Iterator[np.ndarray]:
+        draws = (
+            None
+            if view is None
+            else generator(settings.view_seed, "view", seed, view, device=job.device)
+        )
+        for batch in split.batches.epoch(order, batch_size, draws):
+            yield embed(batch).cpu().numpy()
+
+    features = np.concatenate(list(track(stream(None), f"{name} features")))[place]
+    head = network.head.to("cpu").float().eval()
+    loss = build_loss(backbone.loss, subset.class_counts)
+    logits = loss.logits(head(torch.from_numpy(features))).numpy()
+    dimension = features.shape[1]
+
+    def all_views() -> Iterator[np.ndarray]:
+        for view in track(range(settings.views), "augmented views"):
+            if settings.train_bn:
+                yield np.concatenate(list(stream(view)))[place]
+            else:
+                yield from stream(view)
+
+    views = None
+    if name == "train" and settings.views:
+        views = Blocks((settings.views, samples, dimension), settings.view_dtype, all_views())
+    state = head.state_dict()
+    write_features(
+        job.output / f"{name}.h5",
+        features=features,
+        labels=split.labels.numpy(),
+        index=split.index,
+        class_names=subset.class_names,
+        class_counts=subset.class_counts,
+        attributes={
+            "backbone": backbone.network,
+            "head": backbone.head,
+            "checkpoint": file_sha256(job.inputs["stage1"] / "model.safetensors"),
+            "draw": subset.digest,
+            "mean": split.pixels.mean,
+            "std": split.pixels.std,
+            "seed": seed,
+            "view_seed": settings.view_seed,
+            "train_bn": settings.train_bn,
+            "batch_size": batch_size,
+            "precision": str(dtype).removeprefix("torch."),
+        },
+        views=views,
+        logits=logits,
+        classifier_weight=state["weight"].numpy(),
+        classifier_bias=state["bias"].numpy() if "bias" in state else None,
+    )
+    return dimension
+
+
+def _write_empty(job: Job, name: str, subset: Subset, dimension: int) -> None:
+    write_features(
+        job.output / f"{name}.h5",
+        features=np.empty((0, dimension), np.float32),
+        labels=np.empty(0, np.int64),
+        class_names=subset.class_names,
+        class_counts=subset.class_counts,
+        attributes={"draw": subset.digest},
+    )

@@ -1,0 +1,33 @@
+"""What a job gets: the spec of the artifact to make, its inputs, and where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make.
+
+    Attributes:
+        spec: the settings that define the artifact, defaults left out.
+        inputs: the folder or file that plays each role.
+        output: the folder to fill; files in it are whole or absent.
+        device: where to compute.
+        root: the folder of the data sets, or None.
+        code: the code identity of what runs.
+        checkpoint_every: epochs between checkpoints of a long training.
+    """
+
+    spec: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    output: Path
+    device: torch.device
+    root: Path | None = None
+    code: str = ""
+    checkpoint_every: int = 5

@@ -1,0 +1,124 @@
+"""Losses on cosines that ask rare classes for larger margins: LDAM and KPS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltpipe.errors import InputError
+from ltpipe.losses.base import Loss, at_least_float32, checked_counts
+
+
+class LDAMLoss(Loss):
+    """Label-distribution-aware margin loss on cosines (B, C).
+
+    ``CE(s (z - m_y onehot(y)), y)`` with ``m_c`` proportional to ``n_c ** (-1/4)`` and scaled so
+    that the largest is `max_margin`. Class weights (C,) act as in CrossEntropyLoss.
+
+    Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+    NeurIPS 2019, section 3.2.
+
+    Raises:
+        InputError: a class has no training image; the margin or the scale is not positive.
+    """
+
+    margins: Tensor
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        class_counts: Sequence[int] | Tensor,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive(max_margin=max_margin, scale=scale)
+        margins = checked_counts(class_counts) ** -0.25
+        margins *= max_margin / margins.max()
+        self.scale = scale
+        self.register_buffer("margins", margins.float(), persistent=False)
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        cosines = _subtract_at_target(at_least_float32(logits), self.margins[target], target)
+        weight = None if self.weight is None else self.weight.to(cosines.dtype)
+        return F.cross_entropy(self.scale * cosines, target, weight)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        return self.scale * outputs
+
+
+class KPSLoss(Loss):
+    """Key-point sensitive loss on cosines (B, C).
+
+    ``CE(s (r z - m_y onehot(y)), y)`` with ``u_c = log(50 n_c / n_min)``, ``r_c = u_c / u_min``
+    and ``m_c = max_margin (u_max + u_min - u_c) / u_max``: frequent classes are stretched, rare
+    ones get the margin. The margin is a function of the class's own count; the authors' code
+    reverses the list over the class index, which says the same only for classes that are sorted
+    by count.
+
+    From epoch `adjust_from` on (None: never) the gradient adjustment replaces s, for each sample,
+    by ``s (r_max + r_min - r_y)`` limited to s ... 50.
+
+    Li et al., "Key Point Sensitive Loss for Long-Tailed Visual Recognition", TPAMI 2022; the
+    constants are those of its released code.
+
+    Raises:
+        InputError: a class has no training image; the margin or the scale is not positive.
+    """
+
+    stretch: Tensor
+    margins: Tensor
+    adjusted_scales: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int] | Tensor,
+        max_margin: float = 0.2,
+        scale: float = 15.0,
+        adjust_from: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive(max_margin=max_margin, scale=scale)
+        counts = checked_counts(class_counts)
+        sizes = torch.log(50 * counts / counts.min())
+        smallest, largest = math.log(50), sizes.max()
+        reversed_sizes = largest + smallest - sizes
+        adjusted = (scale * reversed_sizes / smallest).clamp(scale, max(scale, 50.0))
+        self.scale = scale
+        self.adjust_from = adjust_from
+        self.adjusting = adjust_from == 0
+        self.register_buffer("stretch", (sizes / smallest).float(), persistent=False)
+        margins = max_margin * reversed_sizes / largest
+        self.register_buffer("margins", margins.float(), persistent=False)
+        self.register_buffer("adjusted_scales", adjusted.float(), persistent=False)
+
+    def on_epoch(self, epoch: int) -> None:
+        self.adjusting = self.adjust_from is not None and epoch >= self.adjust_from
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        stretched = self.stretch * at_least_float32(logits)
+        stretched = _subtract_at_target(stretched, self.margins[target], target)
+        if self.adjusting:
+            return F.cross_entropy(self.adjusted_scales[target].unsqueeze(1) * stretched, target)
+        return F.cross_entropy(self.scale * stretched, target)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        return self.scale * outputs
+
+
+def _subtract_at_target(values: Tensor, margins: Tensor, target: Tensor) -> Tensor:
+    """Subtract margins (B,) from the target's column of values (B, C)."""
+    is_target = target.unsqueeze(1) == torch.arange(values.shape[1], device=values.device)
+    return torch.where(is_target, values - margins.unsqueeze(1), values)
+
+
+def _check_positive(**settings: float) -> None:
+    for name, value in settings.items():
+        if not value > 0:
+            raise InputError(f"{name} must be greater than 0, not {value:g}")

@@ -1,0 +1,76 @@
+"""Weights per class and per sample: inverse frequency, effective number, focal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltpipe.errors import InputError
+from ltpipe.losses.base import Loss, at_least_float32, checked_counts
+
+
+def inverse_frequency_weights(class_counts: Sequence[int] | Tensor) -> Tensor:
+    """Return ``1 / n_c``, scaled to sum to C, as float32 (C,).
+
+    Raises:
+        InputError: a class has no training image.
+    """
+    return _sum_to_classes(1 / checked_counts(class_counts))
+
+
+def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
+    """Return ``(1 - beta) / (1 - beta ** n_c)``, scaled to sum to C, as float32 (C,).
+
+    The inverse of the effective number of samples, Cui et al., "Class-Balanced Loss Based on
+    Effective Number of Samples", CVPR 2019, eq. 2. 0 weighs all classes alike; towards 1
+    the weights become those of the inverse frequency.
+
+    Raises:
+        InputError: a class has no training image; `beta` is outside [0, 1).
+    """
+    if not 0 <= beta < 1:
+        raise InputError(f"beta must be at least 0 and below 1, not {beta:g}")
+    exponents = checked_counts(class_counts) * (math.log(beta) if beta else -math.inf)
+    # expm1 keeps the digits that 1 - beta ** n loses where beta is close to 1.
+    return _sum_to_classes(-1 / torch.expm1(exponents))
+
+
+def _sum_to_classes(weights: Tensor) -> Tensor:
+    return (weights * (len(weights) / weights.sum())).float()
+
+
+class FocalLoss(Loss):
+    """Softmax focal loss ``(1 - p_y) ** gamma * CE``.
+
+    p is the plain softmax probability, also with class weights (C,), and the gradient flows
+    through the modulating factor; the weighted mean divides by the batch's sum of w_y.
+
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4, with softmax in the
+    place of the sigmoid.
+
+    Raises:
+        InputError: `gamma` is negative.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, gamma: float = 1.0, weight: Tensor | None = None) -> None:
+        super().__init__()
+        if not gamma >= 0:
+            raise InputError(f"gamma must be at least 0, not {gamma:g}")
+        self.gamma = gamma
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(at_least_float32(logits), target, reduction="none")
+        # Below gamma = 1 the power has an infinite slope at 0, and 0 * inf is not a gradient.
+        miss = (-torch.expm1(-cross_entropy)).clamp_min(torch.finfo(cross_entropy.dtype).tiny)
+        losses = miss**self.gamma * cross_entropy
+        if self.weight is None:
+            return losses.mean()
+        weights = self.weight.to(losses.dtype)[target]
+        return (weights * losses).sum() / weights.sum()

@@ -1,0 +1,1 @@
+"""Networks: each has `.features(x) -> (B, feature_dim)`, `.head` and `.feature_dim`."""

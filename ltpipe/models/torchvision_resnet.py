@@ -1,0 +1,117 @@
+"""torchvision's ImageNet ResNets behind the interface of `ltpipe.models.resnet`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ltpipe.compat import import_torchvision
+from ltpipe.errors import InputError
+from ltpipe.models.heads import build_head
+
+
+class TorchvisionResNet(nn.Module):
+    """A torchvision ResNet without its classifier, for images (B, in_channels, H, W)."""
+
+    def __init__(
+        self, name: str, num_classes: int, head: str, in_channels: int, weights: Path | None
+    ) -> None:
+        super().__init__()
+        self.body = getattr(import_torchvision().models, name)(weights=None)
+        self.feature_dim: int = self.body.fc.in_features
+        self.body.fc = nn.Identity()
+        if in_channels != 3:
+            self.body.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out", nonlinearity="relu")
+        if weights is not None:
+            _load_body(self.body, Path(weights))
+        self.head = build_head(head, self.feature_dim, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the globally pooled last map, (B, feature_dim)."""
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the head's outputs, (B, num_classes)."""
+        return self.head(self.features(x))
+
+
+def _load_body(body: nn.Module, path: Path) -> None:
+    """Load weights under torchvision's names, or ours (`body.` before them), less the classifier's.
+
+    Raises:
+        InputError: the file is missing, unreadable, or does not fit the network.
+    """
+    state = {
+        key.removeprefix("body."): value
+        for key, value in _read_state(path).items()
+        if not key.startswith(("fc.", "head."))
+    }
+    expected = body.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    unknown = sorted(state.keys() - expected.keys())
+    if missing or unknown:
+        fault = f"lacks {missing[0]}" if missing else f"has the unknown key {unknown[0]}"
+        raise InputError(f"weights file {path} {fault}: it belongs to another network")
+    for key, value in expected.items():
+        if state[key].shape != value.shape:
+            raise InputError(
+                f"weights file {path}: {key} has shape {tuple(state[key].shape)}, "
+                f"the network needs {tuple(value.shape)}"
+            )
+    body.load_state_dict(state)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A damaged pickle raises nearly anything, also IndexError.
+        raise InputError(
+            f"weights file {path} cannot be read: give a safetensors file or a saved state dict"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise InputError(f"weights file {path} is not a plain state dict (name -> tensor)")
+    return state
+
+
+def resnet50(
+    num_classes: int, head: str = "linear", in_channels: int = 3, weights: Path | None = None
+) -> TorchvisionResNet:
+    """Return a ResNet-50 with 2,048 features, at random or with the `weights` of a local file.
+
+    `weights` is a safetensors file or a saved state dict; its classifier is left out.
+
+    Raises:
+        InputError: there is no head of this name, or `weights` cannot be used.
+    """
+    return TorchvisionResNet("resnet50", num_classes, head, in_channels, weights)
+
+
+def resnet101(
+    num_classes: int, head: str = "linear", in_channels: int = 3, weights: Path | None = None
+) -> TorchvisionResNet:
+    """Return a ResNet-101; see `resnet50`."""
+    return TorchvisionResNet("resnet101", num_classes, head, in_channels, weights)
+
+
+def resnet152(
+    num_classes: int, head: str = "linear", in_channels: int = 3, weights: Path | None = None
+) -> TorchvisionResNet:
+    """Return a ResNet-152; see `resnet50`."""
+    return TorchvisionResNet("resnet152", num_classes, head, in_channels, weights)
+
+
+def resnext50(
+    num_classes: int, head: str = "linear", in_channels: int = 3, weights: Path | None = None
+) -> TorchvisionResNet:
+    """Return a ResNeXt-50 (32x4d); see `resnet50`."""
+    return TorchvisionResNet("resnext50_32x4d", num_classes, head, in_channels, weights)

@@ -1,0 +1,143 @@
+"""Every name that an experiment file may use, and the module that stands behind it.
+
+The table is data. A module is imported when its name is asked for and not before, so editing
+one method changes no other method's code identity, and planning imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from ltpipe.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered name: where its code is, what it is, and which paper it comes from."""
+
+    module: str
+    attribute: str
+    summary: str
+    paper: str = ""
+
+
+_CIFAR_RESNET = "He et al., CVPR 2016"
+
+REGISTRY: dict[str, dict[str, Entry]] = {
+    "source": {
+        "digits": Entry(
+            "ltpipe.data.readers.digits", "read_digits", "scikit-learn's handwritten 8x8 digits"
+        ),
+        "cifar10": Entry(
+            "ltpipe.data.readers.cifar", "read_cifar10", "CIFAR-10 by its standard files"
+        ),
+        "cifar100": Entry(
+            "ltpipe.data.readers.cifar", "read_cifar100", "CIFAR-100 by its standard files"
+        ),
+        "folder": Entry(
+            "ltpipe.data.readers.folder", "read_folder", "an image folder, one folder a class"
+        ),
+        "list": Entry(
+            "ltpipe.data.readers.lists", "read_lists", "images named by list files (ImageNet-LT)"
+        ),
+        "features": Entry("ltpipe.data.readers.features", "read_features", "embeddings from elsewhere"),
+    },
+    "network": {
+        **{
+            f"resnet{depth}": Entry(
+                "ltpipe.models.resnet",
+                f"resnet{depth}",
+                f"CIFAR ResNet-{depth}, 64-d features, option-A shortcuts",
+                _CIFAR_RESNET,
+            )
+            for depth in (8, 20, 32, 44, 56)
+        },
+        **{
+            name: Entry(
+                "ltpipe.models.torchvision_resnet",
+                name,
+                f"torchvision {title}, 2048-d features",
+                paper,
+            )
+            for name, title, paper in (
+                ("resnet50", "ResNet-50", _CIFAR_RESNET),
+                ("resnet101", "ResNet-101", _CIFAR_RESNET),
+                ("resnet152", "ResNet-152", _CIFAR_RESNET),
+                ("resnext50", "ResNeXt-50 (32x4d)", "Xie et al., CVPR 2017"),
+            )
+        },
+    },
+    "loss": {
+        "ce": Entry("ltpipe.losses.softmax", "CrossEntropyLoss", "softmax cross-entropy"),
+        "balanced-softmax": Entry(
+            "ltpipe.losses.softmax",
+            "BalancedSoftmaxLoss",
+            "cross-entropy on logits shifted by the log class counts",
+            "Ren et al., NeurIPS 2020",
+        ),
+        "focal": Entry(
+            "ltpipe.losses.reweight",
+            "FocalLoss",
+            "cross-entropy that fades for samples already right",
+            "Lin et al., ICCV 2017",
+        ),
+        "class-balanced": Entry(
+            "ltpipe.losses.softmax",
+            "CrossEntropyLoss",
+            "cross-entropy weighted by the inverse effective number of samples",
+            "Cui et al., CVPR 2019",
+        ),
+        "ldam": Entry(
+            "ltpipe.losses.margin",
+            "LDAMLoss",
+            "cosine softmax with margins that grow as classes shrink",
+            "Cao et al., NeurIPS 2019",
+        ),
+        "kps": Entry(
+            "ltpipe.losses.margin",
+            "KPSLoss",
+            "key-point sensitive loss: class-wise scales and margins on cosines",
+            "Li et al., TPAMI 2022",
+        ),
+    },
+    "method": {
+        "own-classifier": Entry(
+            "ltpipe.stage2.own_classifier",
+            "run",
+            "the classifier that stage one trained, as it stands",
+        ),
+        "ffn": Entry(
+            "ltpipe.stage2.ffn",
+            "run",
+            "feature fusion: CE and KPS features under one cosine classifier, LDAM",
+            "FFN",
+        ),
+        "logit-fusion": Entry(
+            "ltpipe.stage2.logit_fusion",
+            "run",
+            "the CE and KPS classifiers' outputs mixed, nothing trained",
+            "FFN, Fig. 4",
+        ),
+    },
+}
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return `name`, or raise InputError with the nearest registered name of this kind."""
+    if name not in REGISTRY[kind]:
+        known = ", ".join(REGISTRY[kind])
+        raise InputError(f"unknown {kind} {name!r}{nearest(name, REGISTRY[kind])}; known: {known}")
+    return name
+
+
+def module_of(kind: str, name: str) -> str:
+    """Return the module that defines `name`."""
+    return REGISTRY[kind][check_name(kind, name)].module
+
+
+def load(kind: str, name: str) -> Any:
+    """Import and return what `name` stands for."""
+    entry = REGISTRY[kind][check_name(kind, name)]
+    return getattr(importlib.import_module(entry.module), entry.attribute)

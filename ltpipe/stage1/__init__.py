@@ -1,0 +1,1 @@
+"""Stage one: backbones trained on images."""

@@ -1,0 +1,1 @@
+"""Stage two: what is learned from cached features, in seconds."""

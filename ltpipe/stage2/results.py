@@ -1,0 +1,177 @@
+"""What every method leaves behind: predictions, metrics, and weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ltpipe.config.base import canonical_json
+from ltpipe.errors import InputError
+from ltpipe.evaluation.metrics import evaluate
+from ltpipe.features.store import FeatureStore
+from ltpipe.io import atomic_path, write_text_atomic
+from ltpipe.job import Job
+from ltpipe.progress import say
+
+SCALARS = (
+    "accuracy",
+    "many",
+    "medium",
+    "few",
+    "balanced_accuracy",
+    "macro_f1",
+    "mcc",
+    "nmi",
+    "auc",
+    "ece",
+    "nll",
+)
+# Beyond this, predictions.h5 holds each sample's prediction and confidence, not all scores.
+_MAX_SCORE_BYTES = 256 << 20
+
+
+def open_stores(job: Job, split: str, skip: Sequence[str] = ()) -> dict[str, FeatureStore]:
+    """Return the stores of one split by role.
+
+    Raises:
+        InputError: a store is damaged or empty, or the stores hold different samples.
+    """
+    stores = {
+        role.removeprefix("features."): FeatureStore.open(folder / f"{split}.h5", skip)
+        for role, folder in job.inputs.items()
+        if role.startswith("features.")
+    }
+    first = next(iter(stores.values()))
+    for store in stores.values():
+        if not len(store.labels):
+            raise InputError(f"{store.path}: has no samples; the data set has no {split} split")
+        if not (
+            np.array_equal(store.labels, first.labels)
+            and np.array_equal(store.index, first.index)
+            and store.class_names == first.class_names
+        ):
+            raise InputError(f"{store.path} and {first.path} hold different samples")
+    return stores
+
+
+def write_results(
+    job: Job,
+    scores: Iterable[np.ndarray],
+    *,
+    points: Sequence[Mapping[str, float]],
+    protocol: str,
+    test: FeatureStore,
+    weights: Mapping[str, Tensor],
+    more_rows: Sequence[pd.DataFrame] = (),
+) -> None:
+    """Write models.safetensors, predictions.h5 and metrics.csv to `job.output`.
+
+    Args:
+        scores: for each point, class probabilities (N, C) of the test samples.
+        points: the swept parameters of each point.
+        protocol: the evaluation protocol's tag.
+        test: the test store, for labels and class counts.
+        weights: tensors with the points along the first axis.
+        more_rows: further rows of metrics, under their own protocol tags.
+    """
+    samples, classes = len(test.labels), len(test.class_names)
+    keep_scores = len(points) * samples * classes * 4 <= _MAX_SCORE_BYTES
+    predicted = np.empty((len(points), samples), np.int64)
+    confidence = np.empty((len(points), samples), np.float32)
+    kept = np.empty((len(points), samples, classes) if keep_scores else (0, 0, 0), np.float32)
+    rows = []
+    groups = ""
+    for place, (point, values) in enumerate(zip(points, scores, strict=True)):
+        metrics = evaluate_scores(values, test, job.spec["groups"])
+        groups = metrics["groups"]
+        rows.append(metric_rows(metrics, place, point, protocol))
+        predicted[place] = values.argmax(1)
+        confidence[place] = values.max(1)
+        if keep_scores:
+            kept[place] = values
+    with atomic_path(job.output / "models.safetensors") as temporary:
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
+            temporary,
+            {"points": canonical_json(list(points)), "method": canonical_json(job.spec["method"])},
+        )
+    with atomic_path(job.output / "predictions.h5") as temporary:
+        with h5py.File(temporary, "w", libver=("v108", "latest")) as file:
+            file["predicted"] = predicted
+            file["confidence"] = confidence
+            file["labels"] = test.labels
+            file["index"] = test.index
+            if keep_scores:
+                file["scores"] = kept
+            file.attrs["format"] = "ltpipe-predictions/1"
+            file.attrs["points"] = canonical_json(list(points))
+            file.attrs["class_names"] = json.dumps(test.class_names, ensure_ascii=False)
+            file.attrs["class_counts"] = json.dumps(test.class_counts)
+            file.attrs["groups"] = groups
+            file.attrs["complete"] = True
+    table = pd.concat([*rows, *more_rows], ignore_index=True)
+    write_text_atomic(job.output / "metrics.csv", table.to_csv(index=False))
+    for place, point in enumerate(points):
+        mine = rows[place].set_index("metric")["value"]
+        shown = ", ".join(f"{key} {value:g}" for key, value in point.items())
+        say(
+            f"{shown + ': ' if shown else ''}test accuracy {mine['accuracy']:.1%}, "
+            f"many {mine['many']:.1%}, medium {mine['medium']:.1%}, few {mine['few']:.1%}"
+        )
+
+
+def evaluate_scores(scores: np.ndarray, test: FeatureStore, groups: str) -> dict[str, Any]:
+    """Return the metrics of class probabilities (N, C) on the test store's labels."""
+    return evaluate(scores, test.labels, test.class_counts, groups=groups)
+
+
+def metric_rows(
+    metrics: Mapping[str, Any], place: int, point: Mapping[str, float], protocol: str
+) -> pd.DataFrame:
+    """Return one point's rows of metrics.csv: the scalars, then each class's accuracy."""
+    names = [*SCALARS, *["class_accuracy"] * len(metrics["per_class"])]
+    classes: list[int | None] = [None] * len(SCALARS)
+    return pd.DataFrame(
+        {
+            "point": place,
+            "parameters": canonical_json(dict(point)),
+            "protocol": protocol,
+            "metric": names,
+            "class": pd.array([*classes, *range(len(metrics["per_class"]))], dtype="Int64"),
+            "value": [*(metrics[name] for name in SCALARS), *metrics["per_class"]],
+        }
+    )
+
+
+def manifest_facts(protocol: str, points: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return what a method's manifest says beside its spec."""
+    return {"protocol": protocol, "points": [dict(point) for point in points]}
+
+
+def method_settings(job: Job, model: type[Any], roles: Sequence[str]) -> Any:
+    """Return the method's settings from the spec; roles stand for the backbones' names."""
+    return model.model_validate({**job.spec["method"], "backbones": {role: role for role in roles}})
+
+
+def classifier_of(store: FeatureStore) -> tuple[Tensor, Tensor | None]:
+    """Return the stage-one classifier that the training store carries: weight, bias or None.
+
+    Raises:
+        InputError: the store carries none.
+    """
+    if store.classifier_weight is None:
+        raise InputError(
+            f"{store.path}: carries no stage-one classifier; this method needs features dumped "
+            "from a trained backbone"
+        )
+    weight = torch.from_numpy(store.classifier_weight)
+    bias = None if store.classifier_bias is None else torch.from_numpy(store.classifier_bias)
+    return weight, bias

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ltpipe.errors import InputError
+from ltpipe.losses.reweight import (
+    FocalLoss,
+    effective_number_weights,
+    inverse_frequency_weights,
+)
+from ltpipe.losses.softmax import CrossEntropyLoss
+
+# CIFAR-10-LT training counts at imbalance 100.
+CIFAR_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+TARGET = [1, 1, 3, 0, 2, 1]
+
+
+@pytest.fixture
+def logits() -> np.ndarray:
+    return np.random.default_rng(2).normal(0, 3, (6, 4))
+
+
+def test_effective_number_weights_of_cifar10() -> None:
+    expected = [
+        0.050611, 0.0769, 0.121134, 0.195037, 0.318805,
+        0.52459, 0.868349, 1.442627, 2.409223, 3.992724,
+    ]  # fmt: skip
+    np.testing.assert_allclose(effective_number_weights(CIFAR_100), expected, atol=1e-6)
+
+
+def test_inverse_frequency_weights_of_cifar10() -> None:
+    expected = [
+        0.040236, 0.067128, 0.112017, 0.186799, 0.311911,
+        0.519851, 0.867166, 1.447356, 2.423885, 4.02365,
+    ]  # fmt: skip
+    np.testing.assert_allclose(inverse_frequency_weights(CIFAR_100), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.99])
+def test_effective_number_is_a_geometric_sum(beta: float) -> None:
+    counts = [1, 4, 37]
+    inverse = [1 / sum(beta**k for k in range(n)) for n in counts]
+    expected = [3 * w / sum(inverse) for w in inverse]
+    np.testing.assert_allclose(effective_number_weights(counts, beta), expected, rtol=1e-6)
+
+
+def test_weights_near_beta_one_are_inverse_frequencies() -> None:
+    weights = effective_number_weights(CIFAR_100, beta=1 - 1e-14)
+    torch.testing.assert_close(weights, inverse_frequency_weights(CIFAR_100))
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.0, float("nan")])
+def test_beta_outside_its_range_is_refused(beta: float) -> None:
+    with pytest.raises(InputError, match="beta must be at least 0 and below 1"):
+        effective_number_weights([3, 2], beta)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1, 2])
+@pytest.mark.parametrize("weight", [None, [0.5, 0.25, 1.0, 2.25]])
+def test_focal(logits: np.ndarray, gamma: float, weight: list[float] | None) -> None:
+    factors = weight or [1.0] * 4
+    total = 0.0
+    for row, y in zip(logits, TARGET, strict=True):
+        p = math.exp(row[y]) / sum(math.exp(value) for value in row)
+        total += factors[y] * (1 - p) ** gamma * -math.log(p)
+    loss = FocalLoss(gamma, None if weight is None else torch.tensor(weight))
+    result = loss(torch.tensor(logits), torch.tensor(TARGET))
+    assert result.item() == pytest.approx(total / sum(factors[y] for y in TARGET), abs=1e-12)
+
+
+def test_focal_with_gamma_0_is_cross_entropy(logits: np.ndarray) -> None:
+    z, target = torch.tensor(logits), torch.tensor(TARGET)
+    weight = torch.tensor([0.5, 0.25, 1.0, 2.25])
+    focal = FocalLoss(0, weight)(z, target)
+    torch.testing.assert_close(focal, CrossEntropyLoss(weight)(z, target))
+
+
+def test_negative_gamma_is_refused() -> None:
+    with pytest.raises(InputError, match="gamma must be at least 0"):
+        FocalLoss(-0.5)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from ltpipe.losses.softmax import BalancedSoftmaxLoss, CrossEntropyLoss
+
+COUNTS = [7, 120, 31, 2]
+TARGET = [1, 1, 3, 0, 2, 1]
+
+
+@pytest.fixture
+def logits() -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 3, (6, 4))
+
+
+def probability(row: np.ndarray, label: int, prior: Sequence[float]) -> float:
+    parts = [p * math.exp(value) for p, value in zip(prior, row, strict=True)]
+    return parts[label] / sum(parts)
+
+
+def test_cross_entropy(logits: np.ndarray) -> None:
+    values = [
+        -math.log(probability(row, y, [1] * 4)) for row, y in zip(logits, TARGET, strict=True)
+    ]
+    result = CrossEntropyLoss()(torch.tensor(logits), torch.tensor(TARGET))
+    assert result.item() == pytest.approx(sum(values) / 6, abs=1e-12)
+
+
+def test_weighted_cross_entropy_divides_by_the_weights_of_the_batch(logits: np.ndarray) -> None:
+    weight = [0.5, 0.25, 1.0, 2.25]
+    total = sum(
+        -weight[y] * math.log(probability(row, y, [1] * 4))
+        for row, y in zip(logits, TARGET, strict=True)
+    )
+    loss = CrossEntropyLoss(torch.tensor(weight))
+    result = loss(torch.tensor(logits), torch.tensor(TARGET))
+    assert result.item() == pytest.approx(total / sum(weight[y] for y in TARGET), abs=1e-12)
+
+
+def test_balanced_softmax_multiplies_each_class_by_its_count(logits: np.ndarray) -> None:
+    values = [-math.log(probability(row, y, COUNTS)) for row, y in zip(logits, TARGET, strict=True)]
+    result = BalancedSoftmaxLoss(COUNTS)(torch.tensor(logits), torch.tensor(TARGET))
+    assert result.item() == pytest.approx(sum(values) / 6, abs=1e-6)
+
+
+def test_balanced_softmax_of_equal_counts_is_cross_entropy(logits: np.ndarray) -> None:
+    z, target = torch.tensor(logits), torch.tensor(TARGET)
+    balanced = BalancedSoftmaxLoss([40] * 4)(z, target)
+    torch.testing.assert_close(balanced, CrossEntropyLoss()(z, target))
+
+
+def test_softmax_losses_leave_the_outputs_as_logits(logits: np.ndarray) -> None:
+    z = torch.tensor(logits)
+    assert torch.equal(BalancedSoftmaxLoss(COUNTS).logits(z), z)

@@ -1,0 +1,105 @@
+# The plan of the experiment, and what rules ask of it. Nothing here imports torch: this file is
+# read again at the start of every cluster job.
+import os
+import sys
+from pathlib import Path
+
+from ltpipe.config.experiment import resolve
+from ltpipe.config.plan import build_plan, code_entries
+from ltpipe.errors import InputError
+from ltpipe.hardware import gpu_count
+from ltpipe.provenance import code_identity
+
+HERE = Path(workflow.basedir)
+
+try:
+    PLAN = build_plan(resolve(config, HERE / "config"))
+except InputError as error:
+    raise WorkflowError(f"experiment file: {error}") from None
+
+# Jobs find the ltpipe of the Python that runs Snakemake, the data, and the device asked for.
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+)
+if PLAN.experiment.file.data.root:
+    os.environ["LTPIPE_DATA"] = PLAN.experiment.file.data.root
+os.environ.setdefault("LTPIPE_DEVICE", PLAN.experiment.file.device)
+
+# Jobs ask for a GPU where this machine has one; on clusters the profile asks for it. Snakemake
+# takes an unstated resource as unlimited, so the number of GPUs here is the default limit.
+GPUS = gpu_count() if os.environ["LTPIPE_DEVICE"] != "cpu" else 0
+workflow.global_resources.setdefault("gpu", max(GPUS, 1))
+GPU_PER_JOB = min(GPUS, 1)
+
+
+def folders(*kinds):
+    """Every artifact folder of these kinds."""
+    return [cell.folder for cell in PLAN.of_kind(*kinds)]
+
+
+def manifests(*kinds):
+    """Every manifest of these kinds: small files that stand for their folders."""
+    return [f"{folder}/manifest.json" for folder in folders(*kinds)]
+
+
+def digests(*kinds):
+    """A wildcard constraint: the digests of these kinds, or what nothing matches."""
+    found = sorted({cell.digest for cell in PLAN.of_kind(*kinds)})
+    return "|".join(found) or "(?!)"
+
+
+def cell_of(stage, wildcards):
+    parts = ["results", stage, wildcards.dataset]
+    parts += [wildcards[key] for key in ("backbone", "method") if key in wildcards.keys()]
+    parts.append(wildcards.digest)
+    if "seed" in wildcards.keys():
+        parts.append(f"seed{wildcards.seed}")
+    return PLAN.cells["/".join(parts)]
+
+
+def spec_of(stage):
+    """A params function: the canonical text of everything that defines the artifact."""
+    return lambda wildcards: cell_of(stage, wildcards).spec_text
+
+
+def code_of(stage):
+    """A params function: the identity of the code that makes the artifact."""
+    return lambda wildcards: code_identity(code_entries(cell_of(stage, wildcards).spec))
+
+
+def needs(stage):
+    """An input function: the manifests of what the artifact is made from, and outside files.
+
+    Manifests are small enough for Snakemake to compare by content, so touching a large file
+    reruns nothing.
+    """
+
+    def inputs(wildcards):
+        cell = cell_of(stage, wildcards)
+        return [f"{needed.folder}/manifest.json" for needed in cell.inputs.values()] + [
+            outside_file(name) for name in cell.files
+        ]
+
+    return inputs
+
+
+def outside_file(name):
+    """A user's file as jobs will find it: absolute, under the data root, or in the working folder."""
+    root = os.environ.get("LTPIPE_DATA")
+    inside = Path(root or "", name)
+    return str(inside if inside.exists() else name)
+
+
+def roles_of(stage):
+    """A resources-free params function: the --input options for the artifact's inputs."""
+
+    def options(wildcards, input):
+        cell = cell_of(stage, wildcards)
+        return [f"--input={role}={needed.folder}" for role, needed in cell.inputs.items()]
+
+    return options
+
+
+def title_of(stage):
+    """A params function that does not count for reruns: the job in words."""
+    return lambda wildcards, input: cell_of(stage, wildcards).title
