@@ -26,5 +26,4 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        rules.report.input,
         rules.experiment.output,

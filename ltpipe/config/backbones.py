@@ -63,6 +63,8 @@ class Schedule(Settings):
                 raise ValueError("milestones and factors must have the same length")
             if self.milestones != sorted(set(self.milestones)):
                 raise ValueError("milestones must rise")
+        elif {"milestones", "factors"} & self.model_fields_set:
+            raise ValueError(f"kind {self.kind!r} has no milestones and factors")
         return self
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ltpipe.errors import InputError, nearest
 
@@ -98,16 +98,35 @@ def explain(error: ValidationError, where: str) -> InputError:
     """Turn pydantic's report into one line: the key's path, what is wrong, how many more."""
     errors = error.errors()
     first = errors[0]
-    parts = [str(part) for part in first["loc"] if not _is_union_tag(part)]
-    path = ".".join([where, *parts] if where else parts) or "the file"
-    message = str(first["msg"])
-    if first["type"] not in ("unknown_key", "missing"):
-        message += f" (found {_short(first['input'])})"
-    if first["type"] == "missing":
-        message = "this key is required"
+    path = where
+    for part in first["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not _is_union_tag(part):
+            path += f".{part}" if path else part
+    message = _explain_one(first)
     if len(errors) > 1:
         message += f" (and {len(errors) - 1} more errors)"
-    return InputError(f"{path}: {message}")
+    return InputError(f"{path or 'at the top'}: {message}")
+
+
+def _explain_one(error: ErrorDetails) -> str:
+    message, found, context = str(error["msg"]), error["input"], error.get("ctx", {})
+    if error["type"] == "missing":
+        return "this key is required"
+    if error["type"] in ("unknown_key", "value_error"):
+        return message.removeprefix("Value error, ")
+    if error["type"] == "union_tag_invalid":
+        key = context["discriminator"].strip("'")
+        choices = [choice.strip(" '") for choice in context["expected_tags"].split(",")]
+        hint = nearest(context["tag"], choices)
+        return f"unknown {key} {context['tag']!r}{hint}; known: {', '.join(choices)}"
+    if error["type"] == "union_tag_not_found":
+        return f"the key {context['discriminator']} is required"
+    if error["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        return f"unknown value {found!r}{nearest(str(found), choices)}; known: {', '.join(choices)}"
+    return f"{message[0].lower()}{message[1:]} (found {_short(found)})"
 
 
 def _is_union_tag(part: str | int) -> bool:

@@ -49,7 +49,7 @@ class DatasetSettings(Settings):
     """What all sources share: the long-tailed draw, the split, the shot groups.
 
     `imbalance` is the ratio of the largest to the smallest class (None: all training images as
-    they are). `subset_seed` seeds the draw alone, apart from the training seed. `groups` says
+    they are), `max_count` the largest class. `subset_seed` seeds the draw alone, apart from the training seed. `groups` says
     how classes are called many-, medium- and few-shot: `thresholds` (more than 100, fewer than
     20 training images) or `ranks` (thirds of the ranking).
     """
@@ -59,6 +59,7 @@ class DatasetSettings(Settings):
     imbalance: Float | None = Field(default=None, ge=1)
     profile: Literal["exp", "step", "pareto"] = "exp"
     max_count: int | None = Field(default=None, ge=1)
+    rounding: Literal["floor", "nearest"] = "floor"
     subset_seed: int = Field(default=0, ge=0, lt=2**32)
     class_order: Literal["natural", "shuffled"] = "natural"
     val_fraction: Float = Field(default=0.0, ge=0, lt=1)

@@ -358,7 +358,10 @@ def _resolve_entry(
     folder, values = _definition(where, name, entries, known)
     tag = _TAGS.get(section)
     if tag is not None and tag not in values:
-        raise InputError(f"{where}: name a definition with use: or give {tag}:")
+        hint = nearest(name, known)
+        raise InputError(
+            f"{where}: there is no definition {name!r}{hint}; name one with use:, or give {tag}:"
+        )
     try:
         settings = _ADAPTERS[section].validate_python(values)
     except ValidationError as error:

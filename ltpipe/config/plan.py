@@ -166,7 +166,7 @@ def _data(dataset: Named) -> Cell:
         (dataset.folder,),
         {"dataset": settings.draw_identity()},
         None,
-        title=f"draw the training subset of {dataset.name}",
+        title=f"Draw the training subset of {dataset.name}",
         files=files,
     )
 
@@ -186,7 +186,7 @@ def _stage1(dataset: Named, backbone: Named, seed: int) -> Cell:
         (dataset.folder, backbone.folder),
         {"dataset": dataset.settings.image_identity(), "backbone": settings.train_identity()},
         seed,
-        title=f"train {backbone.name} on {dataset.name}, seed {seed}",
+        title=f"Train {backbone.name} on {dataset.name}, seed {seed}",
         inputs={"data": _data(dataset)},
     )
 
@@ -207,7 +207,7 @@ def _features(
             "stage1": trained.digest,
         },
         seed,
-        title=f"cache the features of {backbone.name} on {dataset.name}, seed {seed}",
+        title=f"Cache the features of {backbone.name} on {dataset.name}, seed {seed}",
         inputs={"stage1": trained, "data": _data(dataset)},
     )
 
@@ -224,7 +224,7 @@ def _imported(dataset: Named, store: str) -> Cell:
             "store": settings.stores[store].identity(),
         },
         0,
-        title=f"take over the embeddings {store} of {dataset.name}",
+        title=f"Take over the embeddings {store} of {dataset.name}",
         inputs={"data": _data(dataset)},
         files=tuple(settings.stores[store].files()),
     )
@@ -267,7 +267,7 @@ def _stage2(experiment: Experiment, dataset: Named, method: Named, seed: int) ->
         (dataset.folder, method.folder),
         spec,
         seed,
-        title=f"run {method.name} on {dataset.name}, seed {seed}",
+        title=f"Run {method.name} on {dataset.name}, seed {seed}",
         inputs=inputs,
     )
 
@@ -297,7 +297,7 @@ def _report(
     return Cell(
         kind="report",
         folder=f"{RESULTS}/experiments/{file.experiment}",
-        title=f"write the tables, figures and report of {file.experiment}",
+        title=f"Write the tables, figures and report of {file.experiment}",
         spec=spec,
         inputs={folder: cell for folder, cell in cells.items()},
     )

@@ -29,6 +29,7 @@ def run(job: Job) -> dict[str, Any]:
         "imbalance": settings.imbalance,
         "profile": settings.profile,
         "max_count": settings.max_count,
+        "rounding": settings.rounding,
         "seed": settings.subset_seed,
         "val_fraction": settings.val_fraction,
         "class_order": settings.class_order,

@@ -10,14 +10,19 @@ import numpy as np
 from ltpipe.errors import InputError, nearest
 
 PROFILES = ("exp", "step", "pareto")
+ROUNDINGS = ("floor", "nearest")
 
 
 def class_counts(
-    num_classes: int, max_count: int, imbalance: float, profile: str = "exp"
+    num_classes: int,
+    max_count: int,
+    imbalance: float,
+    profile: str = "exp",
+    rounding: str = "floor",
 ) -> list[int]:
     """Return how many training images each class keeps, from the head class to the tail class.
 
-    Profiles, with c = 0 .. C-1 and the result truncated to an integer:
+    Profiles, with c = 0 .. C-1, before rounding to an integer:
 
     * ``exp``: n_c = max_count * (1 / imbalance) ** (c / (C - 1)) (Cui et al., CVPR 2019; Cao et
       al., NeurIPS 2019), computed in double precision as one power, as the public CIFAR-LT
@@ -32,6 +37,7 @@ def class_counts(
         max_count: images of the largest class.
         imbalance: largest count / smallest count, between 1 and max_count.
         profile: ``exp``, ``step`` or ``pareto``.
+        rounding: ``floor``, as the public builders truncate, or ``nearest``.
 
     Raises:
         InputError: a value outside its range or an unknown profile.
@@ -59,6 +65,10 @@ def class_counts(
         raise InputError(
             f"unknown profile {profile!r}{nearest(profile, PROFILES)}: one of {', '.join(PROFILES)}"
         )
+    if rounding == "nearest":
+        return [max(1, round(max_count * share)) for share in shares]
+    if rounding != "floor":
+        raise InputError(f"unknown rounding {rounding!r}{nearest(rounding, ROUNDINGS)}: floor or nearest")
     # 49 * (1 / 49) is a hair below 1 in double precision.
     return [max(1, int(max_count * share)) for share in shares]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,16 +12,7 @@ import numpy as np
 
 from ltpipe.data.images import Images
 from ltpipe.errors import InputError, nearest
-
-# name -> (module under ltpipe.data.readers, function). A reader is imported when it is used, so
-# that changing one leaves the code identity of the others alone.
-READERS = {
-    "digits": ("digits", "read_digits"),
-    "cifar10": ("cifar", "read_cifar10"),
-    "cifar100": ("cifar", "read_cifar100"),
-    "folder": ("folder", "read_folder"),
-    "list": ("lists", "read_lists"),
-}
+from ltpipe.registry import load
 
 
 @dataclass(frozen=True)
@@ -47,21 +37,14 @@ def open_source(source: str, root: Path | None, options: Mapping[str, Any]) -> S
     """Open the data set called `source`.
 
     Args:
-        source: a name of `READERS`.
+        source: the name of a registered source of images.
         root: folder of the data sets, see `data_root`.
         options: settings of that reader.
 
     Raises:
         InputError: unknown source or option, or files that are missing or damaged.
     """
-    if source not in READERS:
-        raise InputError(
-            f"unknown data source {source!r}{nearest(source, READERS)}: "
-            f"one of {', '.join(sorted(READERS))}"
-        )
-    module, function = READERS[source]
-    reader = getattr(importlib.import_module(f"ltpipe.data.readers.{module}"), function)
-    return reader(root, options)
+    return load("source", source)(root, options)
 
 
 def data_root(configured: str | None) -> Path | None:

@@ -55,6 +55,7 @@ def draw(
     imbalance: float | None,
     profile: str,
     max_count: int | None,
+    rounding: str = "floor",
     seed: int,
     val_fraction: float,
     class_order: str,
@@ -72,6 +73,7 @@ def draw(
         imbalance=imbalance,
         profile=profile,
         max_count=max_count,
+        rounding=rounding,
         seed=seed,
         val_fraction=val_fraction,
         class_order=class_order,
@@ -87,6 +89,7 @@ def draw_from_labels(
     imbalance: float | None,
     profile: str,
     max_count: int | None,
+    rounding: str = "floor",
     seed: int,
     val_fraction: float,
     class_order: str,
@@ -100,6 +103,7 @@ def draw_from_labels(
         profile: see `ltpipe.data.longtail.class_counts`.
         max_count: size of the largest class; None is the size of the source's smallest class, the
             most that every class has.
+        rounding: see `class_counts`.
         seed: of the draw, the class order and the validation split.
         val_fraction: share of each class's chosen training samples that becomes the validation
             set; 0 uses the source's own validation part, or none if it has none.
@@ -137,7 +141,9 @@ def draw_from_labels(
         index = np.arange(len(train))
     else:
         wanted = np.array(
-            class_counts(len(names), max_count or int(available.min()), imbalance, profile)
+            class_counts(
+                len(names), max_count or int(available.min()), imbalance, profile, rounding
+            )
         )
         if class_order == "shuffled":
             ranks = np.random.RandomState(seed).permutation(len(names))

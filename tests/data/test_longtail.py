@@ -130,3 +130,11 @@ def test_validation_fraction_out_of_range(fraction):
 def test_large_fraction_leaves_each_class_one_training_sample():
     train, _ = split_validation(np.repeat([0, 1], [3, 1]), 0, 0.99)
     assert len(train) == 2
+
+
+def test_rounding_to_the_nearest_gives_the_counts_of_digits_lt():
+    counts = class_counts(10, 120, 100, rounding="nearest")
+    assert counts == [120, 72, 43, 26, 15, 9, 6, 3, 2, 1]
+    assert sum(counts) == 297
+    with pytest.raises(InputError, match="unknown rounding 'floor-ish'"):
+        class_counts(10, 120, 100, rounding="floor-ish")

@@ -50,7 +50,9 @@ def digests(*kinds):
 
 def cell_of(stage, wildcards):
     parts = ["results", stage, wildcards.dataset]
-    parts += [wildcards[key] for key in ("backbone", "method") if key in wildcards.keys()]
+    parts += [
+        wildcards[key] for key in ("backbone", "method") if key in wildcards.keys()
+    ]
     parts.append(wildcards.digest)
     if "seed" in wildcards.keys():
         parts.append(f"seed{wildcards.seed}")
@@ -95,7 +97,9 @@ def roles_of(stage):
 
     def options(wildcards, input):
         cell = cell_of(stage, wildcards)
-        return [f"--input={role}={needed.folder}" for role, needed in cell.inputs.items()]
+        return [
+            f"--input={role}={needed.folder}" for role, needed in cell.inputs.items()
+        ]
 
     return options
 

@@ -6,27 +6,28 @@ rule embed:
         val="results/features/{dataset}/{backbone}/{digest}/seed{seed}/val.h5",
         test="results/features/{dataset}/{backbone}/{digest}/seed{seed}/test.h5",
         manifest="results/features/{dataset}/{backbone}/{digest}/seed{seed}/manifest.json",
+    log:
+        "results/logs/features/{dataset}/{backbone}/{digest}/seed{seed}.log",
+    benchmark:
+        "results/benchmarks/features/{dataset}/{backbone}/{digest}/seed{seed}.tsv"
     wildcard_constraints:
         digest=digests("features"),
         seed=r"\d+",
-    params:
-        spec=spec_of("features"),
-        code=code_of("features"),
-        roles=roles_of("features"),
-        folder=subpath(output.manifest, parent=True),
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=480,
         gpu=GPU_PER_JOB,
-    log:
-        "results/logs/features/{dataset}/{backbone}/{digest}/seed{seed}.log",
-    benchmark:
-        "results/benchmarks/features/{dataset}/{backbone}/{digest}/seed{seed}.tsv"
-    conda:
-        "../../environment.yml"
+    params:
+        spec=spec_of("features"),
+        code=code_of("features"),
+        roles=roles_of("features"),
+        title=title_of("features"),
+        folder=subpath(output.manifest, parent=True),
     message:
-        "Cache the features of {wildcards.backbone} on {wildcards.dataset}, seed {wildcards.seed}"
+        "{params.title}"
     shell:
         "ltpipe embed --spec {params.spec:q} --code {params.code} {params.roles:q}"
         " --output {params.folder:q} --threads {threads} > {log:q} 2>&1"
@@ -40,26 +41,27 @@ rule take_over:
         val="results/features/{dataset}/{backbone}/{digest}/seed{seed}/val.h5",
         test="results/features/{dataset}/{backbone}/{digest}/seed{seed}/test.h5",
         manifest="results/features/{dataset}/{backbone}/{digest}/seed{seed}/manifest.json",
-    wildcard_constraints:
-        digest=digests("import"),
-        seed="0",
-    params:
-        spec=spec_of("features"),
-        code=code_of("features"),
-        roles=roles_of("features"),
-        folder=subpath(output.manifest, parent=True),
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
     log:
         "results/logs/features/{dataset}/{backbone}/{digest}/seed{seed}.log",
     benchmark:
         "results/benchmarks/features/{dataset}/{backbone}/{digest}/seed{seed}.tsv"
+    wildcard_constraints:
+        digest=digests("import"),
+        seed="0",
     conda:
         "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        spec=spec_of("features"),
+        code=code_of("features"),
+        roles=roles_of("features"),
+        title=title_of("features"),
+        folder=subpath(output.manifest, parent=True),
     message:
-        "Take over the embeddings {wildcards.backbone} of {wildcards.dataset}"
+        "{params.title}"
     shell:
         "ltpipe import --spec {params.spec:q} --code {params.code} {params.roles:q}"
         " --output {params.folder:q} --threads {threads} > {log:q} 2>&1"

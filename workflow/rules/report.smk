@@ -11,21 +11,21 @@ rule experiment:
         tables=directory(f"results/experiments/{EXPERIMENT}/tables"),
         figures=directory(f"results/experiments/{EXPERIMENT}/figures"),
         manifest=f"results/experiments/{EXPERIMENT}/manifest.json",
-    params:
-        spec=PLAN.report.spec_text,
-        code=code_identity(code_entries(PLAN.report.spec)),
-        folder=subpath(output.manifest, parent=True),
-        expected=lambda wildcards, input: str(HERE / "data" / "expected"),
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
     log:
         f"results/logs/experiments/{EXPERIMENT}.log",
     benchmark:
         f"results/benchmarks/experiments/{EXPERIMENT}.tsv"
     conda:
         "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        spec=PLAN.report.spec_text,
+        code=code_identity(code_entries(PLAN.report.spec)),
+        folder=subpath(output.manifest, parent=True),
+        expected=lambda wildcards, input: str(HERE / "data" / "expected"),
     message:
         f"Write the tables, figures and report of {EXPERIMENT}"
     shell:

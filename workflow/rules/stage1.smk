@@ -5,27 +5,28 @@ rule train:
         model="results/stage1/{dataset}/{backbone}/{digest}/seed{seed}/model.safetensors",
         history="results/stage1/{dataset}/{backbone}/{digest}/seed{seed}/history.csv",
         manifest="results/stage1/{dataset}/{backbone}/{digest}/seed{seed}/manifest.json",
+    log:
+        "results/logs/stage1/{dataset}/{backbone}/{digest}/seed{seed}.log",
+    benchmark:
+        "results/benchmarks/stage1/{dataset}/{backbone}/{digest}/seed{seed}.tsv"
     wildcard_constraints:
         digest=digests("stage1"),
         seed=r"\d+",
-    params:
-        spec=spec_of("stage1"),
-        code=code_of("stage1"),
-        roles=roles_of("stage1"),
-        folder=subpath(output.manifest, parent=True),
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=1440,
         gpu=GPU_PER_JOB,
-    log:
-        "results/logs/stage1/{dataset}/{backbone}/{digest}/seed{seed}.log",
-    benchmark:
-        "results/benchmarks/stage1/{dataset}/{backbone}/{digest}/seed{seed}.tsv"
-    conda:
-        "../../environment.yml"
+    params:
+        spec=spec_of("stage1"),
+        code=code_of("stage1"),
+        roles=roles_of("stage1"),
+        title=title_of("stage1"),
+        folder=subpath(output.manifest, parent=True),
     message:
-        "Train {wildcards.backbone} on {wildcards.dataset}, seed {wildcards.seed}"
+        "{params.title}"
     shell:
         "ltpipe train --spec {params.spec:q} --code {params.code} {params.roles:q}"
         " --output {params.folder:q} --threads {threads} > {log:q} 2>&1"

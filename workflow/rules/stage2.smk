@@ -6,27 +6,28 @@ rule classify:
         predictions="results/stage2/{dataset}/{method}/{digest}/seed{seed}/predictions.h5",
         metrics="results/stage2/{dataset}/{method}/{digest}/seed{seed}/metrics.csv",
         manifest="results/stage2/{dataset}/{method}/{digest}/seed{seed}/manifest.json",
+    log:
+        "results/logs/stage2/{dataset}/{method}/{digest}/seed{seed}.log",
+    benchmark:
+        "results/benchmarks/stage2/{dataset}/{method}/{digest}/seed{seed}.tsv"
     wildcard_constraints:
         digest=digests("stage2"),
         seed=r"\d+",
-    params:
-        spec=spec_of("stage2"),
-        code=code_of("stage2"),
-        roles=roles_of("stage2"),
-        folder=subpath(output.manifest, parent=True),
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=120,
         gpu=GPU_PER_JOB,
-    log:
-        "results/logs/stage2/{dataset}/{method}/{digest}/seed{seed}.log",
-    benchmark:
-        "results/benchmarks/stage2/{dataset}/{method}/{digest}/seed{seed}.tsv"
-    conda:
-        "../../environment.yml"
+    params:
+        spec=spec_of("stage2"),
+        code=code_of("stage2"),
+        roles=roles_of("stage2"),
+        title=title_of("stage2"),
+        folder=subpath(output.manifest, parent=True),
     message:
-        "Run {wildcards.method} ({wildcards.digest}) on {wildcards.dataset}, seed {wildcards.seed}"
+        "{params.title}"
     shell:
         "ltpipe classify --spec {params.spec:q} --code {params.code} {params.roles:q}"
         " --output {params.folder:q} --threads {threads} > {log:q} 2>&1"
