@@ -1,0 +1,116 @@
+"""Digests, folders and inputs of planned artifacts."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from ltpipe.config.base import canonical_json, digest
+from ltpipe.config.experiment import resolve
+from ltpipe.config.plan import build_plan
+
+CATALOGUE = Path(__file__).resolve().parents[2] / "config"
+
+SMALL = {
+    "experiment": "small",
+    "seeds": [3],
+    "datasets": {"digits-lt": None},
+    "methods": {"FFN": {"use": "ffn", "backbones": {"ce": "resnet8-ce", "kps": "resnet8-kps"}}},
+}
+
+
+def plan_of(**ffn):
+    values = copy.deepcopy(SMALL)
+    values["methods"]["FFN"].update(ffn)
+    return build_plan(resolve(values, CATALOGUE))
+
+
+def only(plan, kind):
+    (cell,) = plan.of_kind(kind)
+    return cell
+
+
+def test_a_digest_is_that_of_the_canonical_json():
+    value = {"b": [1, 2.5], "a": "é"}
+    text = '{"a":"é","b":[1,2.5]}'
+    assert canonical_json(value) == text
+    assert digest(value) == hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def test_paths_carry_identity_and_seed_but_no_experiment():
+    plan = plan_of()
+    for cell in plan.cells.values():
+        stage, *_, = cell.folder.split("/")[1:]
+        assert stage in ("data", "stage1", "features", "stage2")
+        assert "small" not in cell.spec_text
+        bare = {key: value for key, value in cell.spec.items() if key not in ("kind", "seed")}
+        assert cell.digest == digest(bare)
+        assert cell.folder.endswith("/seed3") == ("seed" in cell.spec)
+    assert only(plan, "data").folder.startswith("results/data/digits-lt/")
+
+
+def test_the_chain_from_images_to_classifier():
+    classify = only(plan_of(), "stage2")
+    assert set(classify.inputs) == {"features.ce", "features.kps"}
+    store = classify.inputs["features.kps"]
+    assert set(store.inputs) == {"stage1", "data"}
+    assert classify.spec["features"]["kps"] == store.digest
+    assert store.spec["stage1"] == store.inputs["stage1"].digest
+    assert json.loads(classify.spec_text)["method"] == {"kind": "ffn"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"w1": 0.4}, {"epochs": 3}, {"initial": "random"}, {"best_test": True}, {"views": "plain"}],
+)
+def test_a_stage_two_setting_moves_stage_two_alone(change):
+    before, after = plan_of(), plan_of(**change)
+    assert only(before, "stage2").folder != only(after, "stage2").folder
+    for kind in ("data", "stage1", "features"):
+        assert [c.folder for c in before.of_kind(kind)] == [c.folder for c in after.of_kind(kind)]
+
+
+def test_train_bn_asks_for_other_features_of_the_ce_branch_alone():
+    before, after = only(plan_of(), "stage2"), only(plan_of(train_bn=True), "stage2")
+    assert before.inputs["features.kps"] == after.inputs["features.kps"]
+    ce = after.inputs["features.ce"]
+    assert ce.spec["features"]["train_bn"] is True
+    assert ce.inputs["stage1"] == before.inputs["features.ce"].inputs["stage1"]
+
+
+def test_subset_mismatch_trains_on_another_draw_and_dumps_the_own_one():
+    plan = plan_of(subset_mismatch=True)
+    store = only(plan, "stage2").inputs["features.ce"]
+    assert store.inputs["stage1"].spec["dataset"]["subset_seed"] == 666
+    assert "subset_seed" not in store.spec["dataset"]
+    assert len(plan.of_kind("data")) == 2
+
+
+def test_online_needs_images_and_backbones():
+    cell = only(plan_of(online=True), "stage2")
+    assert set(cell.inputs) == {"features.ce", "features.kps", "stage1.ce", "stage1.kps", "data"}
+    assert set(cell.spec["backbones"]) == {"ce", "kps"}
+
+
+def test_dumping_more_views_trains_nothing_again():
+    values = copy.deepcopy(SMALL)
+    values["backbones"] = {"resnet8-ce": {"features": {"views": 4}}}
+    before, after = plan_of(), build_plan(resolve(values, CATALOGUE))
+    assert {c.folder for c in before.of_kind("stage1")} == {
+        c.folder for c in after.of_kind("stage1")
+    }
+    assert {c.folder for c in before.of_kind("features")} != {
+        c.folder for c in after.of_kind("features")
+    }
+
+
+def test_the_shot_groups_belong_to_the_evaluation():
+    values = copy.deepcopy(SMALL)
+    values["datasets"] = {"digits-lt": {"groups": "thresholds"}}
+    before, after = plan_of(), build_plan(resolve(values, CATALOGUE))
+    changed = set(before.cells) ^ set(after.cells)
+    assert {folder.split("/")[1] for folder in changed} == {"stage2"}
