@@ -223,12 +223,13 @@ def _run_job(options: argparse.Namespace) -> int:
             f"the code of {entries[0]} or of what it imports changed after this job was planned "
             f"(planned with {options.code}, now {code}); plan again"
         )
+    inputs: dict[str, Path] = {}
     existed = options.output.exists()
     options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
         if options.kind == "report":
-            facts, inputs = _report(options, spec), {}
+            facts = _report(options, spec)
         else:
             facts, inputs = _compute(options, spec, code)
         write_manifest(
@@ -253,7 +254,7 @@ def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise InputError(f"--spec: not JSON: {error}") from None
     if not isinstance(spec, dict) or spec.get("kind") != options.kind:
-        raise InputError(f"--spec: must be a JSON object with \"kind\": \"{options.kind}\"")
+        raise InputError(f'--spec: must be a JSON object with "kind": "{options.kind}"')
     return spec
 
 

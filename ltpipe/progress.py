@@ -11,9 +11,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def track(
-    items: Iterable[T], description: str, total: int | None = None, initial: int = 0
-) -> Any:
+def track(items: Iterable[T], description: str, total: int | None = None, initial: int = 0) -> Any:
     """Return a bar over `items` with elapsed time and estimate; silent when not on a terminal."""
     return tqdm(
         items,

@@ -42,7 +42,9 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "list": Entry(
             "ltpipe.data.readers.lists", "read_lists", "images named by list files (ImageNet-LT)"
         ),
-        "features": Entry("ltpipe.data.readers.features", "read_features", "embeddings from elsewhere"),
+        "features": Entry(
+            "ltpipe.data.readers.features", "read_features", "embeddings from elsewhere"
+        ),
     },
     "network": {
         **{

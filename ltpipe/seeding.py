@@ -17,8 +17,6 @@ def stream_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def generator(
-    seed: int, *names: str | int, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh generator on `device` for the stream called `names` of the run `seed`."""
     return torch.Generator(device=device).manual_seed(stream_seed(seed, *names))

@@ -49,7 +49,8 @@ class DatasetSettings(Settings):
     """What all sources share: the long-tailed draw, the split, the shot groups.
 
     `imbalance` is the ratio of the largest to the smallest class (None: all training images as
-    they are), `max_count` the largest class. `subset_seed` seeds the draw alone, apart from the training seed. `groups` says
+    they are), `max_count` the largest class. `subset_seed` seeds the draw alone, apart from the
+    training seed. `groups` says
     how classes are called many-, medium- and few-shot: `thresholds` (more than 100, fewer than
     20 training images) or `ranks` (thirds of the ranking).
     """

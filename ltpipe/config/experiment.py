@@ -277,9 +277,7 @@ def resolve(values: Mapping[str, Any], catalogue: Path, where: str = "") -> Expe
         }
     for name in _backbones_in_use(sections):
         if name not in sections["backbones"] and name in known["backbones"]:
-            sections["backbones"][name] = _resolve_entry(
-                "backbones", name, {}, known["backbones"]
-            )
+            sections["backbones"][name] = _resolve_entry("backbones", name, {}, known["backbones"])
     experiment = Experiment(file=file, jobs=_jobs(file, sections), **sections)
     _check_references(experiment)
     return experiment
@@ -319,8 +317,10 @@ def _sweep(
     variants = []
     for combination in itertools.product(*sweep.values()):
         chosen = dict(zip(sweep, combination, strict=True))
-        shown = {key.replace(".", "_"): f"{value:g}" if isinstance(value, float) else str(value)
-                 for key, value in chosen.items()}
+        shown = {
+            key.replace(".", "_"): f"{value:g}" if isinstance(value, float) else str(value)
+            for key, value in chosen.items()
+        }
         try:
             variant = name.format(**shown)
             values = _fill(entry, shown)

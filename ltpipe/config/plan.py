@@ -157,7 +157,7 @@ def _cell(
 
 def _data(dataset: Named) -> Cell:
     settings = dataset.settings
-    files = ()
+    files: tuple[str, ...] = ()
     if isinstance(settings, FeaturesDataset):
         files = tuple(file for store in settings.stores.values() for file in store.files())
     return _cell(
@@ -248,9 +248,7 @@ def _stage2(experiment: Experiment, dataset: Named, method: Named, seed: int) ->
         inputs[f"features.{role}"] = store
     spec: dict[str, Any] = {
         "method": settings.identity(),
-        "features": {
-            role: inputs[f"features.{role}"].digest for role in settings.roles()
-        },
+        "features": {role: inputs[f"features.{role}"].digest for role in settings.roles()},
         "groups": dataset.settings.groups,
     }
     if settings.needs_images():
@@ -299,7 +297,7 @@ def _report(
         folder=f"{RESULTS}/experiments/{file.experiment}",
         title=f"Write the tables, figures and report of {file.experiment}",
         spec=spec,
-        inputs={folder: cell for folder, cell in cells.items()},
+        inputs=dict(cells),
     )
 
 

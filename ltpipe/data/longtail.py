@@ -68,7 +68,9 @@ def class_counts(
     if rounding == "nearest":
         return [max(1, round(max_count * share)) for share in shares]
     if rounding != "floor":
-        raise InputError(f"unknown rounding {rounding!r}{nearest(rounding, ROUNDINGS)}: floor or nearest")
+        raise InputError(
+            f"unknown rounding {rounding!r}{nearest(rounding, ROUNDINGS)}: floor or nearest"
+        )
     # 49 * (1 / 49) is a hair below 1 in double precision.
     return [max(1, int(max_count * share)) for share in shares]
 

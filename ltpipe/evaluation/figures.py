@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cycler
 import h5py
 import matplotlib
 import numpy as np
@@ -27,9 +28,9 @@ from ltpipe.evaluation.tables import METRIC_TITLES, published_curve
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
-    "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
+    "axes.prop_cycle": cycler.cycler(color=_COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -119,7 +120,9 @@ def class_distribution(material: Material, settings: Mapping[str, Any]) -> Drawn
     dataset = settings["dataset"]
     names, counts = read_class_counts(material.base / material.dataset(dataset)["folder"])
     order = np.argsort(-np.array(counts), kind="stable")
-    data = pd.DataFrame({"class": np.array(names)[order], "training_images": np.array(counts)[order]})
+    data = pd.DataFrame(
+        {"class": np.array(names)[order], "training_images": np.array(counts)[order]}
+    )
     name = f"class-distribution-{dataset}"
     with _figure(material, name, data) as figure:
         axes = figure.subplots()
@@ -135,7 +138,9 @@ def class_distribution(material: Material, settings: Mapping[str, Any]) -> Drawn
     title = f"Training images a class, {material.dataset(dataset)['label']}"
     ratio = max(counts) / min(counts)
     return Drawn(
-        name, title, f"{sum(counts)} images of {len(counts)} classes, imbalance {ratio:.0f}."
+        name,
+        title,
+        f"{sum(counts)} images of {len(counts)} classes; the largest is {ratio:.0f} times the smallest.",
     )
 
 
@@ -163,7 +168,9 @@ def per_class_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn
     dataset, methods = settings["dataset"], settings["methods"]
     names, counts = read_class_counts(material.base / material.dataset(dataset)["folder"])
     order = np.argsort(-np.array(counts), kind="stable")
-    data = pd.DataFrame({"class": np.array(names)[order], "training_images": np.array(counts)[order]})
+    data = pd.DataFrame(
+        {"class": np.array(names)[order], "training_images": np.array(counts)[order]}
+    )
     records = material.records
     for method in methods:
         chosen = records[
@@ -191,7 +198,9 @@ def per_class_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn
         marker = "o" if len(order) <= 20 else None
         for method in methods:
             label = material.label(method)
-            axes.plot(range(len(order)), 100 * data[label], marker=marker, markersize=5, label=label)
+            axes.plot(
+                range(len(order)), 100 * data[label], marker=marker, markersize=5, label=label
+            )
         axes.set_ylim(0, 103)
         axes.set_ylabel("test accuracy, %")
         _name_classes(axes, data["class"].tolist())
@@ -249,15 +258,23 @@ def sweep_curve(material: Material, settings: Mapping[str, Any]) -> Drawn:
         axes.fill_between(data[parameter], mean - sd, mean + sd, alpha=0.18, linewidth=0)
         if "paper_percent" in data and data["paper_percent"].notna().any():
             axes.plot(
-                data[parameter], data["paper_percent"], "--", marker="s", markersize=4, label="paper"
+                data[parameter],
+                data["paper_percent"],
+                "--",
+                marker="s",
+                markersize=4,
+                label="paper",
             )
             axes.legend()
-        axes.set_xlabel(f"{parameter} (weight of the KPS features)" if parameter == "w1" else parameter)
+        axes.set_xlabel(
+            f"{parameter} (weight of the KPS features)" if parameter == "w1" else parameter
+        )
         axes.set_ylabel(f"test {METRIC_TITLES[metric]}, %")
     return Drawn(
         name,
         f"{material.label(method)} over {parameter}, {material.dataset(dataset)['label']}",
-        f"Mean over {int(data['seeds'].max())} seeds, last epoch; the band is one standard deviation.",
+        f"Mean over {int(data['seeds'].max())} seeds, last epoch; the band is one standard "
+        "deviation.",
     )
 
 
@@ -312,8 +329,13 @@ def tsne(material: Material, settings: Mapping[str, Any]) -> Drawn:
         if len(names) <= 20:
             handles, texts = all_axes[0].get_legend_handles_labels()
             figure.legend(
-                handles, texts, loc="outside lower center", ncols=10, markerscale=2,
-                columnspacing=0.9, handletextpad=0.1,
+                handles,
+                texts,
+                loc="outside lower center",
+                ncols=10,
+                markerscale=2,
+                columnspacing=0.9,
+                handletextpad=0.1,
             )
     return Drawn(
         name,
@@ -359,12 +381,18 @@ def confusion(material: Material, settings: Mapping[str, Any]) -> Drawn:
         image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
         axes.grid(visible=False)
         if len(names) <= 20:
-            axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
+            axes.set_xticks(
+                range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0
+            )
             axes.set_yticks(range(len(names)), names)
             for row, column in np.argwhere(share >= 0.005):
                 axes.annotate(
-                    f"{100 * share[row, column]:.0f}", (column, row), ha="center", va="center",
-                    fontsize=8, color="white" if share[row, column] > 0.55 else "#333333",
+                    f"{100 * share[row, column]:.0f}",
+                    (column, row),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share[row, column] > 0.55 else "#333333",
                 )
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class, largest first")

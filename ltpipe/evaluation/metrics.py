@@ -72,7 +72,7 @@ def evaluate(
 def _check(scores: np.ndarray, labels: np.ndarray, class_counts: Sequence[int]) -> None:
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
         raise InputError(
-            f"scores {scores.shape} and labels {labels.shape} do not fit: (N, C) and (N,) with N > 0"
+            f"scores {scores.shape} and labels {labels.shape} do not fit: (N, C) and (N,), N > 0"
         )
     if len(class_counts) != scores.shape[1]:
         raise InputError(
@@ -108,9 +108,7 @@ def group_of_classes(
     return names.tolist()
 
 
-def describe_groups(
-    classes: int, groups: str, thresholds: tuple[int, int] = (100, 20)
-) -> str:
+def describe_groups(classes: int, groups: str, thresholds: tuple[int, int] = (100, 20)) -> str:
     """Return the rule of the shot groups in words, for tables and reports."""
     if groups == "thresholds":
         high, low = thresholds

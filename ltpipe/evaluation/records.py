@@ -92,7 +92,9 @@ def read_predictions(folder: Path) -> Predictions:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the job that makes it has not finished") from None
     except (OSError, KeyError, RuntimeError, ValueError):
-        raise InputError(f"{path}: not a readable predictions file; delete it and run again") from None
+        raise InputError(
+            f"{path}: not a readable predictions file; delete it and run again"
+        ) from None
 
 
 def read_class_counts(folder: Path) -> tuple[list[str], list[int]]:

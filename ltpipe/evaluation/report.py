@@ -119,8 +119,8 @@ def _note(
         parts.append("; ".join(sorted(groups)))
     if table["paper"].notna().any():
         parts.append(
-            f"the paper's numbers (protocol: {table['paper_protocol'].iloc[0]}) with the difference "
-            "of ours"
+            f"the paper's numbers (protocol: {table['paper_protocol'].iloc[0]}) with ours minus "
+            "theirs"
         )
     notes = {spec["datasets"][name]["note"] for name in settings["datasets"]} - {""}
     return ". ".join([*parts, *sorted(notes)]) + "."
@@ -171,7 +171,7 @@ def _class_table(
         & records["protocol"].str.startswith("last")
     ]
     for (method, parameters), part in of_dataset.groupby(["method", "parameters"], sort=False):
-        values = json.loads(parameters)
+        values = json.loads(str(parameters))
         label = part["label"].iloc[0]
         points = [row["at"] for row in wanted if row["method"] == method]
         if values:

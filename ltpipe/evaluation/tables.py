@@ -162,8 +162,12 @@ def _paper_value(
 
 
 def published_curve(
-    expected: Mapping[str, str], dataset: Mapping[str, Any], template: str, metric: str,
-    points: list[dict[str, float]], expected_dir: Path,
+    expected: Mapping[str, str],
+    dataset: Mapping[str, Any],
+    template: str,
+    metric: str,
+    points: list[dict[str, float]],
+    expected_dir: Path,
 ) -> list[float]:
     """Return the published values (in percent, NaN where there is none) at sweep points."""
     published = _published(expected, expected_dir)
@@ -196,7 +200,8 @@ def wide(table: pd.DataFrame) -> Wide:
     several = table["dataset"].nunique() > 1
     columns: list[str] = []
     cells: dict[str, dict[str, Cell]] = {label: {} for label in table["label"]}
-    for (dataset, metric), part in table.groupby(["dataset_label", "metric"], sort=False):
+    for key, part in table.groupby(["dataset_label", "metric"], sort=False):
+        dataset, metric = map(str, key)
         title = METRIC_TITLES[metric]
         if several:
             one_metric = table["metric"].nunique() == 1

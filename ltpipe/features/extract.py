@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ltpipe.features.store import Blocks, write_features
 from ltpipe.io import file_sha256
 from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
-from ltpipe.models.building import build_network, load_weights
+from ltpipe.models.building import build_network, load_weights, place
 from ltpipe.models.fold import fold_batchnorm
 from ltpipe.progress import say, track
 from ltpipe.seeding import generator
@@ -30,17 +31,13 @@ TRAIN_BN_BATCH = {"train": 64, "val": 256, "test": 256}
 Embed = Callable[[Tensor], Tensor]
 
 
-def embedder(
-    network: nn.Module, pixels: Pixels, dtype: torch.dtype, device: torch.device
-) -> Embed:
+def embedder(network: nn.Module, pixels: Pixels, dtype: torch.dtype, device: torch.device) -> Embed:
     """Return a function from uint8 batches (B, C, H, W) to float32 features (B, D).
 
     BatchNorm uses its running statistics and is folded into the convolutions; everything runs in
     `dtype`.
     """
-    folded = fold_batchnorm(network.eval()).to(
-        device=device, dtype=dtype, memory_format=torch.channels_last
-    )
+    folded = place(fold_batchnorm(network.eval()), device, dtype)
 
     def embed(batch: Tensor) -> Tensor:
         return folded.features(normalise(batch, pixels.mean, pixels.std, dtype)).float()
@@ -48,20 +45,16 @@ def embedder(
     return embed
 
 
-def train_bn_embedder(
-    network: nn.Module, pixels: Pixels, device: torch.device
-) -> Embed:
+def train_bn_embedder(network: nn.Module, pixels: Pixels, device: torch.device) -> Embed:
     """Return a function like `embedder`'s whose BatchNorm uses each batch's own statistics.
 
     It repeats a defect of the official FFN code: what a sample's feature is depends on the batch
     that it comes in.
     """
-    network = network.train().to(device=device, memory_format=torch.channels_last)
+    training = place(network.train(), device)
 
     def embed(batch: Tensor) -> Tensor:
-        return network.features(
-            normalise(batch, pixels.mean, pixels.std, torch.float32)
-        ).float()
+        return training.features(normalise(batch, pixels.mean, pixels.std, torch.float32)).float()
 
     return embed
 
@@ -80,20 +73,17 @@ def run(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     images = 0
     dimension = 0
-    for name in ("train", "test", "val"):
-        split = open_split(job.spec["dataset"], subset, name, job.device, job.root) if len(
-            getattr(subset, f"{name}_index")
-        ) else None
-        if split is None:
+    splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
+    for name in splits:
+        if not len(getattr(subset, f"{name}_index")):
             _write_empty(job, name, subset, dimension)
             continue
+        split = open_split(job.spec["dataset"], subset, name, job.device, job.root)
         network = build_network(backbone, len(subset.class_names), split.channels)
         load_weights(network, weights)
         dtype = precision(settings.precision, job.device)
         with torch.inference_mode():
-            dimension = _write_split(
-                job, name, split, network, settings, backbone, subset, dtype
-            )
+            dimension = _write_split(job, name, split, network, settings, backbone, subset, dtype)
         images += len(split.labels) * (1 + (settings.views if name == "train" else 0))
     seconds = time.perf_counter() - started
     say(f"embedded {images} images in {seconds:.1f} s ({images / seconds:.0f} images/s)")
@@ -108,7 +98,7 @@ def _write_split(
     job: Job,
     name: str,
     split: ImageSplit,
-    network: nn.Module,
+    network: Any,
     settings: FeatureSettings,
     backbone: Backbone,
     subset: Subset,
@@ -137,7 +127,7 @@ def _write_split(
             yield embed(batch).cpu().numpy()
 
     features = np.concatenate(list(track(stream(None), f"{name} features")))[place]
-    head = network.head.to("cpu").float().eval()
+    head = copy.deepcopy(network.head).to("cpu").float().eval()
     loss = build_loss(backbone.loss, subset.class_counts)
     logits = loss.logits(head(torch.from_numpy(features))).numpy()
     dimension = features.shape[1]

@@ -32,9 +32,7 @@ def run(job: Job) -> dict[str, Any]:
         labels = getattr(subset, f"{split}_labels")
         name = getattr(files, part) or files.train
         beside = getattr(files, f"{part}_labels")
-        features, found = read_features(
-            locate(name, job.root), beside and locate(beside, job.root)
-        )
+        features, found = read_features(locate(name, job.root), beside and locate(beside, job.root))
         if len(index) and (index.max() >= len(found) or (found[index] != labels).any()):
             raise InputError(
                 f"{name}: the samples changed since the subset was drawn; delete the data set's "

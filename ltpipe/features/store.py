@@ -162,9 +162,9 @@ def _all_finite(array: np.ndarray) -> bool:
 def checksum(array: np.ndarray) -> int:
     """Return the CRC-32 of the array's bytes in C order."""
     value = 0
-    flat = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     for start in range(0, len(flat), _BLOCK_BYTES):
-        value = zlib.crc32(flat[start : start + _BLOCK_BYTES], value)
+        value = zlib.crc32(flat[start : start + _BLOCK_BYTES].data, value)
     return value
 
 
@@ -193,7 +193,7 @@ def write_features(
     class_names: Sequence[str],
     class_counts: Sequence[int],
     index: np.ndarray | None = None,
-    attributes: Mapping[str, str | int | float | bool] | None = None,
+    attributes: Mapping[str, str | int | float | bool | list[float]] | None = None,
     **optional: np.ndarray | Blocks | None,
 ) -> None:
     """Write a feature file: to a temporary name, synced, renamed.
@@ -264,7 +264,7 @@ def _write_blocks(file: h5py.File, name: str, blocks: Blocks, path: Path | str) 
         block = np.ascontiguousarray(block, dtype=blocks.dtype).reshape(-1, shape[-1])
         if not np.isfinite(block).all():
             raise InputError(f"{path}: {name} holds NaN, or values too large for {blocks.dtype}")
-        value = zlib.crc32(memoryview(block).cast("B"), value)
+        value = zlib.crc32(block.reshape(-1).view(np.uint8).data, value)
         for part in _runs(row, len(block), shape):
             dataset[part.where] = block[part.start : part.stop]
         row += len(block)

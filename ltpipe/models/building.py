@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -15,7 +16,7 @@ from ltpipe.io import atomic_path
 from ltpipe.registry import load
 
 
-def build_network(settings: Backbone, classes: int, channels: int) -> nn.Module:
+def build_network(settings: Backbone, classes: int, channels: int) -> Any:
     """Return the network of `settings` with fresh weights from torch's global stream.
 
     It maps images (B, channels, H, W) to logits (B, classes), has `.features(x)` -> (B, D) and
@@ -25,6 +26,11 @@ def build_network(settings: Backbone, classes: int, channels: int) -> nn.Module:
     if settings.weights is not None:
         options["weights"] = Path(settings.weights)
     return load("network", settings.network)(classes, **options)
+
+
+def place(network: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Move a network to a device, and to a type, in channels-last memory; return it."""
+    return network.to(device=device, dtype=dtype, memory_format=torch.channels_last)
 
 
 def save_weights(network: nn.Module, path: Path) -> None:

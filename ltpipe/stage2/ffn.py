@@ -2,8 +2,8 @@
 
 The released code applies one cosine classifier to both features and averages the cosines. Since
 the classifier is linear in the unit feature, that equals fusing unit features first (the paper's
-eq. 14): ``z = W^T (w1 f_KPS / |f_KPS| + (1 - w1) f_CE / |f_CE|)`` with unit columns of W, the mixture
-itself not brought to unit length again. The classifier is retrained with LDAM (eqs. 9, 10) under
+eq. 14): ``z = W^T (w1 f_KPS / |f_KPS| + (1 - w1) f_CE / |f_CE|)`` with unit columns of W, and the
+mixture not brought to unit length again. The classifier is retrained with LDAM (eqs. 9, 10) under
 class-balanced sampling; both backbones stay frozen in evaluation mode. The released code leaves
 the CE branch's BatchNorm in training mode and picks the best epoch on the test set: `train_bn` and
 `best_test` show what that changes.
@@ -152,7 +152,8 @@ def _check_same_views(train: dict[str, FeatureStore], settings: FFN) -> None:
     if settings.views == "plain":
         return
     same = all(ce.attributes.get(key) == kps.attributes.get(key) for key in ("view_seed", "seed"))
-    if not same or np.shape(ce.views) != np.shape(kps.views):
+    assert ce.views is not None and kps.views is not None
+    if not same or ce.views.shape != kps.views.shape:
         raise InputError(
             f"{ce.path} and {kps.path} hold different views: give both backbones the same "
             "features.views and features.view_seed"

@@ -110,9 +110,7 @@ class UnitRows:
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
-        norms = [
-            torch.linalg.vector_norm(block.float(), dim=1) for block in table.split(1 << 16)
-        ]
+        norms = [torch.linalg.vector_norm(block.float(), dim=1) for block in table.split(1 << 16)]
         self.inverse_norms = torch.cat(norms).clamp_min_(1e-12).reciprocal_().unsqueeze(1)
 
     def gather(self, rows: Tensor) -> Tensor:

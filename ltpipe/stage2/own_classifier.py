@@ -1,4 +1,4 @@
-"""The classifier that stage one trained, as it stands: the row every other method is read against."""
+"""The classifier that stage one trained, as it stands: what other methods are read against."""
 
 from __future__ import annotations
 

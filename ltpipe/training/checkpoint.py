@@ -51,7 +51,7 @@ class Checkpoint:
                 metadata = file.metadata() or {}
                 if metadata.get("identity") != self.identity:
                     return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return tensors, json.loads(metadata["state"])
         except (SafetensorError, KeyError, json.JSONDecodeError):
             return None

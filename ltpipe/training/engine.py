@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -22,6 +22,8 @@ from ltpipe.data.augment import normalise
 from ltpipe.data.loading import Pixels
 from ltpipe.data.sampling import epoch_order
 from ltpipe.errors import InputError
+from ltpipe.losses.base import Loss
+from ltpipe.models.building import place
 from ltpipe.progress import say, track
 from ltpipe.seeding import generator
 from ltpipe.training.checkpoint import Checkpoint, copy_into
@@ -54,7 +56,7 @@ class Epoch:
 
 def train(
     network: nn.Module,
-    loss: nn.Module,
+    loss: Loss,
     batches: Batches,
     labels: Tensor,
     settings: Backbone,
@@ -78,7 +80,7 @@ def train(
     Raises:
         InputError: the loss is no longer a number.
     """
-    network.to(device=device, memory_format=torch.channels_last)
+    network = place(network, device)
     loss.to(device)
     optimizer = SGD(
         network.parameters(),
@@ -89,9 +91,7 @@ def train(
     dtype = precision(settings.precision, device)
     forward = torch.compile(network) if settings.compile else network
     history = _resume(network, optimizer, checkpoint)
-    bar = track(
-        range(len(history), settings.epochs), description, settings.epochs, len(history)
-    )
+    bar = track(range(len(history), settings.epochs), description, settings.epochs, len(history))
     for epoch in bar:
         rate = _rate(settings, epoch)
         started = time.perf_counter()
@@ -142,8 +142,8 @@ def _rate(settings: Backbone, epoch: int) -> float:
 
 
 def _run_epoch(
-    forward: nn.Module,
-    loss: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    loss: Loss,
     batches: Batches,
     labels: Tensor,
     settings: Backbone,
@@ -195,17 +195,11 @@ def _state(network: nn.Module, optimizer: SGD) -> dict[str, Tensor]:
     return {**tensors, **momenta}
 
 
-def _save(
-    network: nn.Module, optimizer: SGD, checkpoint: Checkpoint, history: list[Epoch]
-) -> None:
-    checkpoint.save(
-        _state(network, optimizer), {"history": [asdict(record) for record in history]}
-    )
+def _save(network: nn.Module, optimizer: SGD, checkpoint: Checkpoint, history: list[Epoch]) -> None:
+    checkpoint.save(_state(network, optimizer), {"history": [asdict(record) for record in history]})
 
 
-def _resume(
-    network: nn.Module, optimizer: SGD, checkpoint: Checkpoint | None
-) -> list[Epoch]:
+def _resume(network: nn.Module, optimizer: SGD, checkpoint: Checkpoint | None) -> list[Epoch]:
     found = checkpoint.load() if checkpoint is not None else None
     if found is None:
         return []

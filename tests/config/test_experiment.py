@@ -63,13 +63,16 @@ def test_an_entry_may_start_from_another_of_the_experiment():
 
 
 def test_a_sweep_writes_entries_out():
-    values = small("datasets", value={
-        "digits-{imbalance}": {
-            "use": "digits-lt",
-            "label": "digits at {imbalance}",
-            "sweep": {"imbalance": [20, 50.5]},
-        }
-    })
+    values = small(
+        "datasets",
+        value={
+            "digits-{imbalance}": {
+                "use": "digits-lt",
+                "label": "digits at {imbalance}",
+                "sweep": {"imbalance": [20, 50.5]},
+            }
+        },
+    )
     datasets = resolve(values, CATALOGUE).datasets
     assert list(datasets) == ["digits-20", "digits-50.5"]
     assert datasets["digits-20"].settings.imbalance == 20.0
@@ -77,9 +80,14 @@ def test_a_sweep_writes_entries_out():
 
 
 def test_a_sweep_reaches_nested_settings():
-    values = small("backbones", "v{features_views}", value={
-        "use": "resnet8-ce", "sweep": {"features.views": [1, 3]},
-    })
+    values = small(
+        "backbones",
+        "v{features_views}",
+        value={
+            "use": "resnet8-ce",
+            "sweep": {"features.views": [1, 3]},
+        },
+    )
     backbones = resolve(values, CATALOGUE).backbones
     assert [backbones[f"v{n}"].settings.features.views for n in (1, 3)] == [1, 3]
     assert backbones["v1"].settings.features.precision == "fp32"
@@ -101,17 +109,29 @@ def test_numbers_in_scientific_notation_are_numbers():
         (("experiment",), "../up", "experiment: "),
         (("device",), "gpu", "device: "),
         (("datasets",), {}, "datasets: "),
-        (("datasets", "digits-l"), None, "datasets.digits-l: there is no definition 'digits-l' (did you mean 'digits-lt'"),
+        (
+            ("datasets", "digits-l"),
+            None,
+            "datasets.digits-l: there is no definition 'digits-l' (did you mean 'digits-lt'",
+        ),
         (("datasets", "x"), {"use": "cifar10"}, "datasets.x.use: there is no 'cifar10'"),
         (("datasets", "x"), {"use": "cifar10"}, "did you mean 'cifar10-lt'"),
         (("datasets", "digits-lt"), {"imbalanc": 3}, "did you mean 'imbalance'"),
         (("datasets", "digits-lt"), {"imbalance": 0.5}, "datasets.digits-lt.imbalance: "),
         (("datasets", "digits-lt"), {"imbalance": "ten"}, "datasets.digits-lt.imbalance: "),
-        (("datasets", "digits-lt"), {"source": "digit"}, "unknown source 'digit' (did you mean 'digits'?)"),
+        (
+            ("datasets", "digits-lt"),
+            {"source": "digit"},
+            "unknown source 'digit' (did you mean 'digits'?)",
+        ),
         (("datasets", "digits-lt"), {"input": {"mean": [0.1, 0.2]}}, "one number for each"),
         (("backbones", "resnet8-ce"), {"network": "resnet9"}, "did you mean 'resnet8'"),
         (("backbones", "resnet8-ce"), {"loss": {"name": "kps"}}, "set head: cosine"),
-        (("backbones", "resnet8-ce"), {"loss": {"name": "kp"}}, "backbones.resnet8-ce.loss: unknown name 'kp' (did you mean 'kps'?)"),
+        (
+            ("backbones", "resnet8-ce"),
+            {"loss": {"name": "kp"}},
+            "backbones.resnet8-ce.loss: unknown name 'kp' (did you mean 'kps'?)",
+        ),
         (("backbones", "resnet8-ce"), {"epochs": True}, "backbones.resnet8-ce.epochs: "),
         (("backbones", "resnet8-ce"), {"schedule": {"milestones": [1]}}, "schedule"),
         (("methods", "FFN", "backbones"), {"ce": "resnet8-ce"}, "kps: this key is required"),
@@ -120,13 +140,21 @@ def test_numbers_in_scientific_notation_are_numbers():
         (("methods", "FFN", "w1"), [0.1, 0.1], "w1 names a value twice"),
         (("methods", "FFN", "w1"), 1.5, "w1 must lie between 0 and 1"),
         (("methods", "FFN", "momentum"), float("nan"), "methods.FFN.momentum: "),
-        (("methods", "FFN", "kind"), "fnf", "methods.FFN: unknown kind 'fnf' (did you mean 'ffn'?)"),
+        (
+            ("methods", "FFN", "kind"),
+            "fnf",
+            "methods.FFN: unknown kind 'fnf' (did you mean 'ffn'?)",
+        ),
         (("methods", "N"), {"use": "N"}, "methods.N.use: 'N' leads back to itself"),
         (("runs",), [{"methods": ["FF"]}], "runs[0].methods: nothing is called 'FF'"),
         (("tables", "main", "rows"), [{"method": "FNN"}], "did you mean 'FFN'"),
         (("tables", "main", "rows"), [{"method": "FFN", "at": {"w1": 0.3}}], "has no point"),
         (("tables", "main", "metrics"), ["acc"], "tables.main.metrics[0]: unknown value 'acc'"),
-        (("figures",), [{"kind": "tsne", "dataset": "digits-lt", "backbones": ["x"]}], "figures[0]"),
+        (
+            ("figures",),
+            [{"kind": "tsne", "dataset": "digits-lt", "backbones": ["x"]}],
+            "figures[0]",
+        ),
         (("figures",), [{"kind": "pie", "dataset": "digits-lt"}], "figures"),
     ],
 )
@@ -177,8 +205,8 @@ def test_every_definition_of_the_catalogue_is_valid():
     catalogue = read_catalogue(CATALOGUE)
     values = {
         "experiment": "all",
-        "datasets": {name: None for name in catalogue["datasets"]},
-        "backbones": {name: None for name in catalogue["backbones"]},
+        "datasets": dict.fromkeys(catalogue["datasets"]),
+        "backbones": dict.fromkeys(catalogue["backbones"]),
         "methods": SMALL["methods"],
     }
     experiment = resolve(values, CATALOGUE)

@@ -44,7 +44,10 @@ def test_a_digest_is_that_of_the_canonical_json():
 def test_paths_carry_identity_and_seed_but_no_experiment():
     plan = plan_of()
     for cell in plan.cells.values():
-        stage, *_, = cell.folder.split("/")[1:]
+        (
+            stage,
+            *_,
+        ) = cell.folder.split("/")[1:]
         assert stage in ("data", "stage1", "features", "stage2")
         assert "small" not in cell.spec_text
         bare = {key: value for key, value in cell.spec.items() if key not in ("kind", "seed")}

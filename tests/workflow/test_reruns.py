@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -155,10 +157,8 @@ def test_code_that_changed_after_planning_is_refused(workspace: Workspace):
     commands = workspace.snakemake("-n", "-p", "--until", "classify").stdout
     command = next(line.strip() for line in commands.splitlines() if "ltpipe classify" in line)
     workspace.edit("stage2/ffn.py", "def _views(", "UNUSED = 1\n\n\ndef _views(")
-    import subprocess
-    import sys
-
-    command = command.split(" > ")[0].replace("ltpipe classify", f"{sys.executable} -m ltpipe classify")
+    command = command.partition("Shell command: ")[2].split(" > ")[0]
+    command = command.replace("ltpipe classify", f"{sys.executable} -m ltpipe classify")
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=workspace.work,
