@@ -140,7 +140,8 @@ def class_distribution(material: Material, settings: Mapping[str, Any]) -> Drawn
     return Drawn(
         name,
         title,
-        f"{sum(counts)} images of {len(counts)} classes; the largest is {ratio:.0f} times the smallest.",
+        f"{sum(counts)} images of {len(counts)} classes; the largest has {ratio:.0f} times the "
+        "images of the smallest.",
     )
 
 

@@ -1,0 +1,69 @@
+"""Real artifacts made in seconds: digits subsets, untrained and trained backbones, feature stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltpipe.data import drawing
+from ltpipe.features import extract
+from ltpipe.io import write_json_atomic
+from ltpipe.job import Job
+from ltpipe.stage1 import supervised
+
+CPU = torch.device("cpu")
+DIGITS: dict[str, Any] = {
+    "source": "digits",
+    "imbalance": 20.0,
+    "max_count": 40,
+    "input": {"size": [8, 8], "channels": 1, "mean": [0.3], "std": [0.4], "padding": 1},
+}
+CE: dict[str, Any] = {
+    "network": "resnet8",
+    "loss": {"name": "ce"},
+    "epochs": 3,
+    "batch_size": 16,
+    "schedule": {"kind": "cosine", "warmup": 0},
+    "precision": "fp32",
+}
+KPS: dict[str, Any] = {**CE, "head": "cosine", "loss": {"name": "kps", "adjust_from": 2}}
+
+
+def run_job(module: Any, spec: dict[str, Any], output: Path, **inputs: Path) -> dict[str, Any]:
+    """Run a job in this process and leave a stand-in for its manifest."""
+    output.mkdir(parents=True, exist_ok=True)
+    roles = {role.replace("_", "."): folder for role, folder in inputs.items()}
+    facts = module.run(Job(spec=spec, inputs=roles, output=output, device=CPU, code="test"))
+    write_json_atomic(output / "manifest.json", {"spec": spec})
+    return facts
+
+
+def draw(base: Path) -> Path:
+    """Draw the digits subset."""
+    dataset = {key: value for key, value in DIGITS.items() if key != "input"}
+    run_job(drawing, {"kind": "data", "dataset": dataset}, base / "data")
+    return base / "data"
+
+
+def train(base: Path, backbone: dict[str, Any], data: Path, seed: int = 0) -> Path:
+    """Train a backbone on it."""
+    spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": seed}
+    run_job(supervised, spec, base, data=data)
+    return base
+
+
+def embed(
+    base: Path, backbone: dict[str, Any], stage1: Path, data: Path, seed: int = 0, **features: Any
+) -> Path:
+    """Dump its features, in full precision."""
+    spec = {
+        "kind": "features",
+        "dataset": DIGITS,
+        "backbone": backbone,
+        "features": {"precision": "fp32", "views": 2, **features},
+        "seed": seed,
+    }
+    run_job(extract, spec, base, stage1=stage1, data=data)
+    return base

@@ -1,0 +1,111 @@
+"""The loops that published codes use, to measure against: DataLoader, PIL, fp32 NCHW."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
+
+from ltpipe.losses.margin import LDAMLoss
+
+MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
+STD = torch.tensor([0.2023, 0.1994, 0.2010]).view(3, 1, 1)
+
+
+class PilImages(Dataset):
+    """CIFAR as the usual data sets serve it: PIL image, pad-crop-flip, tensor, normalise."""
+
+    def __init__(self, images: np.ndarray, labels: Tensor, augment: bool) -> None:
+        self.images, self.labels, self.augment = images, labels, augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = Image.fromarray(self.images[index])
+        if self.augment:
+            image = ImageOps.expand(image, 4)
+            left, top = random.randrange(9), random.randrange(9)
+            image = image.crop((left, top, left + 32, top + 32))
+            if random.random() < 0.5:
+                image = ImageOps.mirror(image)
+        tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+        return tensor.sub_(MEAN).div_(STD), int(self.labels[index])
+
+
+def train_epoch(network: nn.Module, images: np.ndarray, labels: Tensor, batch: int) -> float:
+    """Return the seconds of one epoch."""
+    loader = DataLoader(PilImages(images, labels, True), batch, shuffle=True)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
+    network.train()
+    started = time.perf_counter()
+    for x, y in loader:
+        loss = F.cross_entropy(network(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def embed(network: nn.Module, images: np.ndarray, labels: Tensor, batch: int) -> float:
+    """Return the seconds of embedding all images."""
+    network.eval()
+    loader = DataLoader(PilImages(images, labels, False), batch)
+    started = time.perf_counter()
+    torch.cat([network.features(x) for x, _ in loader])
+    return time.perf_counter() - started
+
+
+def load_epoch(images: np.ndarray, labels: Tensor, batch: int) -> float:
+    """Return the seconds of loading and augmenting all images."""
+    started = time.perf_counter()
+    for _ in DataLoader(PilImages(images, labels, True), batch, shuffle=True):
+        pass
+    return time.perf_counter() - started
+
+
+class CosineClassifier(nn.Module):
+    """The classifier that FFN retrains."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(dim, classes) * 2 - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ F.normalize(self.weight, dim=0)
+
+
+def lone_fusion_run(
+    kps: Tensor, ce: Tensor, labels: Tensor, counts: list[int], w1: float, epochs: int
+) -> float:
+    """Return the seconds of one FFN stage two on cached features, one coefficient, one seed."""
+    sample_weights = 1 / torch.tensor(counts, dtype=torch.double)[labels]
+    loader = DataLoader(
+        TensorDataset(kps, ce, labels),
+        64,
+        sampler=WeightedRandomSampler(sample_weights, len(labels)),
+    )
+    model = CosineClassifier(kps.shape[1], len(counts))
+    loss_of = LDAMLoss(counts)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
+    started = time.perf_counter()
+    for _ in range(epochs):
+        for a, b, y in loader:
+            loss = loss_of(model(w1 * F.normalize(a) + (1 - w1) * F.normalize(b)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return time.perf_counter() - started
+
+
+def best(measure: Callable[[], float], rounds: int) -> float:
+    """Return the least seconds of several rounds."""
+    return min(measure() for _ in range(rounds))

@@ -1,0 +1,300 @@
+"""Measure ltpipe's hot loops beside the usual ones, in one process, and print the ratios.
+
+python tests/benchmarks/run.py [--quick] [--only NAME ...] [--csv PATH]
+
+Product and peer alternate, the best round of each counts. Machines differ and are noisy: read the
+ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import peers
+
+from ltpipe.config.backbones import Backbone
+from ltpipe.data.augment import Augmentation
+from ltpipe.data.images import ArrayImages, ImageBatches, open_batches
+from ltpipe.data.loading import Pixels
+from ltpipe.data.longtail import class_counts
+from ltpipe.features.extract import embedder
+from ltpipe.features.store import write_features
+from ltpipe.losses.margin import LDAMLoss
+from ltpipe.losses.softmax import CrossEntropyLoss
+from ltpipe.models.resnet import resnet32
+from ltpipe.seeding import generator
+from ltpipe.stage2.fit import FusedBatches, MarginSoftmax, Recipe, fit_cosine_classifiers
+from ltpipe.training.devices import precision
+from ltpipe.training.engine import train
+
+CPU = torch.device("cpu")
+PIXELS = Pixels([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
+
+
+@dataclasses.dataclass
+class Result:
+    """One line of the table."""
+
+    name: str
+    unit: str
+    product: float
+    peer: float
+    goal: float | None = None
+    remark: str = ""
+
+    @property
+    def ratio(self) -> float:
+        return self.product / self.peer
+
+
+def alternate(
+    product: Callable[[], float], peer: Callable[[], float], rounds: int
+) -> tuple[float, float]:
+    """Return the least seconds of each, measured in turn."""
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(product())
+        theirs.append(peer())
+    return min(ours), min(theirs)
+
+
+def cifar(samples: int) -> tuple[np.ndarray, torch.Tensor, ImageBatches]:
+    """Return random images of CIFAR's shape, labels, and the product's batches of them."""
+    stream = np.random.default_rng(0)
+    images = stream.integers(0, 256, (samples, 32, 32, 3), dtype=np.uint8)
+    labels = torch.from_numpy(stream.integers(0, 10, samples))
+    augmentation = Augmentation((32, 32), padding=4, flip=True)
+    return images, labels, open_batches(ArrayImages(images), np.arange(samples), augmentation, CPU)
+
+
+def our_epoch(batches: ImageBatches, labels: torch.Tensor, compiled: bool) -> Callable[[], float]:
+    """Return a function that trains a fresh network and gives its fastest epoch's seconds."""
+    settings = Backbone.model_validate(
+        {
+            "network": "resnet32",
+            "loss": {"name": "ce"},
+            "epochs": 3 if compiled else 1,
+            "batch_size": 128,
+            "compile": compiled,
+            "schedule": {"kind": "constant", "warmup": 0},
+        }
+    )
+
+    def measure() -> float:
+        history = train(
+            resnet32(10),
+            CrossEntropyLoss(),
+            batches,
+            labels,
+            settings,
+            pixels=PIXELS,
+            classes=10,
+            seed=0,
+            device=CPU,
+        )
+        return min(record.seconds for record in history)
+
+    return measure
+
+
+def training(quick: bool) -> Iterator[Result]:
+    samples = 1280 if quick else 2560
+    images, labels, batches = cifar(samples)
+    our_epoch(batches, labels, False)()
+    peers.train_epoch(resnet32(10), images[:256], labels[:256], 128)
+    ours, theirs = alternate(
+        our_epoch(batches, labels, False),
+        lambda: peers.train_epoch(resnet32(10), images, labels, 128),
+        2 if quick else 3,
+    )
+    yield Result("stage one, ResNet-32", "images/s", samples / ours, samples / theirs, 2.2)
+    if not quick:
+        compiled = our_epoch(batches, labels, True)()
+        again = peers.train_epoch(resnet32(10), images, labels, 128)
+        peer = samples / min(theirs, again)
+        yield Result(
+            "stage one, compiled", "images/s", samples / compiled, peer, 2.7, "after warm-up"
+        )
+
+
+def extraction(quick: bool) -> Iterator[Result]:
+    samples = 2560 if quick else 7680
+    images, labels, batches = cifar(samples)
+    network = resnet32(10).eval()
+    embed = embedder(network, PIXELS, precision("auto", CPU), CPU)
+
+    def ours() -> float:
+        started = time.perf_counter()
+        with torch.inference_mode():
+            torch.cat([embed(b) for b in batches.epoch(torch.arange(samples), 256, None)])
+        return time.perf_counter() - started
+
+    ours()
+    product, peer = alternate(ours, lambda: peers.embed(network, images, labels, 256), 3)
+    yield Result("embedding, ResNet-32", "images/s", samples / product, samples / peer, 3.0)
+
+
+def augmentation(quick: bool) -> Iterator[Result]:
+    samples = 5120 if quick else 25600
+    images, labels, batches = cifar(samples)
+
+    def ours() -> float:
+        draws = generator(0, "bench")
+        started = time.perf_counter()
+        for _ in batches.epoch(torch.randperm(samples), 128, draws):
+            pass
+        return time.perf_counter() - started
+
+    product, peer = alternate(ours, lambda: peers.load_epoch(images, labels, 128), 2)
+    yield Result("crop and flip", "images/s", samples / product, samples / peer)
+
+
+def sweep(quick: bool) -> Iterator[Result]:
+    counts = class_counts(10, 5000, 100)
+    labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
+    centres = torch.randn(10, 64, generator=generator(0, "centres"))
+    tables = {
+        (branch, seed): (
+            centres[labels]
+            + torch.randn(len(labels), 64, generator=generator(seed, "features", branch))
+        )[None]
+        for branch in ("kps", "ce")
+        for seed in range(3)
+    }
+    epochs = 5 if quick else 30
+    coefficients = torch.linspace(0, 1, 11)
+    recipe = Recipe(epochs, 64, 0.1, "cosine", 0.9, 2e-4)
+    start = torch.randn(10, 64, generator=generator(0, "start")).expand(33, -1, -1)
+    loss = MarginSoftmax(LDAMLoss(counts).margins, 30)
+
+    def ours() -> float:
+        started = time.perf_counter()
+        batches = FusedBatches(
+            [tables["kps", seed] for seed in range(3)],
+            [tables["ce", seed] for seed in range(3)],
+            labels,
+            coefficients,
+            [0, 1, 2],
+            classes=10,
+            sampler="balanced",
+            batch_size=64,
+        )
+        fit_cosine_classifiers(start, batches, loss, recipe)
+        return time.perf_counter() - started
+
+    def theirs() -> float:
+        kps, ce = tables["kps", 0][0], tables["ce", 0][0]
+        return peers.lone_fusion_run(kps, ce, labels, counts, 0.5, epochs)
+
+    # Small operations gain nothing from a second thread, on either side.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    product, peer = alternate(ours, theirs, 2)
+    torch.set_num_threads(threads)
+    yield Result(
+        f"FFN sweep, 33 models, {epochs} epochs",
+        "models/s",
+        33 / product,
+        1 / peer,
+        15.0,
+        f"peer: one run of {peer:.1f} s, times 33",
+    )
+
+
+def store(quick: bool) -> Iterator[Result]:
+    samples = 20_000 if quick else 115_846
+    features = np.random.default_rng(0).random((samples, 2048), dtype=np.float32)
+    labels = np.zeros(samples, np.int64)
+    volume = features.nbytes / 1e6
+    with tempfile.TemporaryDirectory(dir=os.environ.get("LTPIPE_BENCH_DIR")) as folder:
+        path = Path(folder)
+
+        def ours() -> float:
+            started = time.perf_counter()
+            write_features(
+                path / "a.h5",
+                features=features,
+                labels=labels,
+                class_names=["a"],
+                class_counts=[samples],
+            )
+            seconds = time.perf_counter() - started
+            (path / "a.h5").unlink()
+            return seconds
+
+        def theirs() -> float:
+            started = time.perf_counter()
+            with (path / "b.npy").open("wb") as handle:
+                np.save(handle, features)
+                handle.flush()
+                os.fsync(handle.fileno())
+            seconds = time.perf_counter() - started
+            (path / "b.npy").unlink()
+            return seconds
+
+        product, peer = alternate(ours, theirs, 3)
+    yield Result("HDF5 write, synced", "MB/s", volume / product, volume / peer, 0.6)
+
+
+SUITES = {
+    "augmentation": augmentation,
+    "training": training,
+    "extraction": extraction,
+    "sweep": sweep,
+    "store": store,
+}
+
+
+def machine() -> str:
+    """Return processor, cores and versions in one line."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text().splitlines()
+        model = next((line.split(": ")[1] for line in lines if "model name" in line), model)
+    return (
+        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{str(precision('auto', CPU)).removeprefix('torch.')} by default, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def main() -> None:
+    """Run the suites and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, no compile")
+    parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES))
+    parser.add_argument("--csv", type=Path, help="write the table there too")
+    options = parser.parse_args()
+    print(machine())
+    rows = []
+    print(f"{'what':<34}{'unit':>10}{'ltpipe':>12}{'peer':>12}{'ratio':>8}{'goal':>7}")
+    for name in options.only:
+        for result in SUITES[name](options.quick):
+            goal = "" if result.goal is None else f"{result.goal:g}"
+            print(
+                f"{result.name:<34}{result.unit:>10}{result.product:>12,.1f}{result.peer:>12,.1f}"
+                f"{result.ratio:>8.2f}{goal:>7}  {result.remark}",
+                flush=True,
+            )
+            rows.append({**dataclasses.asdict(result), "ratio": result.ratio})
+    if options.csv is not None:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).assign(machine=machine()).to_csv(options.csv, index=False)
+
+
+if __name__ == "__main__":
+    main()
