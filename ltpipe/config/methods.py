@@ -153,3 +153,18 @@ class LogitFusion(MethodSettings):
 
 
 Method = Annotated[OwnClassifier | FFN | LogitFusion, Field(discriminator="kind")]
+
+
+def settings_of(kind: str) -> type[MethodSettings]:
+    """Return the settings class of a method's kind.
+
+    Raises:
+        InputError: no method is called that.
+    """
+    from ltpipe.registry import check_name
+
+    known = {
+        model.model_fields["kind"].annotation.__args__[0]: model  # type: ignore[union-attr]
+        for model in MethodSettings.__subclasses__()
+    }
+    return known[check_name("method", kind)]

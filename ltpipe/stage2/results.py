@@ -101,7 +101,8 @@ def write_results(
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
             temporary,
-            {"points": canonical_json(list(points)), "method": canonical_json(job.spec["method"])},
+            # One entry: safetensors writes several in an order that changes from run to run.
+            {"ltpipe": canonical_json({"points": list(points), "method": job.spec["method"]})},
         )
     with atomic_path(job.output / "predictions.h5") as temporary:
         with h5py.File(temporary, "w", libver=("v108", "latest")) as file:

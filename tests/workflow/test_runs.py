@@ -96,9 +96,10 @@ def test_a_bad_experiment_is_one_clear_message(workspace: Workspace, change, mes
     workspace.write(experiment)
     done = workspace.snakemake("-n", check=False)
     assert done.returncode != 0
-    assert "experiment file: " in done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    said = done.stdout + done.stderr
+    assert "experiment file: " in said
+    assert message in said
+    assert "Traceback" not in said
 
 
 def test_a_missing_data_set_stops_before_anything_is_written(workspace: Workspace):

@@ -55,8 +55,8 @@ class Workspace:
     ) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on this workspace's sources."""
         command = [sys.executable, "-m", "snakemake", "-s", str(self.source / "Snakefile")]
-        command += ["--configfile", str(self.work / config), *arguments]
-        if not {"--cores", "--lint"} & set(arguments):
+        command += [*arguments, "--configfile", str(self.work / config)]
+        if "--lint" not in arguments:
             command += ["--cores", "2"]
         done = subprocess.run(
             command,

@@ -1,13 +1,11 @@
 # The plan of the experiment, and what rules ask of it. Nothing here imports torch: this file is
 # read again at the start of every cluster job.
-import os
-import sys
 from pathlib import Path
 
 from ltpipe.config.experiment import resolve
 from ltpipe.config.plan import build_plan, code_entries
 from ltpipe.errors import InputError
-from ltpipe.hardware import gpu_count
+from ltpipe.environment import gpu_count, outside_file, prepare_jobs
 from ltpipe.provenance import code_identity
 
 HERE = Path(workflow.basedir)
@@ -17,17 +15,11 @@ try:
 except InputError as error:
     raise WorkflowError(f"experiment file: {error}") from None
 
-# Jobs find the ltpipe of the Python that runs Snakemake, the data, and the device asked for.
-os.environ["PATH"] = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-)
-if PLAN.experiment.file.data.root:
-    os.environ["LTPIPE_DATA"] = PLAN.experiment.file.data.root
-os.environ.setdefault("LTPIPE_DEVICE", PLAN.experiment.file.device)
+prepare_jobs(PLAN.experiment.file.data.root, PLAN.experiment.file.device)
 
 # Jobs ask for a GPU where this machine has one; on clusters the profile asks for it. Snakemake
 # takes an unstated resource as unlimited, so the number of GPUs here is the default limit.
-GPUS = gpu_count() if os.environ["LTPIPE_DEVICE"] != "cpu" else 0
+GPUS = gpu_count()
 workflow.global_resources.setdefault("gpu", max(GPUS, 1))
 GPU_PER_JOB = min(GPUS, 1)
 
@@ -83,13 +75,6 @@ def needs(stage):
         ]
 
     return inputs
-
-
-def outside_file(name):
-    """A user's file as jobs will find it: absolute, under the data root, or in the working folder."""
-    root = os.environ.get("LTPIPE_DATA")
-    inside = Path(root or "", name)
-    return str(inside if inside.exists() else name)
 
 
 def roles_of(stage):

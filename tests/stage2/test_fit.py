@@ -1,0 +1,137 @@
+"""The batched fit loop against lone models, autograd and NumPy loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ltpipe.losses.margin import LDAMLoss
+from ltpipe.seeding import generator
+from ltpipe.stage2.fit import (
+    FusedBatches,
+    MarginSoftmax,
+    Recipe,
+    UnitRows,
+    cosine_scores,
+    fit_cosine_classifiers,
+)
+from ltpipe.training.schedules import learning_rate
+
+COUNTS = [40, 12, 5, 2]
+LABELS = torch.repeat_interleave(torch.arange(4), torch.tensor(COUNTS))
+RECIPE = Recipe(4, 16, 0.1, "cosine", 0.9, 2e-3)
+
+
+def tables(seed, dtype=torch.float32, views=3):
+    draws = generator(seed, "tables")
+    return [torch.randn(views, len(LABELS), 6, generator=draws).to(dtype) for _ in range(2)]
+
+
+def fused(seeds, coefficients, dtype=torch.float32):
+    pairs = [tables(seed, dtype) for seed in seeds]
+    return FusedBatches(
+        [pair[0] for pair in pairs],
+        [pair[1] for pair in pairs],
+        LABELS,
+        torch.tensor(coefficients),
+        seeds,
+        classes=4,
+        sampler="balanced",
+        batch_size=16,
+    )
+
+
+def start(models):
+    return torch.randn(4, 6, generator=generator(0, "start")).expand(models, -1, -1)
+
+
+def fit(batches, models):
+    loss = MarginSoftmax(LDAMLoss(COUNTS).margins, 30)
+    return fit_cosine_classifiers(start(models), batches, loss, RECIPE)
+
+
+def test_the_gradient_is_that_of_ldam_by_autograd():
+    cosines = torch.rand(2, 7, 4, dtype=torch.float64) * 2 - 1
+    target = torch.randint(4, (2, 7))
+    loss = LDAMLoss(COUNTS)
+    found = MarginSoftmax(loss.margins.double(), 30).gradient_(cosines.clone(), target)
+    for model in range(2):
+        leaf = cosines[model].clone().requires_grad_()
+        loss(leaf, target[model]).backward()
+        torch.testing.assert_close(found[model], leaf.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_stacked_models_equal_lone_ones_trained_by_torch():
+    coefficients = [0.0, 0.3, 1.0]
+    batches = fused([5], coefficients)
+    found = fit(batches, 3)
+    loss = LDAMLoss(COUNTS)
+    for place in range(3):
+        weight = start(1)[0].double().requires_grad_()
+        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=2e-3)
+        for epoch in range(RECIPE.epochs):
+            optimizer.param_groups[0]["lr"] = 0.05 * (1 + np.cos(np.pi * epoch / RECIPE.epochs))
+            for inputs, target in batches(epoch):
+                value = loss(inputs[place].double() @ F.normalize(weight, dim=1).T, target[place])
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+        torch.testing.assert_close(found[place].double(), weight.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_stacked_seeds_and_points_equal_lone_runs(dtype):
+    seeds, coefficients = [3, 8], [0.0, 0.5, 0.9]
+    together = fit(fused(seeds, coefficients, dtype), 6)
+    for s, seed in enumerate(seeds):
+        for c, coefficient in enumerate(coefficients):
+            alone = fit(fused([seed], [coefficient], dtype), 1)[0]
+            torch.testing.assert_close(together[3 * s + c], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_fusing_unit_features_is_averaging_the_cosines():
+    kps, ce = (table[0].double().numpy() for table in tables(0))
+    weight = np.random.default_rng(0).normal(size=(4, 6))
+    w1 = 0.3
+    expected = np.empty((len(kps), 4))
+    for i, (a, b) in enumerate(zip(kps, ce, strict=True)):
+        for c, w in enumerate(weight):
+            cos_kps = a @ w / np.linalg.norm(a) / np.linalg.norm(w)
+            cos_ce = b @ w / np.linalg.norm(b) / np.linalg.norm(w)
+            expected[i, c] = w1 * cos_kps + (1 - w1) * cos_ce
+    rows = torch.arange(len(kps))
+    units = [UnitRows(torch.from_numpy(table).float()).gather(rows) for table in (kps, ce)]
+    found = cosine_scores(torch.from_numpy(weight).float(), w1 * units[0] + (1 - w1) * units[1])
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_batches_are_class_balanced_and_draw_every_view():
+    seen = torch.zeros(4)
+    views = set()
+    batches = fused([0], [1.0])
+    unit = {
+        tuple(np.round(row.numpy(), 5)): view
+        for view, table in enumerate(tables(0)[0])
+        for row in F.normalize(table, dim=1)
+    }
+    for epoch in range(60):
+        for inputs, target in batches(epoch):
+            seen += torch.bincount(target[0], minlength=4)
+            views |= {unit[tuple(np.round(row.numpy(), 5))] for row in inputs[0]}
+    share = seen / seen.sum()
+    sigma = (0.25 * 0.75 / seen.sum()).sqrt()
+    assert ((share - 0.25).abs() < 4 * sigma).all()
+    assert views == {0, 1, 2}
+
+
+def test_a_zero_feature_stays_zero():
+    rows = UnitRows(torch.zeros(2, 3)).gather(torch.tensor([0, 1]))
+    assert torch.equal(rows, torch.zeros(2, 3))
+
+
+def test_the_released_schedule():
+    golden = {0: 0.002, 5: 0.001866, 10: 0.0015, 15: 0.001, 20: 0.0005, 25: 0.000134, 29: 0.000005}
+    for epoch, rate in golden.items():
+        assert learning_rate("cosine", 0.002, epoch, 30) == pytest.approx(rate, abs=6e-7)
