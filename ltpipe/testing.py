@@ -65,7 +65,7 @@ def check_method(kind: str, folder: Path, roles: list[str] | None = None, **sett
     for name, tensor in load_file(first / "models.safetensors").items():
         _require(
             tensor.shape[:1] == (len(points),),
-            f"{kind}: tensor {name} {tuple(tensor.shape)} has no axis of {len(points)} points first",
+            f"{kind}: {name} {tuple(tensor.shape)} has no axis of {len(points)} points first",
         )
         _require(bool(torch.isfinite(tensor).all()), f"{kind}: tensor {name} is not finite")
         other = load_file(blind / "models.safetensors")[name]
@@ -123,9 +123,7 @@ def make_store(folder: Path, number: int, *, shuffle_test_labels: bool = False) 
         )
 
 
-def _check_predictions(
-    kind: str, first: Path, blind: Path, points: list[dict[str, float]]
-) -> None:
+def _check_predictions(kind: str, first: Path, blind: Path, points: list[dict[str, float]]) -> None:
     with h5py.File(first / "predictions.h5") as a, h5py.File(blind / "predictions.h5") as b:
         predicted, scores, labels = a["predicted"][()], a["scores"][()], a["labels"][()]
         samples = CLASSES * TEST_PER_CLASS
@@ -142,9 +140,7 @@ def _check_predictions(
         _require(accuracy > 2 / CLASSES, f"{kind}: accuracy {accuracy:.2f} does not beat chance")
 
 
-def _check_metrics(
-    kind: str, folder: Path, points: list[dict[str, float]], protocol: str
-) -> None:
+def _check_metrics(kind: str, folder: Path, points: list[dict[str, float]], protocol: str) -> None:
     table = pd.read_csv(folder / "metrics.csv")
     own = table[table["protocol"] == protocol]
     for place in range(len(points)):

@@ -1,4 +1,4 @@
-"""Real artifacts made in seconds: digits subsets, untrained and trained backbones, feature stores."""
+"""Real artifacts made in seconds: digits subsets, trained backbones, feature stores."""
 
 from __future__ import annotations
 

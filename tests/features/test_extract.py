@@ -48,9 +48,7 @@ def test_features_and_logits_are_those_of_a_plain_forward_pass(made):
         store = FeatureStore.open(made[name] / "test.h5")
         features = network.features(images)
         np.testing.assert_allclose(store.features, features.numpy(), rtol=1e-3, atol=1e-4)
-        weight = torch.from_numpy(
-            FeatureStore.open(made[name] / "train.h5").classifier_weight
-        )
+        weight = torch.from_numpy(FeatureStore.open(made[name] / "train.h5").classifier_weight)
         if name == "kps":
             expected = 15 * F.normalize(features) @ F.normalize(weight).T
         else:

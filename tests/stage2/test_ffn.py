@@ -60,9 +60,7 @@ def test_it_starts_from_the_kps_classifier_unless_told_otherwise(stores):
     drawn = load_file(run(stores, "drawn", initial="random", **slow) / "models.safetensors")
     norms = torch.linalg.vector_norm(drawn["weight"][0], dim=1)
     torch.testing.assert_close(norms, torch.ones(5))
-    other = load_file(
-        run(stores, "other", seed=1, initial="random", **slow) / "models.safetensors"
-    )
+    other = load_file(run(stores, "other", seed=1, initial="random", **slow) / "models.safetensors")
     assert not torch.equal(drawn["weight"], other["weight"])
 
 

@@ -1,0 +1,138 @@
+"""A code identity lists exactly the modules that a result depends on, and sees what matters."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ltpipe.config.experiment import resolve
+from ltpipe.config.plan import build_plan, code_entries
+from ltpipe.provenance import code_modules
+from ltpipe.registry import REGISTRY
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+STORE = {"ltpipe.features.store", "ltpipe.features"}
+RESULTS = STORE | {
+    "ltpipe.stage2",
+    "ltpipe.stage2.results",
+    "ltpipe.evaluation",
+    "ltpipe.evaluation.metrics",
+}
+METHODS = {
+    "own-classifier": RESULTS | {"ltpipe.stage2.own_classifier"},
+    "logit-fusion": RESULTS | {"ltpipe.stage2.logit_fusion"},
+    "ffn": RESULTS
+    | {
+        "ltpipe.stage2.ffn",
+        "ltpipe.stage2.fit",
+        "ltpipe.losses.base",
+        "ltpipe.losses.margin",
+        "ltpipe.data.sampling",
+        "ltpipe.seeding",
+        "ltpipe.training.schedules",
+    },
+}
+
+
+def modules_of(spec):
+    return set(code_modules(code_entries(spec)))
+
+
+def without_packages(modules):
+    packages = {"ltpipe.data", "ltpipe.training", "ltpipe.models", "ltpipe.stage1", "ltpipe.stage2"}
+    packages |= {"ltpipe.features", "ltpipe.evaluation", "ltpipe.data.readers"}
+    return set(modules) - packages
+
+
+@pytest.mark.parametrize("kind", REGISTRY["method"])
+def test_a_methods_identity_lists_exactly_its_modules(kind):
+    found = modules_of({"kind": "stage2", "method": {"kind": kind}})
+    assert without_packages(found) == without_packages(METHODS[kind])
+
+
+def test_a_backbones_identity_has_its_own_loss_and_network_alone():
+    catalogue = REPOSITORY / "config"
+    methods = {
+        name: {"use": "own-classifier", "backbones": {"features": name}}
+        for name in ("resnet8-ce", "resnet8-kps")
+    }
+    values = {"experiment": "x", "datasets": {"digits-lt": None}, "methods": methods, "seeds": [0]}
+    cells = build_plan(resolve(values, catalogue)).of_kind("stage1")
+    found = {cell.spec["backbone"]["loss"]["name"]: modules_of(cell.spec) for cell in cells}
+    assert "ltpipe.losses.softmax" in found["ce"]
+    assert "ltpipe.losses.margin" in found["kps"]
+    assert found["ce"] - found["kps"] == {"ltpipe.losses.softmax"}
+    assert found["kps"] - found["ce"] == {"ltpipe.losses.margin"}
+    for modules in found.values():
+        assert not any(
+            name.startswith(("ltpipe.stage2.", "ltpipe.evaluation.")) for name in modules
+        )
+        assert not {"ltpipe.losses.reweight", "ltpipe.models.torchvision_resnet"} & modules
+        assert not {"ltpipe.data.readers.cifar", "ltpipe.data.readers.folder"} & modules
+
+
+def test_nothing_that_cannot_change_a_number_counts():
+    for kind in REGISTRY["method"]:
+        for name in modules_of({"kind": "stage2", "method": {"kind": kind}}):
+            assert not name.startswith("ltpipe.config")
+            assert name not in ("ltpipe.cli", "ltpipe.provenance", "ltpipe.registry", "ltpipe.io")
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package, and a function that gives FFN's identity in it."""
+    shutil.copytree(
+        REPOSITORY / "ltpipe",
+        tmp_path / "ltpipe",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    code = (
+        "from ltpipe.provenance import code_identity\n"
+        "from ltpipe.config.plan import code_entries\n"
+        "print(code_identity(code_entries({'kind': 'stage2', 'method': {'kind': 'ffn'}})))"
+    )
+
+    def identity():
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    return tmp_path / "ltpipe", identity
+
+
+FIT = "    weight = weight.clone()\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "counts"),
+    [
+        ("stage2/fit.py", FIT, FIT.replace("\n", "  # a remark\n"), False),
+        ("stage2/fit.py", FIT, "\n\n" + FIT, False),
+        ("stage2/fit.py", '"""The one fit loop', '"""Other words. The one fit loop', False),
+        ("stage2/fit.py", FIT, FIT.replace("clone()", "clone() * 1"), True),
+        ("stage2/fit.py", FIT, "    if True:\n    " + FIT, True),
+        ("losses/margin.py", "class KPSLoss", "ONE = 1\n\n\nclass KPSLoss", True),
+        ("losses/reweight.py", "def _sum_to", "ONE = 1\n\n\ndef _sum_to", False),
+        ("cli.py", "def main(", "ONE = 1\n\n\ndef main(", False),
+        ("config/methods.py", "class FFN(", "ONE = 1\n\n\nclass FFN(", False),
+    ],
+)
+def test_what_counts_as_a_change(package, module, old, new, counts):
+    folder, identity = package
+    before = identity()
+    text = (folder / module).read_text()
+    assert old in text
+    (folder / module).write_text(text.replace(old, new, 1))
+    assert (identity() != before) == counts
