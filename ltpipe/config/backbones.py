@@ -122,6 +122,15 @@ class Backbone(Settings):
             raise ValueError(f"loss {self.loss.name!r} takes cosines: set head: cosine")
         return self
 
+    @model_validator(mode="after")
+    def _weights_fit_network(self) -> Backbone:
+        from ltpipe.registry import module_of
+
+        torchvision = "ltpipe.models.torchvision_resnet"
+        if self.weights is not None and module_of("network", self.network) != torchvision:
+            raise ValueError(f"weights: {self.network} starts from fresh weights only")
+        return self
+
     def train_identity(self) -> dict[str, Any]:
         """Return what decides the trained weights."""
         return self.identity()

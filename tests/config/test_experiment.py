@@ -132,6 +132,7 @@ def test_numbers_in_scientific_notation_are_numbers():
             {"loss": {"name": "kp"}},
             "backbones.resnet8-ce.loss: unknown name 'kp' (did you mean 'kps'?)",
         ),
+        (("backbones", "resnet8-ce"), {"weights": "w.pt"}, "starts from fresh weights only"),
         (("backbones", "resnet8-ce"), {"epochs": True}, "backbones.resnet8-ce.epochs: "),
         (("backbones", "resnet8-ce"), {"schedule": {"milestones": [1]}}, "schedule"),
         (("methods", "FFN", "backbones"), {"ce": "resnet8-ce"}, "kps: this key is required"),
