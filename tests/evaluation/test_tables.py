@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
 
+from ltpipe.config.experiment import Table
 from ltpipe.errors import InputError
-from ltpipe.evaluation.tables import build_table, paper_method, to_markdown, to_text, wide
+from ltpipe.evaluation.tables import (
+    METRIC_TITLES,
+    build_table,
+    paper_method,
+    to_markdown,
+    to_text,
+    wide,
+)
+from ltpipe.stage2.results import SCALARS
 
 EXPECTED = Path(__file__).resolve().parents[2] / "data/expected"
 DATASETS = {
@@ -100,3 +110,8 @@ def test_the_best_mean_is_marked_and_bars_are_escaped():
     ]
     assert "| a\\|b | 60.0 ± 10.0 |" in to_markdown(found, "T", "note")
     assert "84.0*" in to_text(found, "T", "note")
+
+
+def test_tables_settings_and_methods_name_the_same_metrics():
+    (names,) = get_args(Table.model_fields["metrics"].annotation)
+    assert set(get_args(names)) == set(METRIC_TITLES) == set(SCALARS)
