@@ -207,10 +207,13 @@ def wide(table: pd.DataFrame) -> Wide:
             one_metric = table["metric"].nunique() == 1
             title = dataset if one_metric else f"{dataset} {title}"
         columns.append(title)
-        means = part["mean"].round(10)
+        # Only numbers of the headline protocol compete; others are shown for comparison.
+        own = part["protocol"].str.startswith("last")
+        means = part["mean"].round(10)[own]
         best = means.min() if metric in _LOW_IS_BETTER else means.max()
         for _, row in part.iterrows():
-            is_best = len(part) > 1 and round(row["mean"], 10) == best
+            competes = len(means) > 1 and row["protocol"].startswith("last")
+            is_best = competes and round(row["mean"], 10) == best
             cells[row["label"]][title] = Cell(_number(row["mean"], row["sd"], metric), is_best)
         if part["paper"].notna().any():
             paper = f"paper, {title}" if several or table["metric"].nunique() > 1 else "paper"

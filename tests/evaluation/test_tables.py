@@ -105,11 +105,11 @@ def test_the_best_mean_is_marked_and_bars_are_escaped():
     assert arranged.columns == ["accuracy"]
     assert [(label, [cell.best for cell in cells]) for label, cells in arranged.rows] == [
         ("a|b", [False]),
-        ("FFN", [False]),
-        ("FFN [best_test]", [True]),
+        ("FFN", [True]),
+        ("FFN [best_test]", [False]),
     ]
     assert "| a\\|b | 60.0 ± 10.0 |" in to_markdown(found, "T", "note")
-    assert "84.0*" in to_text(found, "T", "note")
+    assert "82.0*" in to_text(found, "T", "note")
 
 
 def test_tables_settings_and_methods_name_the_same_metrics():

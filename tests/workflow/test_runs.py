@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.workflow.workspace import EXPERIMENT, Workspace
+from tests.workflow.workspace import EXPERIMENT, Workspace, titles
 
 pytestmark = pytest.mark.workflow
 
@@ -121,6 +121,25 @@ def test_a_missing_data_set_stops_before_anything_is_written(workspace: Workspac
         if path.is_file() and not {"logs", "benchmarks"} & set(path.parts)
     ]
     assert leftovers == []
+
+
+def test_the_flags_of_ffn_and_its_ablation_run(workspace: Workspace):
+    experiment = copy.deepcopy(EXPERIMENT)
+    experiment["methods"] = {
+        "FFN": {**EXPERIMENT["methods"]["FFN"], "w1": 0.5, "best_test": True},
+        "bn": {"use": "FFN", "train_bn": True},
+        "mismatch": {"use": "FFN", "subset_mismatch": True},
+        "online": {"use": "FFN", "online": True},
+        "fused": {"use": "logit-fusion", "backbones": {"ce": "ce", "kps": "kps"}, "space": "logit"},
+    }
+    experiment["tables"]["main"]["rows"] = [{"method": name} for name in experiment["methods"]]
+    workspace.write(experiment)
+    done = titles(workspace.snakemake())
+    # The other draw is one more training of each branch; the ordinary ones are there already.
+    assert sum(title.startswith("Train") for title in done) == 2
+    summary = (workspace.work / "results/experiments/small/summary.txt").read_text()
+    for tag in ("last+train_bn", "last+subset_mismatch", "[best_test]"):
+        assert tag in summary
 
 
 def test_an_experiment_on_the_command_line_replaces_the_default(workspace: Workspace):
