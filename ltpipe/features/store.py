@@ -8,6 +8,7 @@ it saves space on embeddings, and a contiguous extent can be mapped into memory.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -248,6 +249,8 @@ def write_features(
                 sums = {name: beside.submit(checksum, array) for name, array in arrays.items()}
                 for name, array in arrays.items():
                     file.create_dataset(name, data=array)
+                # The disk can take what is written while the checksums go on.
+                os.fsync(file.id.get_vfd_handle())
                 for name, total in sums.items():
                     file[name].attrs["crc32"] = total.result()
             for name, blocks in streams.items():

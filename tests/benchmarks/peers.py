@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -104,8 +103,3 @@ def lone_fusion_run(
             loss.backward()
             optimizer.step()
     return time.perf_counter() - started
-
-
-def best(measure: Callable[[], float], rounds: int) -> float:
-    """Return the least seconds of several rounds."""
-    return min(measure() for _ in range(rounds))

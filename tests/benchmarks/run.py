@@ -1,15 +1,16 @@
 """Measure ltpipe's hot loops beside the usual ones, in one process, and print the ratios.
 
-python tests/benchmarks/run.py [--quick] [--only NAME ...] [--csv PATH]
+python tests/benchmarks/run.py [--quick | --full] [--only NAME ...] [--csv PATH]
 
-Product and peer alternate, the best round of each counts. Machines differ and are noisy: read the
-ratios.
+Product and peer alternate on at most two cores, the best round of each counts. Machines differ and
+are noisy: read the ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import platform
 import sys
@@ -162,7 +163,7 @@ def augmentation(quick: bool) -> Iterator[Result]:
     yield Result("crop and flip", "images/s", samples / product, samples / peer)
 
 
-def sweep(quick: bool) -> Iterator[Result]:
+def sweep(quick: bool, full: bool = False) -> Iterator[Result]:
     counts = class_counts(10, 5000, 100)
     labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
     centres = torch.randn(10, 64, generator=generator(0, "centres"))
@@ -195,22 +196,28 @@ def sweep(quick: bool) -> Iterator[Result]:
         fit_cosine_classifiers(start, batches, loss, recipe)
         return time.perf_counter() - started
 
+    def lone(seed: int, w1: float) -> float:
+        kps, ce = tables["kps", seed][0], tables["ce", seed][0]
+        return peers.lone_fusion_run(kps, ce, labels, counts, w1, epochs)
+
     def theirs() -> float:
-        kps, ce = tables["kps", 0][0], tables["ce", 0][0]
-        return peers.lone_fusion_run(kps, ce, labels, counts, 0.5, epochs)
+        if not full:
+            return 33 * lone(0, 0.5)
+        return sum(lone(seed, w1) for seed in range(3) for w1 in coefficients.tolist())
 
     # Small operations gain nothing from a second thread, on either side.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    product, peer = alternate(ours, theirs, 2)
+    product, peer = alternate(ours, theirs, 1 if full else 2)
     torch.set_num_threads(threads)
+    remark = "peer: 33 runs" if full else f"peer: one run of {peer / 33:.2f} s, times 33"
     yield Result(
         f"FFN sweep, 33 models, {epochs} epochs",
         "models/s",
         33 / product,
-        1 / peer,
+        33 / peer,
         15.0,
-        f"peer: one run of {peer:.1f} s, times 33",
+        remark,
     )
 
 
@@ -258,15 +265,22 @@ SUITES = {
 }
 
 
+def figure(value: float) -> str:
+    """Return a rate, right-aligned, with decimals that suit its size."""
+    return f"{value:>12,.{1 if value >= 10 else 3}f}"
+
+
 def machine() -> str:
     """Return processor, cores and versions in one line."""
-    model = platform.processor() or platform.machine()
+    model, flags = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = info.read_text().splitlines()
         model = next((line.split(": ")[1] for line in lines if "model name" in line), model)
+        flags = next((line for line in lines if line.startswith("flags")), "")
+    matrix_units = "AMX" if "amx_bf16" in flags else "no AMX"
     return (
-        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{model}, {matrix_units}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"{str(precision('auto', CPU)).removeprefix('torch.')} by default, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
@@ -275,18 +289,22 @@ def machine() -> str:
 def main() -> None:
     """Run the suites and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, no compile")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="smaller sizes, no compile")
+    extent.add_argument("--full", action="store_true", help="run all 33 peers of the sweep")
     parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES))
     parser.add_argument("--csv", type=Path, help="write the table there too")
     options = parser.parse_args()
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    suites = {**SUITES, "sweep": functools.partial(sweep, full=options.full)}
     print(machine())
     rows = []
     print(f"{'what':<34}{'unit':>10}{'ltpipe':>12}{'peer':>12}{'ratio':>8}{'goal':>7}")
     for name in options.only:
-        for result in SUITES[name](options.quick):
+        for result in suites[name](options.quick):
             goal = "" if result.goal is None else f"{result.goal:g}"
             print(
-                f"{result.name:<34}{result.unit:>10}{result.product:>12,.1f}{result.peer:>12,.1f}"
+                f"{result.name:<34}{result.unit:>10}{figure(result.product)}{figure(result.peer)}"
                 f"{result.ratio:>8.2f}{goal:>7}  {result.remark}",
                 flush=True,
             )
