@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ _JOBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it went well, 2 after a message about bad input."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
+    options.arguments = arguments
     try:
         return options.run(options)
     except InputError as error:
@@ -131,6 +134,14 @@ def _add_job(commands: Any, name: str, kind: str, summary: str) -> None:
         command.add_argument(
             "--checkpoint-every", type=int, default=5, metavar="EPOCHS", help="default: 5"
         )
+        command.add_argument(
+            "--processes",
+            type=int,
+            default=1,
+            metavar="N",
+            help="train with N processes on this host, each with its own GPU if there are any; "
+            "for several hosts start `ltpipe train` by torchrun (default: 1)",
+        )
     if kind == "report":
         command.add_argument(
             "--expected",
@@ -215,6 +226,8 @@ def _run_job(options: argparse.Namespace) -> int:
     from ltpipe.config.plan import code_entries
     from ltpipe.provenance import code_identity, code_modules, write_manifest
 
+    if getattr(options, "processes", 1) > 1 and _torchrun_rank() is None:
+        return _launch(options.processes, options.arguments)
     spec = _read_spec(options)
     entries = code_entries(spec)
     code = code_identity(entries)
@@ -232,6 +245,8 @@ def _run_job(options: argparse.Namespace) -> int:
             facts = _report(options, spec)
         else:
             facts, inputs = _compute(options, spec, code)
+        if _torchrun_rank() not in (None, 0):
+            return 0
         write_manifest(
             options.output,
             spec=spec,
@@ -245,6 +260,19 @@ def _run_job(options: argparse.Namespace) -> int:
             _remove_if_empty(options.output)
         raise
     return 0
+
+
+def _torchrun_rank() -> int | None:
+    """Return this process's number among those that torchrun started; None without torchrun."""
+    value = os.environ.get("RANK")
+    return None if value is None or "TORCHELASTIC_RUN_ID" not in os.environ else int(value)
+
+
+def _launch(processes: int, arguments: Sequence[str]) -> int:
+    """Start this command again as several processes and wait for them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", "-m", "ltpipe", *arguments]
+    return subprocess.run(command).returncode
 
 
 def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
@@ -280,16 +308,22 @@ def _compute(
     from ltpipe.job import Job
     from ltpipe.registry import load
     from ltpipe.training.devices import describe, lease
+    from ltpipe.training.distributed import is_launched, joined
+
+    if is_launched() and spec["kind"] != "stage1":
+        raise InputError("only `ltpipe train` runs as several processes")
 
     torch.set_num_threads(max(1, options.threads))
     inputs = _read_inputs(options)
-    if spec["kind"] == "stage2":
+    if spec["kind"] == "stage1":
+        run = load("system", spec["backbone"].get("system", "supervised"))
+    elif spec["kind"] == "stage2":
         run = load("method", spec["method"]["kind"])
     else:
         run = importlib.import_module(JOBS[spec["kind"]]).run
     # Drawing and taking over only move data; they leave GPUs to others.
     wanted = "cpu" if spec["kind"] in ("data", "import") else options.device
-    with lease(wanted) as device:
+    with lease(wanted) as device, joined(device):
         facts = run(
             Job(
                 spec=spec,

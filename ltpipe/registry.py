@@ -70,15 +70,22 @@ REGISTRY: dict[str, dict[str, Entry]] = {
                 ("resnext50", "ResNeXt-50 (32x4d)", "Xie et al., CVPR 2017"),
             )
         },
+        **{
+            f"bbn-{base}": Entry(
+                "ltpipe.models.bilateral",
+                f"bbn_{base}",
+                f"{title} with two last blocks, for system bbn",
+                "Zhou et al., CVPR 2020",
+            )
+            for base, title in (
+                ("resnet8", "CIFAR ResNet-8"),
+                ("resnet32", "CIFAR ResNet-32"),
+                ("resnet50", "torchvision ResNet-50"),
+            )
+        },
     },
     "loss": {
         "ce": Entry("ltpipe.losses.softmax", "CrossEntropyLoss", "softmax cross-entropy"),
-        "balanced-softmax": Entry(
-            "ltpipe.losses.softmax",
-            "BalancedSoftmaxLoss",
-            "cross-entropy on logits shifted by the log class counts",
-            "Ren et al., NeurIPS 2020",
-        ),
         "focal": Entry(
             "ltpipe.losses.reweight",
             "FocalLoss",
@@ -86,10 +93,22 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "Lin et al., ICCV 2017",
         ),
         "class-balanced": Entry(
-            "ltpipe.losses.softmax",
-            "CrossEntropyLoss",
+            "ltpipe.losses.reweight",
+            "ClassBalancedLoss",
             "cross-entropy weighted by the inverse effective number of samples",
             "Cui et al., CVPR 2019",
+        ),
+        "balanced-softmax": Entry(
+            "ltpipe.losses.softmax",
+            "BalancedSoftmaxLoss",
+            "cross-entropy on logits shifted by the log class counts",
+            "Ren et al., NeurIPS 2020",
+        ),
+        "logit-adjustment": Entry(
+            "ltpipe.losses.softmax",
+            "LogitAdjustedLoss",
+            "cross-entropy on logits shifted by tau times the log prior",
+            "Menon et al., ICLR 2021",
         ),
         "ldam": Entry(
             "ltpipe.losses.margin",
@@ -102,6 +121,74 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "KPSLoss",
             "key-point sensitive loss: class-wise scales and margins on cosines",
             "Li et al., TPAMI 2022",
+        ),
+        "label-smoothing": Entry(
+            "ltpipe.losses.smoothing",
+            "LabelSmoothingLoss",
+            "cross-entropy with a share of the target on all classes",
+            "Szegedy et al., CVPR 2016",
+        ),
+        "label-aware-smoothing": Entry(
+            "ltpipe.losses.smoothing",
+            "LabelAwareSmoothingLoss",
+            "label smoothing that is stronger for frequent classes",
+            "MiSLAS: Zhong et al., CVPR 2021",
+        ),
+    },
+    "rule": {
+        "none": Entry("ltpipe.training.rules", "none", "samples shuffled, all classes alike"),
+        "rs": Entry(
+            "ltpipe.training.rules",
+            "resampling",
+            "rare classes drawn more often",
+            "Kang et al., ICLR 2020",
+        ),
+        "rw": Entry(
+            "ltpipe.training.rules",
+            "reweighting",
+            "class weights by inverse frequency",
+            "Cao et al., NeurIPS 2019",
+        ),
+        "cb-rw": Entry(
+            "ltpipe.training.rules",
+            "effective_reweighting",
+            "class weights by the inverse effective number",
+            "Cui et al., CVPR 2019",
+        ),
+        "drs": Entry(
+            "ltpipe.training.rules",
+            "resampling",
+            "resampling deferred to the last epochs",
+            "Cao et al., NeurIPS 2019",
+        ),
+        "drw": Entry(
+            "ltpipe.training.rules",
+            "reweighting",
+            "reweighting deferred to the last epochs",
+            "Cao et al., NeurIPS 2019",
+        ),
+        "dcb": Entry(
+            "ltpipe.training.rules",
+            "effective_reweighting",
+            "weights by the effective number, deferred",
+            "Cao et al., NeurIPS 2019",
+        ),
+    },
+    "system": {
+        "supervised": Entry(
+            "ltpipe.stage1.supervised", "run", "one network, any loss, any rule, mixup at will"
+        ),
+        "bbn": Entry(
+            "ltpipe.stage1.bbn",
+            "run",
+            "two branches, fed uniformly and reversely, mixed cumulatively",
+            "Zhou et al., CVPR 2020",
+        ),
+        "paco": Entry(
+            "ltpipe.stage1.paco",
+            "run",
+            "contrastive learning with class centres, a momentum encoder and a queue",
+            "Cui et al., ICCV 2021",
         ),
     },
     "method": {

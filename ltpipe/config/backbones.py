@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from ltpipe.config.base import Float, Settings
 
@@ -16,10 +17,36 @@ class CrossEntropy(Settings):
 class Focal(Settings):
     name: Literal["focal"]
     gamma: Float = Field(default=1.0, ge=0)
+    ldam_compat: bool = False
 
 
 class BalancedSoftmax(Settings):
     name: Literal["balanced-softmax"]
+
+
+class LogitAdjustment(Settings):
+    name: Literal["logit-adjustment"]
+    tau: Float = Field(default=1.0, ge=0)
+
+
+class LabelSmoothing(Settings):
+    name: Literal["label-smoothing"]
+    smoothing: Float = Field(default=0.1, ge=0, lt=1)
+
+
+class LabelAwareSmoothing(Settings):
+    """MiSLAS's smoothing: `head` for the largest class, falling to `tail` for the smallest."""
+
+    name: Literal["label-aware-smoothing"]
+    head: Float = Field(default=0.3, ge=0, lt=1)
+    tail: Float = Field(default=0.0, ge=0, lt=1)
+    shape: Literal["concave", "linear", "convex"] = "concave"
+
+    @model_validator(mode="after")
+    def _falls(self) -> LabelAwareSmoothing:
+        if self.tail > self.head:
+            raise ValueError("tail must not exceed head")
+        return self
 
 
 class ClassBalanced(Settings):
@@ -43,9 +70,57 @@ class KPS(Settings):
 
 
 Loss = Annotated[
-    CrossEntropy | Focal | BalancedSoftmax | ClassBalanced | LDAM | KPS,
+    CrossEntropy
+    | Focal
+    | BalancedSoftmax
+    | LogitAdjustment
+    | LabelSmoothing
+    | LabelAwareSmoothing
+    | ClassBalanced
+    | LDAM
+    | KPS,
     Field(discriminator="name"),
 ]
+COSINE_LOSSES = (LDAM, KPS)
+
+
+class Rule(Settings):
+    """A rebalancing rule; ltpipe.training.rules says what each does.
+
+    `by` is the quantity by which rules resample (inverse, effective, sqrt) or reweight (inverse,
+    effective): inverse class frequency unless given. `start` is the 0-based epoch from which the
+    deferred rules act: unless given, four fifths of all epochs, which is 160 of 200.
+    """
+
+    name: Literal["none", "rs", "rw", "cb-rw", "drs", "drw", "dcb"]
+    by: Literal["inverse", "effective", "sqrt"] | None = None
+    beta: Float = Field(default=0.9999, ge=0, lt=1)
+    start: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Rule:
+        choices = {
+            "rs": ("inverse", "effective", "sqrt"),
+            "drs": ("inverse", "effective", "sqrt"),
+            "rw": ("inverse", "effective"),
+            "drw": ("inverse", "effective"),
+        }.get(self.name, ())
+        if self.by is not None and self.by not in choices:
+            known = f"one of {', '.join(choices)}" if choices else "it takes none"
+            raise ValueError(f"rule {self.name!r} has no by: {self.by} ({known})")
+        if self.start is not None and not self.is_deferred():
+            raise ValueError(f"rule {self.name!r} acts from the first epoch: it has no start")
+        return self
+
+    def is_deferred(self) -> bool:
+        """Return whether the rule waits."""
+        return self.name in ("drs", "drw", "dcb")
+
+    def first_epoch(self, epochs: int) -> int:
+        """Return the 0-based epoch from which the rule acts, of `epochs`."""
+        if not self.is_deferred():
+            return 0
+        return 4 * epochs // 5 if self.start is None else self.start
 
 
 class Schedule(Settings):
@@ -83,10 +158,12 @@ class FeatureSettings(Settings):
     train_bn: bool = False
 
 
-class Backbone(Settings):
-    """One network trained end to end on the long-tailed images.
+class BackboneSettings(Settings):
+    """What all ways of training a backbone share.
 
-    Every loss that takes cosines (`ldam`, `kps`) needs `head: cosine`.
+    `weights` starts the network from a file, or from torchvision's published weights of that
+    name, as in `weights: IMAGENET1K_V1`. `trained` says what of it is then trained: everything,
+    or the last stage and the classifier only (torchvision networks).
     """
 
     labels: ClassVar[frozenset[str]] = frozenset({"description", "features"})
@@ -94,9 +171,7 @@ class Backbone(Settings):
     network: str
     head: Literal["linear", "cosine"] = "linear"
     weights: str | None = None
-    loss: Loss
-    sampler: Literal["shuffle", "balanced", "effective", "sqrt"] = "shuffle"
-    mixup: Float = Field(default=0.0, ge=0)
+    trained: Literal["all", "last-stage"] = "all"
     epochs: int = Field(default=200, ge=1)
     batch_size: int = Field(default=128, ge=2)
     learning_rate: Float = Field(default=0.1, gt=0)
@@ -117,20 +192,102 @@ class Backbone(Settings):
         return check_name("network", name)
 
     @model_validator(mode="after")
-    def _head_fits_loss(self) -> Backbone:
-        if isinstance(self.loss, LDAM | KPS) and self.head != "cosine":
-            raise ValueError(f"loss {self.loss.name!r} takes cosines: set head: cosine")
-        return self
-
-    @model_validator(mode="after")
-    def _weights_fit_network(self) -> Backbone:
+    def _weights_fit_network(self) -> BackboneSettings:
         from ltpipe.registry import module_of
 
         torchvision = "ltpipe.models.torchvision_resnet"
-        if self.weights is not None and module_of("network", self.network) != torchvision:
-            raise ValueError(f"weights: {self.network} starts from fresh weights only")
+        if module_of("network", self.network) != torchvision:
+            if self.weights is not None:
+                raise ValueError(f"weights: {self.network} starts from fresh weights only")
+            if self.trained != "all":
+                raise ValueError(f"trained: {self.network} is trained as a whole")
         return self
 
     def train_identity(self) -> dict[str, Any]:
         """Return what decides the trained weights."""
         return self.identity()
+
+
+def _check_head(head: str, loss: Any) -> None:
+    if isinstance(loss, COSINE_LOSSES) and head != "cosine":
+        raise ValueError(f"loss {loss.name!r} takes cosines: set head: cosine")
+
+
+class Backbone(BackboneSettings):
+    """One network trained end to end on the long-tailed images: any loss under any rule.
+
+    Losses that take cosines (`ldam`, `kps`) need `head: cosine`.
+    """
+
+    system: Literal["supervised"] = "supervised"
+    loss: Loss
+    rule: Rule = Rule(name="none")
+    mixup: Float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Backbone:
+        _check_head(self.head, self.loss)
+        if self.rule.first_epoch(self.epochs) >= self.epochs:
+            raise ValueError(
+                f"rule.start {self.rule.start} lies beyond the last of {self.epochs} epochs"
+            )
+        return self
+
+
+class BBN(BackboneSettings):
+    """Two branches on a shared trunk, one fed uniformly, one reversely, mixed cumulatively.
+
+    `network` is one with two branches, such as bbn-resnet32.
+    """
+
+    system: Literal["bbn"]
+    loss: Loss = CrossEntropy(name="ce")
+
+    @model_validator(mode="after")
+    def _fits(self) -> BBN:
+        if not self.network.startswith("bbn-"):
+            raise ValueError(f"network: {self.network} has one branch; take bbn-resnet32")
+        if self.head != "linear":
+            raise ValueError("head: BBN's classifier is linear")
+        _check_head(self.head, self.loss)
+        return self
+
+
+class PaCo(BackboneSettings):
+    """Parametric contrastive learning: class centres beside keys of a momentum encoder.
+
+    `centre_weight` is the paper's beta on the true centre, `alpha` weighs each sample of the same
+    class. `queue` keys are kept; `projection` is the width of the contrasted vectors;
+    `centre_temperature` divides the centres' logits.
+    """
+
+    system: Literal["paco"]
+    loss: None = None
+    alpha: Float = Field(default=0.01, ge=0)
+    centre_weight: Float = Field(default=1.0, gt=0)
+    temperature: Float = Field(default=0.05, gt=0)
+    centre_temperature: Float = Field(default=1.0, gt=0)
+    queue: int = Field(default=1024, ge=0)
+    projection: int = Field(default=32, ge=1)
+    encoder_momentum: Float = Field(default=0.999, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> PaCo:
+        if self.head != "linear":
+            raise ValueError("head: PaCo's centres are those of a linear classifier")
+        return self
+
+
+AnyBackbone = Annotated[Backbone | BBN | PaCo, Field(discriminator="system")]
+
+
+def backbone_settings(values: Mapping[str, Any]) -> Any:
+    """Return the settings of a backbone, defaults filled in; `system` is supervised unless given.
+
+    Raises:
+        pydantic.ValidationError: they are not those of a backbone.
+    """
+    return _ADAPTER.validate_python({"system": "supervised", **values})
+
+
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyBackbone)

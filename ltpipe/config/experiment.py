@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from ltpipe.config.backbones import Backbone
+from ltpipe.config.backbones import AnyBackbone
 from ltpipe.config.base import Float, Settings, explain, merge
 from ltpipe.config.datasets import Dataset, FeaturesDataset
 from ltpipe.config.methods import Method
@@ -23,10 +23,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SECTIONS = ("datasets", "backbones", "methods")
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "datasets": TypeAdapter(Dataset),
-    "backbones": TypeAdapter(Backbone),
+    "backbones": TypeAdapter(AnyBackbone),
     "methods": TypeAdapter(Method),
 }
-_TAGS = {"datasets": "source", "methods": "kind"}
+_TAGS = {"datasets": "source", "backbones": "system", "methods": "kind"}
 
 
 class DataLocation(Settings):
@@ -356,8 +356,10 @@ def _resolve_entry(
 ) -> Named:
     where = f"{section}.{name}"
     folder, values = _definition(where, name, entries, known)
-    tag = _TAGS.get(section)
-    if tag is not None and tag not in values:
+    tag = _TAGS[section]
+    if section == "backbones":
+        values.setdefault(tag, "supervised")
+    if tag not in values:
         hint = nearest(name, known)
         raise InputError(
             f"{where}: there is no definition {name!r}{hint}; name one with use:, or give {tag}:"
@@ -365,7 +367,7 @@ def _resolve_entry(
     try:
         settings = _ADAPTERS[section].validate_python(values)
     except ValidationError as error:
-        raise _without_tag(error, where, values.get(tag or "")) from None
+        raise _without_tag(error, where, values[tag]) from None
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     return Named(name, folder, settings)

@@ -18,10 +18,9 @@ from ltpipe.registry import module_of
 
 RESULTS = "results"
 
-# The module that runs each kind of job; a method's module runs stage two.
+# The module that runs each kind of job; a system's module runs stage one, a method's stage two.
 JOBS = {
     "data": "ltpipe.data.drawing",
-    "stage1": "ltpipe.stage1.supervised",
     "features": "ltpipe.features.extract",
     "import": "ltpipe.features.importing",
     "report": "ltpipe.evaluation.report",
@@ -72,12 +71,17 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
         for backbone in spec.get("backbones", {}).values():
             entries.append(module_of("network", backbone["network"]))
         return tuple(dict.fromkeys(entries))
-    entries = [JOBS[kind]]
+    backbone = spec.get("backbone", {})
+    if kind == "stage1":
+        entries = [module_of("system", backbone.get("system", "supervised"))]
+    else:
+        entries = [JOBS[kind]]
     if "dataset" in spec and kind != "report":
         entries.append(module_of("source", spec["dataset"]["source"]))
-    if "backbone" in spec:
-        entries.append(module_of("network", spec["backbone"]["network"]))
-        entries.append(module_of("loss", spec["backbone"]["loss"]["name"]))
+    if backbone:
+        entries.append(module_of("network", backbone["network"]))
+    if "loss" in backbone:
+        entries.append(module_of("loss", backbone["loss"]["name"]))
     return tuple(entries)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ltpipe.errors import InputError, nearest
 
-SAMPLERS = ("shuffle", "balanced", "effective", "sqrt")
+SAMPLERS = ("shuffle", "balanced", "effective", "sqrt", "reversed")
 _BETA = 0.9999
 
 
@@ -19,7 +19,9 @@ def epoch_order(
     * The others draw N times with replacement, sample i with a probability in proportion to
       ``balanced``: 1 / n, so that all classes are equally likely; ``sqrt``: n ** -0.5 (Kang et
       al., ICLR 2020, eq. 1 with q = 0 and q = 1/2); ``effective``: (1 - b) / (1 - b ** n) with
-      b = 0.9999 (Cui et al., CVPR 2019, eq. 2), n being the size of the class of i.
+      b = 0.9999 (Cui et al., CVPR 2019, eq. 2); ``reversed``: n ** -2, so that class c is drawn
+      in proportion to 1 / n_c (BBN, Zhou et al., CVPR 2020, section 4.2), n being the size of the
+      class of i.
 
     Args:
         labels: (N,) int64 in 0 .. num_classes-1, on the CPU. A class without samples is not drawn.
@@ -40,6 +42,8 @@ def epoch_order(
         class_weight = (counts > 0).double()
     elif kind == "sqrt":
         class_weight = n.sqrt()
+    elif kind == "reversed":
+        class_weight = (counts > 0) / n.clamp(min=1)
     elif kind == "effective":
         class_weight = n * (1 - _BETA) / (1 - _BETA ** n.clamp(min=1))
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltpipe.config.backbones import Backbone, FeatureSettings
+from ltpipe.config.backbones import FeatureSettings, backbone_settings
 from ltpipe.data.augment import normalise
 from ltpipe.data.loading import ImageSplit, Pixels, open_split
 from ltpipe.data.subset import Subset, read_subset
@@ -67,7 +67,7 @@ def run(job: Job) -> dict[str, Any]:
     whichever network sees it. A split without samples gives a file without rows.
     """
     settings = FeatureSettings.model_validate(job.spec["features"])
-    backbone = Backbone.model_validate(job.spec["backbone"])
+    backbone = backbone_settings(job.spec["backbone"])
     subset = read_subset(job.inputs["data"] / "subset.h5")
     weights = job.inputs["stage1"] / "model.safetensors"
     started = time.perf_counter()
@@ -100,7 +100,7 @@ def _write_split(
     split: ImageSplit,
     network: Any,
     settings: FeatureSettings,
-    backbone: Backbone,
+    backbone: Any,
     subset: Subset,
     dtype: torch.dtype,
 ) -> int:
@@ -128,8 +128,10 @@ def _write_split(
 
     features = np.concatenate(list(track(stream(None), f"{name} features")))[place]
     head = copy.deepcopy(network.head).to("cpu").float().eval()
-    loss = build_loss(backbone.loss, subset.class_counts)
-    logits = loss.logits(head(torch.from_numpy(features))).numpy()
+    outputs = head(torch.from_numpy(features))
+    if backbone.loss is not None:
+        outputs = build_loss(backbone.loss, subset.class_counts).logits(outputs)
+    logits = outputs.numpy()
     dimension = features.shape[1]
 
     def all_views() -> Iterator[np.ndarray]:

@@ -1,7 +1,8 @@
-"""What all losses share: their interface, and checked class counts."""
+"""What all losses share: their interface, class weights, and checked class counts."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,13 +11,52 @@ from torch import Tensor, nn
 from ltpipe.errors import InputError
 
 
-class Loss(nn.Module):
+class Loss(nn.Module, ABC):
     """A loss called as ``loss(logits (B, C), target (B,) int64) -> scalar``, the batch mean.
+
+    A loss of one's own defines `per_sample`. With class weights w (C,) the mean is
+    ``sum w_y l / sum w_y``, as in torch's weighted cross-entropy, whichever the loss; weights
+    come from the loss itself (`weight`) and from a rebalancing rule (`reweight`), and multiply.
 
     Half-precision logits are raised to float32 before anything is computed. What a loss knows
     about the classes is kept in buffers outside the state dict: it follows ``.to(device)`` and is
     rebuilt from the counts, never loaded.
     """
+
+    weight: Tensor | None
+    rule_weight: Tensor | None
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("rule_weight", None, persistent=False)
+
+    @abstractmethod
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return each sample's unweighted loss (B,) for logits (B, C) of float32 or better."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        total, weight = self.sums(logits, target)
+        return total / weight
+
+    def sums(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of the samples' losses, and the sum of their weights."""
+        losses = self.per_sample(at_least_float32(logits), target)
+        weights = self.class_weights()
+        if weights is None:
+            return losses.sum(), losses.new_full((), len(losses))
+        chosen = weights.to(losses.dtype)[target]
+        return (chosen * losses).sum(), chosen.sum()
+
+    def class_weights(self) -> Tensor | None:
+        """Return the weights (C,) in force, or None where all classes weigh the same."""
+        if self.weight is None or self.rule_weight is None:
+            return self.weight if self.rule_weight is None else self.rule_weight
+        return self.weight * self.rule_weight
+
+    def reweight(self, weights: Tensor | None) -> None:
+        """Let a rule's class weights (C,) act from now on; None ends them."""
+        self.rule_weight = weights
 
     def on_epoch(self, epoch: int) -> None:
         """Announce the 0-based `epoch` before its first batch; most losses have nothing to do."""

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltpipe.errors import InputError
-from ltpipe.losses.base import Loss, at_least_float32, checked_counts
+from ltpipe.losses.base import Loss, checked_counts
 
 
 class LDAMLoss(Loss):
     """Label-distribution-aware margin loss on cosines (B, C).
 
     ``CE(s (z - m_y onehot(y)), y)`` with ``m_c`` proportional to ``n_c ** (-1/4)`` and scaled so
-    that the largest is `max_margin`. Class weights (C,) act as in CrossEntropyLoss.
+    that the largest is `max_margin`.
 
     Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
     NeurIPS 2019, section 3.2.
@@ -27,7 +27,6 @@ class LDAMLoss(Loss):
     """
 
     margins: Tensor
-    weight: Tensor | None
 
     def __init__(
         self,
@@ -36,18 +35,16 @@ class LDAMLoss(Loss):
         scale: float = 30.0,
         weight: Tensor | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(weight)
         _check_positive(max_margin=max_margin, scale=scale)
         margins = checked_counts(class_counts) ** -0.25
         margins *= max_margin / margins.max()
         self.scale = scale
         self.register_buffer("margins", margins.float(), persistent=False)
-        self.register_buffer("weight", weight, persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        cosines = _subtract_at_target(at_least_float32(logits), self.margins[target], target)
-        weight = None if self.weight is None else self.weight.to(cosines.dtype)
-        return F.cross_entropy(self.scale * cosines, target, weight)
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        cosines = _subtract_at_target(logits, self.margins[target], target)
+        return F.cross_entropy(self.scale * cosines, target, reduction="none")
 
     def logits(self, outputs: Tensor) -> Tensor:
         return self.scale * outputs
@@ -82,8 +79,9 @@ class KPSLoss(Loss):
         max_margin: float = 0.2,
         scale: float = 15.0,
         adjust_from: int | None = None,
+        weight: Tensor | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(weight)
         _check_positive(max_margin=max_margin, scale=scale)
         counts = checked_counts(class_counts)
         sizes = torch.log(50 * counts / counts.min())
@@ -101,12 +99,14 @@ class KPSLoss(Loss):
     def on_epoch(self, epoch: int) -> None:
         self.adjusting = self.adjust_from is not None and epoch >= self.adjust_from
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        stretched = self.stretch * at_least_float32(logits)
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        stretched = self.stretch * logits
         stretched = _subtract_at_target(stretched, self.margins[target], target)
         if self.adjusting:
-            return F.cross_entropy(self.adjusted_scales[target].unsqueeze(1) * stretched, target)
-        return F.cross_entropy(self.scale * stretched, target)
+            scaled = self.adjusted_scales[target].unsqueeze(1) * stretched
+        else:
+            scaled = self.scale * stretched
+        return F.cross_entropy(scaled, target, reduction="none")
 
     def logits(self, outputs: Tensor) -> Tensor:
         return self.scale * outputs

@@ -43,11 +43,29 @@ def _sum_to_classes(weights: Tensor) -> Tensor:
     return (weights * (len(weights) / weights.sum())).float()
 
 
+class ClassBalancedLoss(Loss):
+    """Cross-entropy weighted by the inverse effective number of samples at all times.
+
+    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, section 4.
+
+    Raises:
+        InputError: a class has no training image; `beta` is outside [0, 1).
+    """
+
+    def __init__(self, class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> None:
+        super().__init__(effective_number_weights(class_counts, beta))
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, reduction="none")
+
+
 class FocalLoss(Loss):
     """Softmax focal loss ``(1 - p_y) ** gamma * CE``.
 
-    p is the plain softmax probability, also with class weights (C,), and the gradient flows
-    through the modulating factor; the weighted mean divides by the batch's sum of w_y.
+    p is the plain softmax probability, also with class weights, and the gradient flows through
+    the modulating factor. `ldam_compat` repeats what LDAM-DRW's code does with class weights:
+    ``p = exp(-w_y CE)``, and the sum of ``w_y (1 - p) ** gamma CE`` divided by the number of
+    samples instead of the weights' sum.
 
     Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4, with softmax in the
     place of the sigmoid.
@@ -56,21 +74,27 @@ class FocalLoss(Loss):
         InputError: `gamma` is negative.
     """
 
-    weight: Tensor | None
-
-    def __init__(self, gamma: float = 1.0, weight: Tensor | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, gamma: float = 1.0, weight: Tensor | None = None, ldam_compat: bool = False
+    ) -> None:
+        super().__init__(weight)
         if not gamma >= 0:
             raise InputError(f"gamma must be at least 0, not {gamma:g}")
         self.gamma = gamma
-        self.register_buffer("weight", weight, persistent=False)
+        self.ldam_compat = ldam_compat
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        cross_entropy = F.cross_entropy(at_least_float32(logits), target, reduction="none")
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self._modulated(F.cross_entropy(logits, target, reduction="none"))
+
+    def sums(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self.class_weights()
+        if not self.ldam_compat or weights is None:
+            return super().sums(logits, target)
+        losses = F.cross_entropy(at_least_float32(logits), target, reduction="none")
+        weighted = weights.to(losses.dtype)[target] * losses
+        return self._modulated(weighted).sum(), losses.new_full((), len(losses))
+
+    def _modulated(self, losses: Tensor) -> Tensor:
         # Below gamma = 1 the power has an infinite slope at 0, and 0 * inf is not a gradient.
-        miss = (-torch.expm1(-cross_entropy)).clamp_min(torch.finfo(cross_entropy.dtype).tiny)
-        losses = miss**self.gamma * cross_entropy
-        if self.weight is None:
-            return losses.mean()
-        weights = self.weight.to(losses.dtype)[target]
-        return (weights * losses).sum() / weights.sum()
+        miss = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
+        return miss**self.gamma * losses

@@ -7,22 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltpipe.losses.base import Loss, at_least_float32, checked_counts
+from ltpipe.errors import InputError
+from ltpipe.losses.base import Loss, checked_counts
 
 
 class CrossEntropyLoss(Loss):
     """Softmax cross-entropy; with class weights (C,) the mean divides by the batch's sum of w_y."""
 
-    weight: Tensor | None
-
-    def __init__(self, weight: Tensor | None = None) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits = at_least_float32(logits)
-        weight = None if self.weight is None else self.weight.to(logits.dtype)
-        return F.cross_entropy(logits, target, weight)
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, reduction="none")
 
 
 class BalancedSoftmaxLoss(Loss):
@@ -36,10 +29,40 @@ class BalancedSoftmaxLoss(Loss):
 
     log_counts: Tensor
 
-    def __init__(self, class_counts: Sequence[int] | Tensor) -> None:
-        super().__init__()
+    def __init__(self, class_counts: Sequence[int] | Tensor, weight: Tensor | None = None) -> None:
+        super().__init__(weight)
         log_counts = checked_counts(class_counts).log().float()
         self.register_buffer("log_counts", log_counts, persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(at_least_float32(logits) + self.log_counts, target)
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits + self.log_counts, target, reduction="none")
+
+
+class LogitAdjustedLoss(Loss):
+    """Cross-entropy on ``z + tau log p`` with the class prior p = n / N.
+
+    At tau = 1 its gradient is balanced softmax's.
+
+    Menon et al., "Long-Tail Learning via Logit Adjustment", ICLR 2021, eq. 10.
+
+    Raises:
+        InputError: a class has no training image; `tau` is negative.
+    """
+
+    adjustment: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int] | Tensor,
+        tau: float = 1.0,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight)
+        if not tau >= 0:
+            raise InputError(f"tau must be at least 0, not {tau:g}")
+        counts = checked_counts(class_counts)
+        adjustment = (tau * (counts / counts.sum()).log()).float()
+        self.register_buffer("adjustment", adjustment, persistent=False)
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits + self.adjustment, target, reduction="none")

@@ -10,13 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ltpipe.config.backbones import Backbone
+from ltpipe.config.backbones import BackboneSettings
 from ltpipe.errors import InputError
 from ltpipe.io import atomic_path
 from ltpipe.registry import load
 
 
-def build_network(settings: Backbone, classes: int, channels: int) -> Any:
+def build_network(settings: BackboneSettings, classes: int, channels: int) -> Any:
     """Return the network of `settings` with fresh weights from torch's global stream.
 
     It maps images (B, channels, H, W) to logits (B, classes), has `.features(x)` -> (B, D) and
@@ -25,7 +25,10 @@ def build_network(settings: Backbone, classes: int, channels: int) -> Any:
     options: dict[str, Any] = {"head": settings.head, "in_channels": channels}
     if settings.weights is not None:
         options["weights"] = Path(settings.weights)
-    return load("network", settings.network)(classes, **options)
+    network = load("network", settings.network)(classes, **options)
+    if settings.trained == "last-stage":
+        network.freeze_early_stages()
+    return network
 
 
 def place(network: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:

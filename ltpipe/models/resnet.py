@@ -79,6 +79,11 @@ class ResNet(nn.Module):
         """Return the head's outputs, (B, num_classes)."""
         return self.head(self.features(x))
 
+    def trunk_and_last(self) -> tuple[nn.Sequential, nn.Module]:
+        """Return all before the last block, images to maps, and the last block."""
+        blocks = list(self.blocks)
+        return nn.Sequential(self.conv, self.bn, nn.ReLU(), *blocks[:-1]), blocks[-1]
+
 
 def resnet8(
     num_classes: int, head: str = "linear", attention: str | None = None, in_channels: int = 3

@@ -20,6 +20,7 @@ class TorchvisionResNet(nn.Module):
         self, name: str, num_classes: int, head: str, in_channels: int, weights: Path | None
     ) -> None:
         super().__init__()
+        self.frozen: list[nn.Module] = []
         self.body = getattr(import_torchvision().models, name)(weights=None)
         self.feature_dim: int = self.body.fc.in_features
         self.body.fc = nn.Identity()
@@ -37,6 +38,30 @@ class TorchvisionResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the head's outputs, (B, num_classes)."""
         return self.head(self.features(x))
+
+    def trunk_and_last(self) -> tuple[nn.Sequential, nn.Module]:
+        """Return all before the last block, images to maps, and the last block."""
+        body = self.body
+        stages = [body.layer1, body.layer2, body.layer3, *list(body.layer4)[:-1]]
+        first = (body.conv1, body.bn1, body.relu, body.maxpool)
+        return nn.Sequential(*first, *stages), body.layer4[-1]
+
+    def freeze_early_stages(self) -> None:
+        """Train the last stage and the classifier only; what is before keeps its statistics."""
+        self.frozen = [
+            module
+            for name, module in self.body.named_children()
+            if name not in ("layer4", "avgpool", "fc")
+        ]
+        for module in self.frozen:
+            module.requires_grad_(False)
+            module.eval()
+
+    def train(self, mode: bool = True) -> TorchvisionResNet:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
 
 def _load_body(body: nn.Module, path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltpipe.config.backbones import Backbone
+from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.methods import FFN
 from ltpipe.data.loading import open_split
 from ltpipe.data.sampling import epoch_order
@@ -33,7 +33,7 @@ class OnlineBatches:
         self.embed = {role: self._embedder(role) for role in ("ce", "kps")}
 
     def _embedder(self, role: str) -> Embed:
-        backbone = Backbone.model_validate(self.job.spec["backbones"][role])
+        backbone = backbone_settings(self.job.spec["backbones"][role])
         network = build_network(backbone, self.classes, self.split.channels)
         load_weights(network, self.job.inputs[f"stage1.{role}"] / "model.safetensors")
         if role == "ce" and self.settings.train_bn:

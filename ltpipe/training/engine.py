@@ -1,4 +1,4 @@
-"""The one epoch loop of stage one.
+"""The one epoch loop of stage one, and the plain supervised task in it.
 
 Images live on the device as bytes and are augmented there batch by batch; the loop never waits
 for the device inside an epoch. Every epoch draws from streams of its own, so that a run that goes
@@ -8,16 +8,17 @@ on from a checkpoint ends with the weights of an unbroken one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ltpipe.config.backbones import Backbone
+from ltpipe.config.backbones import Backbone, BackboneSettings
 from ltpipe.data.augment import normalise
 from ltpipe.data.loading import Pixels
 from ltpipe.data.sampling import epoch_order
@@ -26,9 +27,11 @@ from ltpipe.losses.base import Loss
 from ltpipe.models.building import place
 from ltpipe.progress import say, track
 from ltpipe.seeding import generator
+from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint, copy_into
 from ltpipe.training.devices import precision
 from ltpipe.training.mixup import mixup, mixup_loss
+from ltpipe.training.rules import phases
 from ltpipe.training.schedules import learning_rate
 from ltpipe.training.sgd import SGD
 
@@ -44,6 +47,27 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
+class TrainingSet:
+    """The images to train on: batches, labels (N,) int64 on the CPU, statistics, class counts."""
+
+    batches: Batches
+    labels: Tensor
+    pixels: Pixels
+    class_counts: list[int]
+
+    def labelled(
+        self, order: Tensor, batch_size: int, draws: torch.Generator, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalised images (B, C, H, W) float32 and targets (B,) of the samples in order."""
+        targets = self.labels[order].to(device, non_blocking=True)
+        start = 0
+        for batch in self.batches.epoch(order, batch_size, draws):
+            images = normalise(batch, self.pixels.mean, self.pixels.std, torch.float32)
+            yield images, targets[start : start + len(images)]
+            start += len(images)
+
+
+@dataclass(frozen=True)
 class Epoch:
     """One line of history: means over the epoch's samples; accuracy is that of training batches."""
 
@@ -54,66 +78,43 @@ class Epoch:
     seconds: float
 
 
-def train(
-    network: nn.Module,
-    loss: Loss,
-    batches: Batches,
-    labels: Tensor,
-    settings: Backbone,
+class Task(Protocol):
+    """One way of training, an epoch at a time."""
+
+    def run_epoch(self, epoch: int, rate: float) -> tuple[float, float]:
+        """Train for one epoch; return the summed loss and the number of correct samples."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every tensor that a resumed run has to find again, to be copied into."""
+        ...
+
+
+def run_epochs(
+    task: Task,
+    settings: BackboneSettings,
+    samples: int,
     *,
-    pixels: Pixels,
-    classes: int,
-    seed: int,
-    device: torch.device,
     checkpoint: Checkpoint | None = None,
     description: str = "training",
 ) -> list[Epoch]:
-    """Train `network` in place and return its history; the last epoch's weights count.
+    """Run all epochs of `task` and return its history; the last epoch's weights count.
 
     Args:
-        network: maps (B, C, H, W) images to (B, classes) logits; on `device`.
-        loss: maps logits and targets (B,) to a scalar; told of each epoch by `on_epoch`.
-        batches: the training images, in the order of `labels`.
-        labels: (N,) int64 on the CPU.
+        samples: how many samples an epoch sees, by which its sums are divided.
         checkpoint: where to leave the state every few epochs, and from where to go on.
 
     Raises:
         InputError: the loss is no longer a number.
     """
-    network = place(network, device)
-    loss.to(device)
-    optimizer = SGD(
-        network.parameters(),
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-    )
-    dtype = precision(settings.precision, device)
-    forward = torch.compile(network) if settings.compile else network
-    history = _resume(network, optimizer, checkpoint)
+    history = _resume(task, checkpoint)
     bar = track(range(len(history), settings.epochs), description, settings.epochs, len(history))
     for epoch in bar:
         rate = _rate(settings, epoch)
         started = time.perf_counter()
-        loss.on_epoch(epoch)
-        network.train()
-        total, correct = _run_epoch(
-            forward,
-            loss,
-            batches,
-            labels,
-            settings,
-            optimizer,
-            pixels=pixels,
-            classes=classes,
-            seed=seed,
-            epoch=epoch,
-            rate=rate,
-            dtype=dtype,
-            device=device,
-        )
+        total, correct = task.run_epoch(epoch, rate)
         record = Epoch(
-            epoch, rate, total / len(labels), correct / len(labels), time.perf_counter() - started
+            epoch, rate, total / samples, correct / samples, time.perf_counter() - started
         )
         if not math.isfinite(record.loss):
             raise InputError(
@@ -123,12 +124,136 @@ def train(
         history.append(record)
         bar.set_postfix(loss=f"{record.loss:.3f}", accuracy=f"{record.accuracy:.1%}")
         done = epoch + 1
-        if checkpoint is not None and checkpoint.due(done) and done < settings.epochs:
-            _save(network, optimizer, checkpoint, history)
+        wanted = checkpoint is not None and checkpoint.due(done) and done < settings.epochs
+        if checkpoint is not None and wanted and distributed.rank() == 0:
+            checkpoint.save(task.state(), {"history": [asdict(record) for record in history]})
     return history
 
 
-def _rate(settings: Backbone, epoch: int) -> float:
+def train(
+    network: nn.Module,
+    loss: Loss,
+    data: TrainingSet,
+    settings: Backbone,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
+    description: str = "training",
+) -> list[Epoch]:
+    """Train `network` in place under `loss` and the settings' rule; see `run_epochs`.
+
+    Args:
+        network: maps (B, C, H, W) images to (B, classes) outputs.
+        loss: maps outputs and targets (B,) to a scalar; told of each epoch by `on_epoch`.
+    """
+    task = SupervisedTask(network, loss, data, settings, seed, device)
+    return run_epochs(
+        task, settings, len(data.labels), checkpoint=checkpoint, description=description
+    )
+
+
+class SupervisedTask:
+    """A network, a loss, a rebalancing rule, and mixup where it is asked for."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        data: TrainingSet,
+        settings: Backbone,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.network = place(network, device)
+        self.loss = loss.to(device)
+        self.data = data
+        self.settings = settings
+        self.seed = seed
+        self.device = device
+        self.autocast = functools.partial(autocast, settings, device)
+        self.optimizer = build_optimizer([self.network], settings)
+        self.forward = forward_of(self.network, settings, device)
+        self.phases = phases(settings.rule, data.class_counts, settings.epochs)
+
+    def run_epoch(self, epoch: int, rate: float) -> tuple[float, float]:
+        phase = self.phases[epoch]
+        self.loss.reweight(None if phase.weights is None else phase.weights.to(self.device))
+        self.loss.on_epoch(epoch)
+        self.network.train()
+        draws = generator(self.seed, "order", epoch)
+        classes = len(self.data.class_counts)
+        order = epoch_order(self.data.labels, classes, phase.sampler, draws)
+        order, batch_size = distributed.share(order, self.settings.batch_size)
+        images_stream = epoch_stream(self.seed, "augment", epoch, self.device)
+        mixup_stream = epoch_stream(self.seed, "mixup", epoch)
+        criterion = functools.partial(distributed.joint_loss, self.loss)
+        sums = torch.zeros(2, device=self.device)
+        for images, target in self.data.labelled(order, batch_size, images_stream, self.device):
+            with self.autocast():
+                if self.settings.mixup:
+                    images, partners, lam = mixup(images, mixup_stream, self.settings.mixup)
+                    logits = self.forward(images)
+                    value = mixup_loss(criterion, logits, target, partners, lam)
+                else:
+                    logits = self.forward(images)
+                    value = criterion(logits, target)
+            value.backward()
+            self.optimizer.step(rate)
+            sums += batch_sums(value, logits, target)
+        total, correct = distributed.all_sum(sums).tolist()
+        return total, correct
+
+    def state(self) -> dict[str, Tensor]:
+        return training_state(self.network, self.optimizer)
+
+
+def batch_sums(value: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    """Return (summed loss, correct samples) of one batch, left on its device."""
+    correct = (logits.detach().argmax(1) == target).sum()
+    return torch.stack([value.detach() * len(target), correct.to(value.dtype)])
+
+
+def epoch_stream(
+    seed: int, name: str, epoch: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """Return the stream `name` of an epoch; each of several processes has its own."""
+    names = (name, epoch) if distributed.size() == 1 else (name, epoch, distributed.rank())
+    return generator(seed, *names, device=device)
+
+
+def autocast(settings: BackboneSettings, device: torch.device) -> Any:
+    """Return the context in which forward passes and losses run."""
+    dtype = precision(settings.precision, device)
+    if dtype is torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def build_optimizer(modules: list[nn.Module], settings: BackboneSettings) -> SGD:
+    """Return the settings' SGD over all parameters of `modules`."""
+    return SGD(
+        [parameter for module in modules for parameter in module.parameters()],
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+    )
+
+
+def forward_of(network: nn.Module, settings: BackboneSettings, device: torch.device) -> Any:
+    """Return what to call on images: the network, wrapped for several processes, compiled."""
+    wrapped = distributed.wrap(network, device)
+    return torch.compile(wrapped) if settings.compile else wrapped
+
+
+def training_state(network: nn.Module, optimizer: SGD) -> dict[str, Tensor]:
+    """Return the tensors of a network and its optimizer by name."""
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    momenta = {f"momentum.{i}": buffer for i, buffer in enumerate(optimizer.buffers)}
+    return {**tensors, **momenta}
+
+
+def _rate(settings: BackboneSettings, epoch: int) -> float:
     schedule = settings.schedule
     return learning_rate(
         schedule.kind,
@@ -141,70 +266,12 @@ def _rate(settings: Backbone, epoch: int) -> float:
     )
 
 
-def _run_epoch(
-    forward: Callable[[Tensor], Tensor],
-    loss: Loss,
-    batches: Batches,
-    labels: Tensor,
-    settings: Backbone,
-    optimizer: SGD,
-    *,
-    pixels: Pixels,
-    classes: int,
-    seed: int,
-    epoch: int,
-    rate: float,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[float, float]:
-    """Return the summed loss and the number of correct samples of one epoch."""
-    order = epoch_order(labels, classes, settings.sampler, generator(seed, "order", epoch))
-    targets = labels[order].to(device, non_blocking=True)
-    images_stream = generator(seed, "augment", epoch, device=device)
-    mixup_stream = generator(seed, "mixup", epoch)
-    total = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device)
-    autocast = (
-        torch.autocast(device.type, dtype)
-        if dtype is not torch.float32
-        else contextlib.nullcontext()
-    )
-    start = 0
-    for pixels_uint8 in batches.epoch(order, settings.batch_size, images_stream):
-        target = targets[start : start + len(pixels_uint8)]
-        start += len(pixels_uint8)
-        images = normalise(pixels_uint8, pixels.mean, pixels.std, torch.float32)
-        with autocast:
-            if settings.mixup:
-                images, partners, lam = mixup(images, mixup_stream, settings.mixup)
-                logits = forward(images)
-                value = mixup_loss(loss, logits, target, partners, lam)
-            else:
-                logits = forward(images)
-                value = loss(logits, target)
-        value.backward()
-        optimizer.step(rate)
-        total += value.detach() * len(target)
-        correct += (logits.detach().argmax(1) == target).sum()
-    return float(total), float(correct)
-
-
-def _state(network: nn.Module, optimizer: SGD) -> dict[str, Tensor]:
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    momenta = {f"momentum.{i}": buffer for i, buffer in enumerate(optimizer.buffers)}
-    return {**tensors, **momenta}
-
-
-def _save(network: nn.Module, optimizer: SGD, checkpoint: Checkpoint, history: list[Epoch]) -> None:
-    checkpoint.save(_state(network, optimizer), {"history": [asdict(record) for record in history]})
-
-
-def _resume(network: nn.Module, optimizer: SGD, checkpoint: Checkpoint | None) -> list[Epoch]:
+def _resume(task: Task, checkpoint: Checkpoint | None) -> list[Epoch]:
     found = checkpoint.load() if checkpoint is not None else None
     if found is None:
         return []
     tensors, state = found
-    current = _state(network, optimizer)
+    current = task.state()
     if set(current) != set(tensors):
         return []
     for name, tensor in current.items():

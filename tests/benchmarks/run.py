@@ -39,7 +39,7 @@ from ltpipe.models.resnet import resnet32
 from ltpipe.seeding import generator
 from ltpipe.stage2.fit import FusedBatches, MarginSoftmax, Recipe, fit_cosine_classifiers
 from ltpipe.training.devices import precision
-from ltpipe.training.engine import train
+from ltpipe.training.engine import TrainingSet, train
 
 CPU = torch.device("cpu")
 PIXELS = Pixels([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
@@ -98,11 +98,8 @@ def our_epoch(batches: ImageBatches, labels: torch.Tensor, compiled: bool) -> Ca
         history = train(
             resnet32(10),
             CrossEntropyLoss(),
-            batches,
-            labels,
+            TrainingSet(batches, labels, PIXELS, [len(labels) // 10] * 10),
             settings,
-            pixels=PIXELS,
-            classes=10,
             seed=0,
             device=CPU,
         )

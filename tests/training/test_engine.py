@@ -21,7 +21,7 @@ from ltpipe.errors import InputError
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet8
 from ltpipe.training.checkpoint import Checkpoint
-from ltpipe.training.engine import train
+from ltpipe.training.engine import TrainingSet, train
 from tests.artifacts import CE, CPU, DIGITS, KPS, draw
 
 
@@ -31,17 +31,18 @@ def split(tmp_path_factory):
     return open_split(DIGITS, read_subset(data / "subset.h5"), "train", CPU, None)
 
 
+def training_set(split):
+    return TrainingSet(split.batches, split.labels, split.pixels, split.labels.bincount().tolist())
+
+
 def fit(split, loss=None, checkpoint=None, **settings):
     torch.manual_seed(0)
     network = resnet8(10, in_channels=1)
     history = train(
         network,
         loss or CrossEntropyLoss(),
-        split.batches,
-        split.labels,
+        training_set(split),
         Backbone.model_validate({**CE, "epochs": 6, **settings}),
-        pixels=split.pixels,
-        classes=10,
         seed=0,
         device=CPU,
         checkpoint=checkpoint,

@@ -29,7 +29,8 @@ rule train:
         "{params.title}"
     shell:
         "ltpipe train --spec {params.spec:q} --code {params.code} {params.roles:q}"
-        " --output {params.folder:q} --threads {threads} > {log:q} 2>&1"
+        " --output {params.folder:q} --threads {threads} --processes {resources.gpu}"
+        " > {log:q} 2>&1"
 
 
 rule stage1:

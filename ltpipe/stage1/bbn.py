@@ -1,0 +1,109 @@
+"""BBN: a bilateral-branch network, trained cumulatively from the head classes to the tail.
+
+Zhou et al., "BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed Visual
+Recognition", CVPR 2020. One branch sees samples drawn uniformly, the other samples of class c drawn
+in proportion to 1 / n_c; logits are those of ``[2 a f_c; 2 (1 - a) f_r]``, the loss is ``a L(y_c) +
+(1 - a) L(y_r)``, and a falls from 1 by the square of the epoch (eqs. 1 to 4).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltpipe.config.backbones import BBN
+from ltpipe.data.sampling import epoch_order
+from ltpipe.job import Job
+from ltpipe.losses.base import Loss
+from ltpipe.losses.building import build_loss
+from ltpipe.models.bilateral import BilateralNetwork
+from ltpipe.models.building import place
+from ltpipe.seeding import generator
+from ltpipe.stage1.job import finish, open_training
+from ltpipe.training import distributed
+from ltpipe.training.engine import (
+    TrainingSet,
+    autocast,
+    batch_sums,
+    build_optimizer,
+    epoch_stream,
+    forward_of,
+    run_epochs,
+    training_state,
+)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train the network of `job.spec`; files and inputs are those of supervised training."""
+    training = open_training(job)
+    loss = build_loss(training.settings.loss, training.data.class_counts)
+    task = BilateralTask(
+        training.network, loss, training.data, training.settings, job.spec["seed"], job.device
+    )
+    history = run_epochs(
+        task,
+        training.settings,
+        len(training.data.labels),
+        checkpoint=training.checkpoint,
+        description=f"{training.settings.network}, seed {job.spec['seed']}",
+    )
+    return finish(job, training, history)
+
+
+def balance(epoch: int, epochs: int) -> float:
+    """Return a, the conventional branch's share in the 0-based `epoch` (eq. 4)."""
+    return 1 - (epoch / epochs) ** 2
+
+
+class BilateralTask:
+    """Two streams of samples through two branches."""
+
+    def __init__(
+        self,
+        network: BilateralNetwork,
+        loss: Loss,
+        data: TrainingSet,
+        settings: BBN,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.network = place(network, device)
+        self.loss = loss.to(device)
+        self.data = data
+        self.settings = settings
+        self.seed = seed
+        self.device = device
+        self.autocast = functools.partial(autocast, settings, device)
+        self.optimizer = build_optimizer([self.network], settings)
+        self.forward = forward_of(self.network, settings, device)
+
+    def run_epoch(self, epoch: int, rate: float) -> tuple[float, float]:
+        self.loss.on_epoch(epoch)
+        self.network.train()
+        a = balance(epoch, self.settings.epochs)
+        uniform = self._batches(epoch, "shuffle", "order", "augment")
+        reverse = self._batches(epoch, "reversed", "reverse order", "reverse augment")
+        criterion = functools.partial(distributed.joint_loss, self.loss)
+        sums = torch.zeros(2, device=self.device)
+        for (images, target), (rare_images, rare_target) in zip(uniform, reverse, strict=True):
+            with self.autocast():
+                logits = self.forward(images, rare_images, a)
+                value = a * criterion(logits, target) + (1 - a) * criterion(logits, rare_target)
+            value.backward()
+            self.optimizer.step(rate)
+            sums += batch_sums(value, logits, target)
+        total, correct = distributed.all_sum(sums).tolist()
+        return total, correct
+
+    def _batches(self, epoch: int, sampler: str, order_name: str, augment_name: str) -> Any:
+        draws = generator(self.seed, order_name, epoch)
+        order = epoch_order(self.data.labels, len(self.data.class_counts), sampler, draws)
+        order, batch_size = distributed.share(order, self.settings.batch_size)
+        stream = epoch_stream(self.seed, augment_name, epoch, self.device)
+        return self.data.labelled(order, batch_size, stream, self.device)
+
+    def state(self) -> dict[str, Tensor]:
+        return training_state(self.network, self.optimizer)

@@ -1,0 +1,86 @@
+"""What every training job of stage one begins and ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ltpipe.config.backbones import backbone_settings
+from ltpipe.config.base import canonical_json
+from ltpipe.data.loading import ImageSplit, open_split
+from ltpipe.data.subset import read_subset
+from ltpipe.io import write_text_atomic
+from ltpipe.job import Job
+from ltpipe.models.building import build_network, save_weights
+from ltpipe.progress import say
+from ltpipe.seeding import stream_seed
+from ltpipe.training import distributed
+from ltpipe.training.checkpoint import Checkpoint
+from ltpipe.training.devices import describe, precision
+from ltpipe.training.engine import Epoch, TrainingSet
+
+
+@dataclass(frozen=True)
+class Training:
+    """A job's settings, images, fresh network and checkpoint."""
+
+    settings: Any
+    split: ImageSplit
+    data: TrainingSet
+    network: Any
+    checkpoint: Checkpoint
+
+
+def open_training(job: Job) -> Training:
+    """Open the training images and build the network that `job.spec` asks for."""
+    settings = backbone_settings(job.spec["backbone"])
+    subset = read_subset(job.inputs["data"] / "subset.h5")
+    split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
+    torch.manual_seed(stream_seed(job.spec["seed"], "weights"))
+    network = build_network(settings, len(subset.class_names), split.channels)
+    processes = {"processes": distributed.size()} if distributed.size() > 1 else {}
+    identity = canonical_json(
+        {"spec": job.spec, "code": job.code, "draw": subset.digest, **processes}
+    )
+    return Training(
+        settings=settings,
+        split=split,
+        data=TrainingSet(split.batches, split.labels, split.pixels, subset.class_counts),
+        network=network,
+        checkpoint=Checkpoint(job.output / "resume", identity, job.checkpoint_every),
+    )
+
+
+def finish(job: Job, training: Training, history: list[Epoch]) -> dict[str, Any]:
+    """Write model.safetensors and history.csv, and return what the manifest says of the run.
+
+    Of several processes the first writes.
+    """
+    if distributed.rank() == 0:
+        save_weights(training.network, job.output / "model.safetensors")
+        _write_history(history, job.output / "history.csv")
+        training.checkpoint.clear()
+    last = history[-1]
+    seconds = sum(record.seconds for record in history)
+    samples = len(training.data.labels)
+    settings = training.settings
+    if distributed.rank() == 0:
+        say(
+            f"trained {settings.network} ({settings.system}) on {describe(job.device)}: "
+            f"{len(history)} epochs in {seconds:.1f} s, loss {last.loss:.4f}, "
+            f"training accuracy {last.accuracy:.1%}"
+        )
+    return {
+        "precision": str(precision(settings.precision, job.device)).removeprefix("torch."),
+        "images_on_device": training.split.batches.resident,
+        "images_per_second": round(len(history) * samples / max(seconds, 1e-9), 1),
+        "processes": distributed.size(),
+    }
+
+
+def _write_history(history: list[Epoch], path: Path) -> None:
+    write_text_atomic(path, pd.DataFrame(history).to_csv(index=False))

@@ -1,0 +1,78 @@
+"""Rebalancing rules: what is drawn, and how classes are weighed, in each epoch.
+
+| rule | draws | class weights | active |
+| --- | --- | --- | --- |
+| none | a permutation | none | |
+| rs | with replacement, rare classes more often | none | always |
+| rw | a permutation | 1 / n, or the inverse effective number | always |
+| cb-rw | a permutation | the inverse effective number | always |
+| drs | as rs | none | from `start` on |
+| drw | a permutation | as rw | from `start` on |
+| dcb | a permutation | the inverse effective number | from `start` on |
+
+Deferred reweighting is Cao et al., NeurIPS 2019 (LDAM), section 3.4; the inverse effective number
+is Cui et al., CVPR 2019, eq. 2. LDAM's released code defers the effective number and calls that
+DRW; the HRJBA paper calls it DCB and keeps DRW for the inverse frequency, as here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ltpipe.config.backbones import Rule
+from ltpipe.losses.reweight import effective_number_weights, inverse_frequency_weights
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What holds in one epoch: the sampler's kind (see epoch_order) and class weights (C,)."""
+
+    sampler: str
+    weights: Tensor | None
+
+
+PLAIN = Phase("shuffle", None)
+_SAMPLERS = {"inverse": "balanced", "effective": "effective", "sqrt": "sqrt"}
+
+
+def none(rule: Rule, class_counts: Sequence[int]) -> Phase:
+    """Return the phase of plain training."""
+    return PLAIN
+
+
+def resampling(rule: Rule, class_counts: Sequence[int]) -> Phase:
+    """Return the phase of rs and drs."""
+    return Phase(_SAMPLERS[rule.by or "inverse"], None)
+
+
+def reweighting(rule: Rule, class_counts: Sequence[int]) -> Phase:
+    """Return the phase of rw and drw."""
+    if rule.by == "effective":
+        return effective_reweighting(rule, class_counts)
+    return Phase("shuffle", inverse_frequency_weights(class_counts))
+
+
+def effective_reweighting(rule: Rule, class_counts: Sequence[int]) -> Phase:
+    """Return the phase of cb-rw and dcb."""
+    return Phase("shuffle", effective_number_weights(class_counts, rule.beta))
+
+
+RULES: dict[str, Callable[[Rule, Sequence[int]], Phase]] = {
+    "none": none,
+    "rs": resampling,
+    "rw": reweighting,
+    "cb-rw": effective_reweighting,
+    "drs": resampling,
+    "drw": reweighting,
+    "dcb": effective_reweighting,
+}
+
+
+def phases(rule: Rule, class_counts: Sequence[int], epochs: int) -> list[Phase]:
+    """Return the phase of each of `epochs` epochs."""
+    start = rule.first_epoch(epochs)
+    active = RULES[rule.name](rule, class_counts)
+    return [active if epoch >= start else PLAIN for epoch in range(epochs)]
