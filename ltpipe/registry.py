@@ -209,6 +209,54 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "the CE and KPS classifiers' outputs mixed, nothing trained",
             "FFN, Fig. 4",
         ),
+        "classifier": Entry(
+            "ltpipe.stage2.classifier",
+            "run",
+            "a classifier retrained on features: any head, loss and sampler (cRT by default)",
+            "Kang et al., ICLR 2020",
+        ),
+        "lws": Entry(
+            "ltpipe.stage2.lws",
+            "run",
+            "the stage-one classifier with one learned factor a class",
+            "Kang et al., ICLR 2020",
+        ),
+        "tau-norm": Entry(
+            "ltpipe.stage2.tau_norm",
+            "run",
+            "the stage-one classifier with its rows' norms evened out",
+            "Kang et al., ICLR 2020",
+        ),
+        "ncm": Entry(
+            "ltpipe.stage2.ncm",
+            "run",
+            "the nearest class mean of centred unit features",
+            "Kang et al., ICLR 2020",
+        ),
+        "logit-adjusted": Entry(
+            "ltpipe.stage2.logit_adjusted",
+            "run",
+            "the stage-one classifier's logits less the log prior",
+            "Menon et al., ICLR 2021",
+        ),
+        "mislas": Entry(
+            "ltpipe.stage2.mislas",
+            "run",
+            "label-aware smoothing and learned factors on the stage-one classifier",
+            "Zhong et al., CVPR 2021",
+        ),
+        "m2m": Entry(
+            "ltpipe.stage2.m2m",
+            "run",
+            "rare classes enriched by features translated from frequent ones",
+            "Kim et al., CVPR 2020",
+        ),
+        "ride": Entry(
+            "ltpipe.stage2.ride",
+            "run",
+            "several experts on the same features, kept diverse",
+            "Wang et al., ICLR 2021",
+        ),
     },
 }
 

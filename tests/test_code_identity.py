@@ -24,19 +24,48 @@ RESULTS = STORE | {
     "ltpipe.evaluation",
     "ltpipe.evaluation.metrics",
 }
+FIT = {
+    "ltpipe.stage2.fit",
+    "ltpipe.stage2.batches",
+    "ltpipe.stage2.classifiers",
+    "ltpipe.stage2.logit_gradients",
+    "ltpipe.losses.base",
+    "ltpipe.data.sampling",
+    "ltpipe.seeding",
+    "ltpipe.training.schedules",
+}
+DECOUPLED = RESULTS | {"ltpipe.stage2.decoupled"}
+RETRAINED = DECOUPLED | FIT | {"ltpipe.stage2.retraining"}
 METHODS = {
     "own-classifier": RESULTS | {"ltpipe.stage2.own_classifier"},
     "logit-fusion": RESULTS | {"ltpipe.stage2.logit_fusion"},
-    "ffn": RESULTS
+    "ffn": RESULTS | FIT | {"ltpipe.stage2.ffn", "ltpipe.losses.margin"},
+    "classifier": RETRAINED
     | {
-        "ltpipe.stage2.ffn",
-        "ltpipe.stage2.fit",
-        "ltpipe.losses.base",
-        "ltpipe.losses.margin",
-        "ltpipe.data.sampling",
-        "ltpipe.seeding",
-        "ltpipe.training.schedules",
+        "ltpipe.stage2.classifier",
+        "ltpipe.losses.building",
+        "ltpipe.losses.softmax",
+        "ltpipe.losses.weights",
     },
+    "lws": RETRAINED | {"ltpipe.stage2.lws", "ltpipe.losses.building", "ltpipe.losses.softmax"},
+    "mislas": RETRAINED
+    | {
+        "ltpipe.stage2.mislas",
+        "ltpipe.stage2.lws",
+        "ltpipe.losses.building",
+        "ltpipe.losses.smoothing",
+    },
+    "m2m": RETRAINED | {"ltpipe.stage2.m2m", "ltpipe.losses.softmax"},
+    "ride": RETRAINED
+    | {
+        "ltpipe.stage2.ride",
+        "ltpipe.losses.building",
+        "ltpipe.losses.margin",
+        "ltpipe.losses.weights",
+    },
+    "tau-norm": DECOUPLED | {"ltpipe.stage2.tau_norm"},
+    "logit-adjusted": DECOUPLED | {"ltpipe.stage2.logit_adjusted", "ltpipe.losses.base"},
+    "ncm": DECOUPLED | {"ltpipe.stage2.ncm"},
 }
 
 
@@ -112,19 +141,19 @@ def package(tmp_path):
     return tmp_path / "ltpipe", identity
 
 
-FIT = "    weight = weight.clone()\n"
+LOOP = "    momenta: Parameters = {}\n"
 
 
 @pytest.mark.parametrize(
     ("module", "old", "new", "counts"),
     [
-        ("stage2/fit.py", FIT, FIT.replace("\n", "  # a remark\n"), False),
-        ("stage2/fit.py", FIT, "\n\n" + FIT, False),
+        ("stage2/fit.py", LOOP, LOOP.replace("\n", "  # a remark\n"), False),
+        ("stage2/fit.py", LOOP, "\n\n" + LOOP, False),
         ("stage2/fit.py", '"""The one fit loop', '"""Other words. The one fit loop', False),
-        ("stage2/fit.py", FIT, FIT.replace("clone()", "clone() * 1"), True),
-        ("stage2/fit.py", FIT, "    if True:\n    " + FIT, True),
+        ("stage2/fit.py", LOOP, LOOP.replace("{}", "{**{}}"), True),
+        ("stage2/fit.py", LOOP, "    if True:\n    " + LOOP, True),
         ("losses/margin.py", "class KPSLoss", "ONE = 1\n\n\nclass KPSLoss", True),
-        ("losses/reweight.py", "def _sum_to", "ONE = 1\n\n\ndef _sum_to", False),
+        ("losses/weights.py", "def _sum_to", "ONE = 1\n\n\ndef _sum_to", False),
         ("cli.py", "def main(", "ONE = 1\n\n\ndef main(", False),
         ("config/methods.py", "class FFN(", "ONE = 1\n\n\nclass FFN(", False),
     ],

@@ -11,12 +11,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.base import canonical_json, digest
 from ltpipe.config.datasets import FeaturesDataset
 from ltpipe.config.experiment import Experiment, Named, match
+from ltpipe.config.methods import settings_of
 from ltpipe.registry import module_of
 
 RESULTS = "results"
+# What is set aside of each class for methods that choose something, where a benchmark has no
+# validation set of its own.
+VALIDATION_SHARE = 0.1
 
 # The module that runs each kind of job; a system's module runs stage one, a method's stage two.
 JOBS = {
@@ -65,7 +70,7 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     kind = spec["kind"]
     if kind == "stage2":
         method = module_of("method", spec["method"]["kind"])
-        entries = [method]
+        entries = [method, *_loss_modules(spec["method"])]
         if "dataset" in spec:
             entries += [f"{method}_online", module_of("source", spec["dataset"]["source"])]
         for backbone in spec.get("backbones", {}).values():
@@ -80,9 +85,17 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
         entries.append(module_of("source", spec["dataset"]["source"]))
     if backbone:
         entries.append(module_of("network", backbone["network"]))
-    if "loss" in backbone:
-        entries.append(module_of("loss", backbone["loss"]["name"]))
+        loss = backbone_settings(backbone).loss
+        entries += [] if loss is None else [module_of("loss", loss.name)]
     return tuple(entries)
+
+
+def _loss_modules(method: Mapping[str, Any]) -> list[str]:
+    """Return the module of the loss that a method is told to use, or uses unless told."""
+    field = settings_of(method["kind"]).model_fields.get("loss")
+    if field is None:
+        return []
+    return [module_of("loss", method["loss"]["name"] if "loss" in method else field.default.name)]
 
 
 @dataclass(frozen=True)
@@ -175,11 +188,17 @@ def _data(dataset: Named) -> Cell:
     )
 
 
-def _with_subset_seed(dataset: Named, subset_seed: int | None) -> Named:
-    if subset_seed is None:
-        return dataset
-    settings = dataset.settings.model_copy(update={"subset_seed": subset_seed})
-    return Named(dataset.name, dataset.folder, settings)
+def _with(dataset: Named, **changes: Any) -> Named:
+    return Named(dataset.name, dataset.folder, dataset.settings.model_copy(update=changes))
+
+
+def _has_validation(dataset: Named) -> bool:
+    """Return whether the data set surely has a validation part, judged by its settings alone."""
+    settings = dataset.settings
+    if isinstance(settings, FeaturesDataset):
+        return True
+    listed = getattr(settings, "val_list", None) is not None
+    return bool(settings.val_fraction) or listed or settings.source == "medmnist"
 
 
 def _stage1(dataset: Named, backbone: Named, seed: int) -> Cell:
@@ -198,7 +217,8 @@ def _stage1(dataset: Named, backbone: Named, seed: int) -> Cell:
 def _features(
     dataset: Named, backbone: Named, seed: int, overrides: dict[str, Any], subset_seed: int | None
 ) -> Cell:
-    trained = _stage1(_with_subset_seed(dataset, subset_seed), backbone, seed)
+    drawn = dataset if subset_seed is None else _with(dataset, subset_seed=subset_seed)
+    trained = _stage1(drawn, backbone, seed)
     settings = backbone.settings.features.model_copy(update=overrides)
     return _cell(
         "features",
@@ -255,6 +275,13 @@ def _stage2(experiment: Experiment, dataset: Named, method: Named, seed: int) ->
         "features": {role: inputs[f"features.{role}"].digest for role in settings.roles()},
         "groups": dataset.settings.groups,
     }
+    if settings.needs_validation() and not _has_validation(dataset):
+        held_out = _with(dataset, val_fraction=VALIDATION_SHARE)
+        for role, name in settings.roles().items():
+            backbone = experiment.backbones[name]
+            overrides = settings.feature_overrides(role)
+            inputs[f"tuning.{role}"] = _features(held_out, backbone, seed, overrides, subset_seed)
+        spec["tuning"] = {role: inputs[f"tuning.{role}"].digest for role in settings.roles()}
     if settings.needs_images():
         spec["dataset"] = dataset.settings.image_identity()
         spec["backbones"] = {}

@@ -18,8 +18,8 @@ _MODULES = {
     "KPSLoss": "margin",
     "ClassBalancedLoss": "reweight",
     "FocalLoss": "reweight",
-    "effective_number_weights": "reweight",
-    "inverse_frequency_weights": "reweight",
+    "effective_number_weights": "weights",
+    "inverse_frequency_weights": "weights",
 }
 
 __all__ = list(_MODULES)

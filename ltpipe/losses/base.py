@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ltpipe.errors import InputError
+
+
+@dataclass(frozen=True)
+class SoftmaxForm:
+    """A loss that is cross-entropy on ``scale (z - margins_y at y) + prior``."""
+
+    scale: float = 1.0
+    margins: Tensor | None = None
+    prior: Tensor | None = None
 
 
 class Loss(nn.Module, ABC):
@@ -57,6 +67,10 @@ class Loss(nn.Module, ABC):
     def reweight(self, weights: Tensor | None) -> None:
         """Let a rule's class weights (C,) act from now on; None ends them."""
         self.rule_weight = weights
+
+    def softmax_form(self) -> SoftmaxForm | None:
+        """Return the form of a loss that has one; its gradient is then known by hand."""
+        return None
 
     def on_epoch(self, epoch: int) -> None:
         """Announce the 0-based `epoch` before its first batch; most losses have nothing to do."""

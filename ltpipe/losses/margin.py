@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltpipe.errors import InputError
-from ltpipe.losses.base import Loss, checked_counts
+from ltpipe.losses.base import Loss, SoftmaxForm, checked_counts
 
 
 class LDAMLoss(Loss):
@@ -45,6 +45,9 @@ class LDAMLoss(Loss):
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         cosines = _subtract_at_target(logits, self.margins[target], target)
         return F.cross_entropy(self.scale * cosines, target, reduction="none")
+
+    def softmax_form(self) -> SoftmaxForm:
+        return SoftmaxForm(scale=self.scale, margins=self.margins)
 
     def logits(self, outputs: Tensor) -> Tensor:
         return self.scale * outputs

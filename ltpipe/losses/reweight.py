@@ -1,8 +1,7 @@
-"""Weights per class and per sample: inverse frequency, effective number, focal."""
+"""Losses that weigh classes or samples: class-balanced and focal."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,37 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltpipe.errors import InputError
-from ltpipe.losses.base import Loss, at_least_float32, checked_counts
-
-
-def inverse_frequency_weights(class_counts: Sequence[int] | Tensor) -> Tensor:
-    """Return ``1 / n_c``, scaled to sum to C, as float32 (C,).
-
-    Raises:
-        InputError: a class has no training image.
-    """
-    return _sum_to_classes(1 / checked_counts(class_counts))
-
-
-def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
-    """Return ``(1 - beta) / (1 - beta ** n_c)``, scaled to sum to C, as float32 (C,).
-
-    The inverse of the effective number of samples, Cui et al., "Class-Balanced Loss Based on
-    Effective Number of Samples", CVPR 2019, eq. 2. 0 weighs all classes alike; towards 1
-    the weights become those of the inverse frequency.
-
-    Raises:
-        InputError: a class has no training image; `beta` is outside [0, 1).
-    """
-    if not 0 <= beta < 1:
-        raise InputError(f"beta must be at least 0 and below 1, not {beta:g}")
-    exponents = checked_counts(class_counts) * (math.log(beta) if beta else -math.inf)
-    # expm1 keeps the digits that 1 - beta ** n loses where beta is close to 1.
-    return _sum_to_classes(-1 / torch.expm1(exponents))
-
-
-def _sum_to_classes(weights: Tensor) -> Tensor:
-    return (weights * (len(weights) / weights.sum())).float()
+from ltpipe.losses.base import Loss, SoftmaxForm, at_least_float32
+from ltpipe.losses.weights import effective_number_weights
 
 
 class ClassBalancedLoss(Loss):
@@ -57,6 +27,9 @@ class ClassBalancedLoss(Loss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, reduction="none")
+
+    def softmax_form(self) -> SoftmaxForm:
+        return SoftmaxForm()
 
 
 class FocalLoss(Loss):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltpipe.errors import InputError
-from ltpipe.losses.base import Loss, checked_counts
+from ltpipe.losses.base import Loss, SoftmaxForm, checked_counts
 
 
 class CrossEntropyLoss(Loss):
@@ -16,6 +16,9 @@ class CrossEntropyLoss(Loss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, reduction="none")
+
+    def softmax_form(self) -> SoftmaxForm:
+        return SoftmaxForm()
 
 
 class BalancedSoftmaxLoss(Loss):
@@ -36,6 +39,9 @@ class BalancedSoftmaxLoss(Loss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits + self.log_counts, target, reduction="none")
+
+    def softmax_form(self) -> SoftmaxForm:
+        return SoftmaxForm(prior=self.log_counts)
 
 
 class LogitAdjustedLoss(Loss):
@@ -66,3 +72,6 @@ class LogitAdjustedLoss(Loss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits + self.adjustment, target, reduction="none")
+
+    def softmax_form(self) -> SoftmaxForm:
+        return SoftmaxForm(prior=self.adjustment)

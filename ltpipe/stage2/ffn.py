@@ -26,15 +26,10 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
 from ltpipe.losses.margin import LDAMLoss
 from ltpipe.seeding import generator
-from ltpipe.stage2.fit import (
-    EpochBatches,
-    FusedBatches,
-    MarginSoftmax,
-    Recipe,
-    UnitRows,
-    cosine_scores,
-    fit_cosine_classifiers,
-)
+from ltpipe.stage2.batches import FusedBatches, UnitRows
+from ltpipe.stage2.classifiers import CosineModel, cosine_scores, random_directions
+from ltpipe.stage2.fit import EpochBatches, Parameters, Recipe, fit
+from ltpipe.stage2.logit_gradients import logit_gradient
 from ltpipe.stage2.results import (
     classifier_of,
     evaluate_scores,
@@ -63,10 +58,10 @@ def run(job: Job) -> dict[str, Any]:
     batches = _batches(job, settings, train, coefficients)
     mixtures = _TestMixtures(test, job.device)
     best = _BestOnTest(mixtures, points, settings, job.spec["groups"])
-    weight = fit_cosine_classifiers(
-        start.to(job.device).expand(len(points), -1, -1),
+    weight = fit(
+        {"weight": start.to(job.device).repeat(len(points), 1, 1)},
+        CosineModel(logit_gradient(loss, device=job.device)),
         batches,
-        MarginSoftmax(loss.margins.to(job.device), settings.scale),
         Recipe(
             epochs=settings.epochs,
             batch_size=settings.batch_size,
@@ -77,7 +72,7 @@ def run(job: Job) -> dict[str, Any]:
         ),
         on_epoch=best if settings.best_test else None,
         description=f"FFN, {len(points)} points",
-    )
+    )["weight"]
     protocol = settings.protocol()
     write_results(
         job,
@@ -104,9 +99,7 @@ def _initial_classifier(settings: FFN, kps: FeatureStore, classes: int, seed: in
                 f"{classes} classes; use initial: random"
             )
         return weight
-    shape = (classes, kps.features.shape[1])
-    uniform = torch.rand(shape, generator=generator(seed, "classifier")) * 2 - 1
-    return torch.nn.functional.normalize(uniform, dim=1)
+    return random_directions(classes, kps.features.shape[1], generator(seed, "classifier"))
 
 
 def _batches(
@@ -191,8 +184,8 @@ class _BestOnTest:
         self.groups = groups
         self.best: dict[int, dict[str, Any]] = {}
 
-    def __call__(self, epoch: int, weight: Tensor) -> None:
-        for place, metrics in enumerate(self._evaluate(weight)):
+    def __call__(self, epoch: int, parameters: Parameters) -> None:
+        for place, metrics in enumerate(self._evaluate(parameters["weight"])):
             if place not in self.best or metrics["accuracy"] > self.best[place]["accuracy"]:
                 self.best[place] = metrics
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ltpipe.config.backbones import Rule
-from ltpipe.losses.reweight import effective_number_weights, inverse_frequency_weights
+from ltpipe.losses.weights import effective_number_weights, inverse_frequency_weights
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,10 @@ from ltpipe.losses.margin import LDAMLoss
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet32
 from ltpipe.seeding import generator
-from ltpipe.stage2.fit import FusedBatches, MarginSoftmax, Recipe, fit_cosine_classifiers
+from ltpipe.stage2.batches import FusedBatches
+from ltpipe.stage2.classifiers import CosineModel
+from ltpipe.stage2.fit import Recipe, fit
+from ltpipe.stage2.logit_gradients import logit_gradient
 from ltpipe.training.devices import precision
 from ltpipe.training.engine import TrainingSet, train
 
@@ -176,7 +179,7 @@ def sweep(quick: bool, full: bool = False) -> Iterator[Result]:
     coefficients = torch.linspace(0, 1, 11)
     recipe = Recipe(epochs, 64, 0.1, "cosine", 0.9, 2e-4)
     start = torch.randn(10, 64, generator=generator(0, "start")).expand(33, -1, -1)
-    loss = MarginSoftmax(LDAMLoss(counts).margins, 30)
+    model = CosineModel(logit_gradient(LDAMLoss(counts)))
 
     def ours() -> float:
         started = time.perf_counter()
@@ -190,7 +193,7 @@ def sweep(quick: bool, full: bool = False) -> Iterator[Result]:
             sampler="balanced",
             batch_size=64,
         )
-        fit_cosine_classifiers(start, batches, loss, recipe)
+        fit({"weight": start.clone()}, model, batches, recipe)
         return time.perf_counter() - started
 
     def lone(seed: int, w1: float) -> float:

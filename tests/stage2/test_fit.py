@@ -9,14 +9,11 @@ from torch.nn import functional as F
 
 from ltpipe.losses.margin import LDAMLoss
 from ltpipe.seeding import generator
-from ltpipe.stage2.fit import (
-    FusedBatches,
-    MarginSoftmax,
-    Recipe,
-    UnitRows,
-    cosine_scores,
-    fit_cosine_classifiers,
-)
+from ltpipe.stage2.batches import FusedBatches, SquashedRows, UnitRows
+from ltpipe.stage2.classifiers import CosineModel, cosine_scores
+from ltpipe.stage2.fit import Recipe
+from ltpipe.stage2.fit import fit as fit_models
+from ltpipe.stage2.logit_gradients import logit_gradient
 from ltpipe.training.schedules import learning_rate
 
 COUNTS = [40, 12, 5, 2]
@@ -48,19 +45,8 @@ def start(models):
 
 
 def fit(batches, models):
-    loss = MarginSoftmax(LDAMLoss(COUNTS).margins, 30)
-    return fit_cosine_classifiers(start(models), batches, loss, RECIPE)
-
-
-def test_the_gradient_is_that_of_ldam_by_autograd():
-    cosines = torch.rand(2, 7, 4, dtype=torch.float64) * 2 - 1
-    target = torch.randint(4, (2, 7))
-    loss = LDAMLoss(COUNTS)
-    found = MarginSoftmax(loss.margins.double(), 30).gradient_(cosines.clone(), target)
-    for model in range(2):
-        leaf = cosines[model].clone().requires_grad_()
-        loss(leaf, target[model]).backward()
-        torch.testing.assert_close(found[model], leaf.grad, rtol=1e-6, atol=1e-9)
+    model = CosineModel(logit_gradient(LDAMLoss(COUNTS)))
+    return fit_models({"weight": start(models).clone()}, model, batches, RECIPE)["weight"]
 
 
 def test_stacked_models_equal_lone_ones_trained_by_torch():
@@ -129,6 +115,12 @@ def test_batches_are_class_balanced_and_draw_every_view():
 def test_a_zero_feature_stays_zero():
     rows = UnitRows(torch.zeros(2, 3)).gather(torch.tensor([0, 1]))
     assert torch.equal(rows, torch.zeros(2, 3))
+
+
+def test_squashed_rows_have_the_length_n_over_one_plus_n():
+    table = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    rows = SquashedRows(table).gather(torch.tensor([0, 1]))
+    torch.testing.assert_close(rows, torch.tensor([[0.5, 4 / 6], [0.0, 0.0]]))
 
 
 def test_the_released_schedule():

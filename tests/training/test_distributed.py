@@ -39,15 +39,16 @@ with distributed.joined(device):
     value = distributed.joint_loss(loss, forward(images[order]), target[order])
     value.backward()
     if distributed.rank() == 0:
-        state = {{name: p.grad for name, p in network.named_parameters()}}
-        save_file({{**state, **{{"state." + k: v for k, v in network.state_dict().items()}}}}, "{out}")
+        found = {{name: p.grad for name, p in network.named_parameters()}}
+        found |= {{"state." + name: value for name, value in network.state_dict().items()}}
+        save_file(found, "{out}")
 """
 
 
 def launch(processes: int, *command: str) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        + [f"--nproc-per-node={processes}", *command],
+        [*launcher, f"--nproc-per-node={processes}", *command],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
         capture_output=True,
         text=True,
@@ -84,10 +85,10 @@ def test_a_training_run_by_two_processes_ends_like_one(tmp_path):
     weights = {}
     for processes in (1, 2):
         output = tmp_path / str(processes)
+        command = [sys.executable, "-m", "ltpipe", "train", "--spec", canonical_json(spec)]
+        command += ["--input", f"data={data}", "--output", str(output), "--device", "cpu"]
         done = subprocess.run(
-            [sys.executable, "-m", "ltpipe", "train", "--spec", canonical_json(spec)]
-            + ["--input", f"data={data}", "--output", str(output), "--device", "cpu"]
-            + ["--processes", str(processes)],
+            [*command, "--processes", str(processes)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,

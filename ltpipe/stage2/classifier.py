@@ -1,0 +1,120 @@
+"""A classifier retrained on frozen features, with any head, loss and sampler.
+
+Its defaults are cRT: a fresh linear classifier under class-balanced sampling and cross-entropy.
+
+Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
+section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltpipe.config.methods import Classifier
+from ltpipe.features.store import FeatureStore
+from ltpipe.job import Job
+from ltpipe.losses.base import Loss
+from ltpipe.losses.building import build_loss
+from ltpipe.losses.weights import effective_number_weights, inverse_frequency_weights
+from ltpipe.seeding import generator
+from ltpipe.stage2.batches import Rows, SquashedRows, UnitRows
+from ltpipe.stage2.classifiers import (
+    CosineModel,
+    LinearModel,
+    cosine_scores,
+    linear_scores,
+    random_directions,
+    random_linear,
+)
+from ltpipe.stage2.decoupled import finish, open_features
+from ltpipe.stage2.fit import Parameters, fit, stacked
+from ltpipe.stage2.logit_gradients import logit_gradient
+from ltpipe.stage2.results import classifier_of
+from ltpipe.stage2.retraining import recipe_of, training_batches
+
+_SCALE = 16.0
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Fit the classifiers of all points at once and evaluate their last epoch."""
+    features = open_features(job, Classifier)
+    settings = features.settings
+    found = fit_classifiers([features.train], settings, [job.spec["seed"]], job.device)
+    loss = _loss(settings, features.train.class_counts)
+    inputs = torch.from_numpy(features.test.features).to(job.device)
+    test = _rows(settings)(inputs).gather(torch.arange(len(inputs), device=job.device))
+
+    def logits(place: int) -> Tensor:
+        if settings.head == "linear":
+            return loss.logits(linear_scores(found["weight"][place], found["bias"][place], test))
+        return loss.logits(_scale(settings) * cosine_scores(found["weight"][place], test))
+
+    return finish(job, features, logits, found)
+
+
+def fit_classifiers(
+    stores: Sequence[FeatureStore], settings: Classifier, seeds: Sequence[int], device: torch.device
+) -> Parameters:
+    """Return the parameters of S seeds times P points, fitted together: (S * P, ...).
+
+    Each seed has a store of the same samples; model s * P + p is what seed s and point p give
+    alone.
+    """
+    points = len(settings.points())
+    loss = _loss(settings, stores[0].class_counts)
+    gradient = logit_gradient(loss, _scale(settings), device)
+    starts = [_start(store, settings, seed) for store, seed in zip(stores, seeds, strict=True)]
+    parameters = {
+        name: stacked([start[name] for start in starts], points).to(device) for name in starts[0]
+    }
+    model = (
+        LinearModel(gradient, ("weight", "bias"))
+        if settings.head == "linear"
+        else CosineModel(gradient)
+    )
+    return fit(
+        parameters,
+        model,
+        training_batches(stores, settings, seeds, device, _rows(settings)),
+        recipe_of(settings, len(seeds), device),
+        description=f"{settings.head} classifier, {len(seeds) * points} models",
+    )
+
+
+def _loss(settings: Classifier, class_counts: Sequence[int]) -> Loss:
+    loss = build_loss(settings.loss, class_counts)
+    if settings.weights == "inverse":
+        loss.reweight(inverse_frequency_weights(class_counts))
+    elif settings.weights == "effective":
+        loss.reweight(effective_number_weights(class_counts))
+    return loss
+
+
+def _scale(settings: Classifier) -> float:
+    if settings.head == "linear" or settings.loss.name in ("ldam", "kps"):
+        return 1.0
+    return settings.scale or _SCALE
+
+
+def _rows(settings: Classifier) -> type[Rows]:
+    if settings.head == "linear":
+        return Rows
+    return SquashedRows if settings.rows == "squashed" else UnitRows
+
+
+def _start(store: FeatureStore, settings: Classifier, seed: int) -> Parameters:
+    classes, dimension = len(store.class_names), store.features.shape[1]
+    if settings.initial == "backbone":
+        weight, bias = classifier_of(store)
+        if settings.head == "cosine":
+            return {"weight": weight}
+        return {"weight": weight, "bias": torch.zeros(classes) if bias is None else bias}
+    draws = generator(seed, "classifier")
+    if settings.head == "cosine":
+        return {"weight": random_directions(classes, dimension, draws)}
+    weight, bias = random_linear(classes, dimension, draws)
+    return {"weight": weight, "bias": bias}

@@ -1,0 +1,34 @@
+"""Post-hoc logit adjustment: the trained classifier's logits less ``tau log p``.
+
+Menon et al., "Long-Tail Learning via Logit Adjustment", ICLR 2021, eq. 9.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltpipe.config.methods import LogitAdjusted
+from ltpipe.errors import InputError
+from ltpipe.job import Job
+from ltpipe.losses.base import checked_counts
+from ltpipe.stage2.decoupled import finish, open_features
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Evaluate the adjusted logits of the backbone's own classifier at every tau."""
+    features = open_features(job, LogitAdjusted)
+    if features.test.logits is None:
+        raise InputError(f"{features.test.path}: has no logits to adjust")
+    plain = torch.from_numpy(features.test.logits)
+    counts = checked_counts(features.train.class_counts)
+    log_prior = (counts / counts.sum()).log().float()
+    grid = features.settings.tau
+    taus = torch.tensor(grid if isinstance(grid, list) else [grid])
+
+    def logits(place: int) -> Tensor:
+        return plain - taus[place] * log_prior
+
+    return finish(job, features, logits, {"tau": taus})

@@ -1,0 +1,56 @@
+"""MiSLAS's second stage: label-aware smoothing on a scaled, slowly moving classifier.
+
+Zhong et al., "Improving Calibration for Long-Tailed Recognition", CVPR 2021, section 3.3. Stage one
+is trained with mixup. The paper also re-estimates BatchNorm's statistics, which needs the images
+and is left out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltpipe.config.methods import MiSLAS
+from ltpipe.features.store import FeatureStore
+from ltpipe.job import Job
+from ltpipe.losses.smoothing import LabelAwareSmoothingLoss
+from ltpipe.stage2.classifiers import LinearModel, linear_scores
+from ltpipe.stage2.decoupled import finish, open_features
+from ltpipe.stage2.fit import Parameters, fit
+from ltpipe.stage2.logit_gradients import logit_gradient
+from ltpipe.stage2.lws import scaled_classifiers
+from ltpipe.stage2.retraining import recipe_of, training_batches
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Fit the classifiers of all points at once and evaluate their last epoch."""
+    features = open_features(job, MiSLAS)
+    found = fit_smoothed([features.train], features.settings, [job.spec["seed"]], job.device)
+    test = torch.from_numpy(features.test.features).to(job.device)
+
+    def logits(place: int) -> Tensor:
+        plain = linear_scores(found["weight"][place], found["bias"][place], test)
+        return found["scale"][place] * plain
+
+    return finish(job, features, logits, found)
+
+
+def fit_smoothed(
+    stores: Sequence[FeatureStore], settings: MiSLAS, seeds: Sequence[int], device: torch.device
+) -> Parameters:
+    """Return weight, bias and scale of S seeds times P points, fitted together: (S * P, ...)."""
+    points = len(settings.points())
+    loss = LabelAwareSmoothingLoss(
+        stores[0].class_counts, settings.head, settings.tail, settings.shape
+    )
+    slow = settings.classifier_factor
+    return fit(
+        scaled_classifiers(stores, points, device),
+        LinearModel(logit_gradient(loss, device=device), ("weight", "bias", "scale")),
+        training_batches(stores, settings, seeds, device),
+        recipe_of(settings, len(seeds), device, weight=slow, bias=slow),
+        description=f"MiSLAS, {len(seeds) * points} models",
+    )
