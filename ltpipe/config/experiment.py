@@ -51,7 +51,11 @@ class Expected(Settings):
 
 
 class TableRow(Settings):
-    """One row: a method, and of a swept method the point `at` which it stands."""
+    """One row: a method, and of a swept method the point `at` which it stands.
+
+    A method with `*` stands for all that match, a row each. `paper_method` may hold {method} and
+    swept parameters.
+    """
 
     method: str
     at: dict[str, Float] | None = None
@@ -284,18 +288,21 @@ def resolve(values: Mapping[str, Any], catalogue: Path, where: str = "") -> Expe
 
 
 def _expand(section: str, entries: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Write each entry that has a `sweep` out as one entry for each combination of its values.
+    """Write each entry that has a `sweep` or a `for` out as one entry for each combination.
 
-    The values fill the braces of the entry's name and of its texts.
+    Values fill the braces of the entry's name and of its texts. Those of a `sweep` are also what
+    the settings of that name are set to.
     """
     expanded: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
         entry = dict(entry or {})
-        sweep = entry.pop("sweep", None)
-        if sweep is None:
-            variants = [(name, entry)]
-        else:
-            variants = _sweep(f"{section}.{name}", name, entry, sweep)
+        loops = {key: entry.pop(key) for key in ("sweep", "for") if key in entry}
+        for key, loop in loops.items():
+            if not isinstance(loop, dict) or not all(
+                isinstance(values, list) and values for values in loop.values()
+            ):
+                raise InputError(f"{section}.{name}.{key}: must map names to lists of values")
+        variants = _combine(f"{section}.{name}", name, entry, loops) if loops else [(name, entry)]
         for variant, values in variants:
             if not _NAME.fullmatch(variant):
                 raise InputError(
@@ -307,16 +314,13 @@ def _expand(section: str, entries: Mapping[str, Any]) -> dict[str, dict[str, Any
     return expanded
 
 
-def _sweep(
-    where: str, name: str, entry: dict[str, Any], sweep: Any
+def _combine(
+    where: str, name: str, entry: dict[str, Any], loops: Mapping[str, Mapping[str, list[Any]]]
 ) -> list[tuple[str, dict[str, Any]]]:
-    if not isinstance(sweep, dict) or not all(
-        isinstance(values, list) and values for values in sweep.values()
-    ):
-        raise InputError(f"{where}.sweep: must map settings to lists of values")
+    sweep, texts = loops.get("sweep", {}), loops.get("for", {})
     variants = []
-    for combination in itertools.product(*sweep.values()):
-        chosen = dict(zip(sweep, combination, strict=True))
+    for combination in itertools.product(*sweep.values(), *texts.values()):
+        chosen = dict(zip([*sweep, *texts], combination, strict=True))
         shown = {
             key.replace(".", "_"): f"{value:g}" if isinstance(value, float) else str(value)
             for key, value in chosen.items()
@@ -326,11 +330,11 @@ def _sweep(
             values = _fill(entry, shown)
         except (KeyError, IndexError, ValueError):
             raise InputError(
-                f"{where}: braces in names and texts must name a swept setting: "
+                f"{where}: braces in names and texts must name one of "
                 + ", ".join(f"{{{key}}}" for key in shown)
             ) from None
-        for key, value in chosen.items():
-            nested: Any = value
+        for key in sweep:
+            nested: Any = chosen[key]
             for part in reversed(key.split(".")):
                 nested = {part: nested}
             values = merge(values, nested)
@@ -465,9 +469,9 @@ def _check_references(experiment: Experiment) -> None:
         match(table.datasets, experiment.datasets, f"tables.{name}.datasets")
         for number, row in enumerate(table.rows):
             where = f"tables.{name}.rows[{number}]"
-            match([row.method], experiment.methods, f"{where}.method")
-            if row.at is not None:
-                _check_point(experiment, row.method, row.at, f"{where}.at")
+            for method in match([row.method], experiment.methods, f"{where}.method"):
+                if row.at is not None:
+                    _check_point(experiment, method, row.at, f"{where}.at")
     for number, figure in enumerate(experiment.file.figures):
         _check_figure(experiment, figure, f"figures[{number}]")
 

@@ -350,5 +350,9 @@ def _table(experiment: Experiment, name: str, datasets: set[str]) -> dict[str, A
     return {
         **table.model_dump(mode="json"),
         "datasets": [dataset for dataset in chosen if dataset in datasets],
-        "rows": [row.model_dump(mode="json", exclude_none=True) for row in table.rows],
+        "rows": [
+            {**row.model_dump(mode="json", exclude_none=True), "method": method}
+            for row in table.rows
+            for method in match([row.method], experiment.methods, f"tables.{name}.rows")
+        ],
     }

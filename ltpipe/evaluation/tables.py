@@ -134,11 +134,16 @@ def _paper_protocol(expected: Mapping[str, str] | None) -> str:
     return "" if expected is None else PAPER_PROTOCOLS.get(expected["paper"], "not stated")
 
 
-def paper_method(template: str, values: Mapping[str, float]) -> str:
-    """Fill {w1} and {w2} = 1 - w1 into the name of a published row."""
-    if "w1" not in values:
+def paper_method(template: str, values: Mapping[str, float], method: str = "") -> str:
+    """Fill {method}, and of a sweep {w1} and {w2} = 1 - w1, into the name of a published row."""
+    known: dict[str, Any] = {"method": method, **values}
+    if "w1" in values:
+        known["w2"] = round(1 - values["w1"], 10)
+    try:
+        return template.format(**known)
+    except KeyError:
+        # A point without the swept parameter has no published row.
         return template
-    return template.format(w1=values["w1"], w2=round(1 - values["w1"], 10))
 
 
 def _paper_value(
@@ -152,7 +157,7 @@ def _paper_value(
         return float("nan")
     chosen = published[
         (published["dataset"] == dataset["benchmark"])
-        & (published["method"] == paper_method(row["paper_method"], values))
+        & (published["method"] == paper_method(row["paper_method"], values, row.get("method", "")))
         & (published["metric"] == _PAPER_METRICS[metric])
     ]
     if dataset["imbalance"] is not None:
@@ -208,11 +213,11 @@ def wide(table: pd.DataFrame) -> Wide:
             title = dataset if one_metric else f"{dataset} {title}"
         columns.append(title)
         # Only numbers of the headline protocol compete; others are shown for comparison.
-        own = part["protocol"].str.startswith("last")
+        own = part["protocol"].map(_competes)
         means = part["mean"].round(10)[own]
         best = means.min() if metric in _LOW_IS_BETTER else means.max()
         for _, row in part.iterrows():
-            competes = len(means) > 1 and row["protocol"].startswith("last")
+            competes = len(means) > 1 and _competes(row["protocol"])
             is_best = competes and round(row["mean"], 10) == best
             cells[row["label"]][title] = Cell(_number(row["mean"], row["sd"], metric), is_best)
         if part["paper"].notna().any():
@@ -225,6 +230,10 @@ def wide(table: pd.DataFrame) -> Wide:
         for label, found in cells.items()
     ]
     return Wide(columns, rows)
+
+
+def _competes(protocol: str) -> bool:
+    return protocol.startswith("last") or protocol == "best_val"
 
 
 def _number(mean: float, sd: float, metric: str) -> str:

@@ -94,7 +94,8 @@ class BilateralTask:
                 value = a * criterion(logits, target) + (1 - a) * criterion(logits, rare_target)
             value.backward()
             self.optimizer.step(rate)
-            sums += batch_sums(value, logits, target)
+            sums += a * batch_sums(value, logits, target)
+            sums += (1 - a) * batch_sums(value, logits, rare_target)
         total, correct = distributed.all_sum(sums).tolist()
         return total, correct
 

@@ -24,7 +24,7 @@ class LogitGradient(Protocol):
 
 
 class SoftmaxGradient:
-    """Mean cross-entropy of ``s (z - m_y at y) + prior``, with class weights or without.
+    """Mean cross-entropy of a loss's softmax form, with class weights or without.
 
     It covers cross-entropy, balanced softmax, logit adjustment and LDAM. `scale` multiplies the
     logits before the form is applied.
@@ -38,7 +38,7 @@ class SoftmaxGradient:
         device: torch.device | str = "cpu",
     ) -> None:
         self.scale = scale * form.scale
-        self.margins = None if form.margins is None else (self.scale * form.margins).to(device)
+        self.margins = None if form.margins is None else (form.scale * form.margins).to(device)
         self.prior = None if form.prior is None else form.prior.to(device)
         self.weights = None if weights is None else weights.to(device)
 

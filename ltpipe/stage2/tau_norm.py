@@ -48,7 +48,10 @@ def normalised(weight: Tensor, tau: float) -> Tensor:
 
 
 def _select(job: Job, taus: Sequence[float]) -> float:
-    """Return the tau of the best mean class accuracy on held-out samples; the first of equals."""
+    """Return the tau of the best mean class accuracy on held-out samples.
+
+    Few samples make many equals; of these the one in the middle is taken.
+    """
     folder = job.inputs.get("tuning.features", job.inputs["features.features"])
     held_out = FeatureStore.open(folder / "val.h5")
     if not len(held_out.labels):
@@ -62,7 +65,8 @@ def _select(job: Job, taus: Sequence[float]) -> float:
         _mean_class_accuracy((inputs @ normalised(weight, tau).T).argmax(1).numpy(), held_out)
         for tau in taus
     ]
-    best = int(np.argmax(accuracies))
+    equals = np.flatnonzero(np.isclose(accuracies, max(accuracies)))
+    best = int(equals[len(equals) // 2])
     say(f"tau {taus[best]:g}: mean class accuracy {accuracies[best]:.1%} on held-out samples")
     return taus[best]
 

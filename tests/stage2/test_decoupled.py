@@ -1,0 +1,410 @@
+"""The decoupled classifiers against lone models trained by torch, and against NumPy loops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ltpipe.config.methods import LWS, M2M, RIDE, Classifier, MiSLAS, TauNorm
+from ltpipe.errors import InputError
+from ltpipe.features.store import FeatureStore
+from ltpipe.losses.building import build_loss
+from ltpipe.losses.softmax import CrossEntropyLoss
+from ltpipe.registry import REGISTRY
+from ltpipe.seeding import generator
+from ltpipe.stage2 import m2m, ncm, ride, tau_norm
+from ltpipe.stage2.classifier import fit_classifiers
+from ltpipe.stage2.classifiers import CosineModel, LinearModel
+from ltpipe.stage2.logit_gradients import AutogradGradient, SoftmaxGradient, logit_gradient
+from ltpipe.stage2.lws import fit_scales
+from ltpipe.stage2.m2m import fit_translated
+from ltpipe.stage2.mislas import fit_smoothed
+from ltpipe.stage2.retraining import training_batches
+from ltpipe.stage2.ride import fit_experts
+from ltpipe.testing import make_store
+from tests.artifacts import CPU
+
+RATES = [0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1]
+ROLE = {"backbones": {"features": "features"}}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Three backbones' training features, one a seed."""
+    base = tmp_path_factory.mktemp("stores")
+    found = []
+    for seed in range(3):
+        make_store(base / str(seed), seed)
+        found.append(FeatureStore.open(base / str(seed) / "train.h5"))
+    return found
+
+
+def settings_of(model, kind, **values):
+    return model.model_validate({"kind": kind, "epochs": 4, "batch_size": 16, **ROLE, **values})
+
+
+FITS = {
+    "crt": (fit_classifiers, settings_of(Classifier, "classifier", per_class=4), 1),
+    "balanced softmax": (
+        fit_classifiers,
+        settings_of(Classifier, "classifier", loss={"name": "balanced-softmax"}, sampler="shuffle"),
+        1,
+    ),
+    "focal, weighted": (
+        fit_classifiers,
+        settings_of(Classifier, "classifier", loss={"name": "focal"}, weights="effective"),
+        1,
+    ),
+    "cosine": (
+        fit_classifiers,
+        settings_of(Classifier, "classifier", head="cosine", rows="squashed", scale=16.0),
+        1,
+    ),
+    "cosine ldam": (
+        fit_classifiers,
+        settings_of(Classifier, "classifier", head="cosine", loss={"name": "ldam"}),
+        1,
+    ),
+    "lws": (fit_scales, settings_of(LWS, "lws"), 1),
+    "mislas": (fit_smoothed, settings_of(MiSLAS, "mislas"), 1),
+    "m2m": (fit_translated, settings_of(M2M, "m2m"), 1),
+    "ride": (fit_experts, settings_of(RIDE, "ride", reweight_from=2), 2),
+    "ride, linear": (
+        fit_experts,
+        settings_of(RIDE, "ride", head="linear", loss={"name": "ce"}, reweight_from=2),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_33_models_fitted_together_equal_lone_ones(stores, name):
+    fit, settings, parts = FITS[name]
+    sweep = settings.model_copy(update={"learning_rate": RATES})
+    together = fit(stores, sweep, [4, 5, 6], CPU)
+    for value in together.values():
+        assert len(value) == 33 * parts
+    for s, seed in enumerate((4, 5, 6)):
+        for p, rate in enumerate(RATES):
+            lone = fit(
+                [stores[s]], settings.model_copy(update={"learning_rate": rate}), [seed], CPU
+            )
+            for key, value in lone.items():
+                place = (s * 11 + p) * parts
+                found = together[key][place : place + parts]
+                torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)
+    moved = {key for key, value in together.items() if not torch.equal(value[0], value[parts])}
+    assert moved
+
+
+def lone_by_torch(store, settings, loss, head):
+    """Train one linear or cosine classifier by torch's own layers, optimiser and autograd."""
+    batches = training_batches([store], settings, [0], CPU)
+    draws = generator(0, "classifier")
+    classes, dimension = len(store.class_names), store.features.shape[1]
+    if head == "linear":
+        bound = dimension**-0.5
+        weight = ((torch.rand(classes, dimension, generator=draws) * 2 - 1) * bound).double()
+        bias = ((torch.rand(classes, generator=draws) * 2 - 1) * bound).double()
+        parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    else:
+        weight = F.normalize(torch.rand(classes, dimension, generator=draws) * 2 - 1, dim=1)
+        parameters = [weight.double().requires_grad_()]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(settings.epochs):
+        cosine = 0.5 * (1 + np.cos(np.pi * epoch / settings.epochs))
+        optimizer.param_groups[0]["lr"] = 0.1 * cosine
+        for inputs, target in batches(epoch):
+            x = inputs[0].double()
+            if head == "linear":
+                logits = F.linear(x, *parameters)
+            else:
+                squashed = x / (1 + x.norm(dim=1, keepdim=True))
+                logits = 16 * squashed @ F.normalize(parameters[0], dim=1).T
+            optimizer.zero_grad()
+            loss(logits, target[0]).backward()
+            optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+@pytest.mark.parametrize(
+    ("head", "loss"),
+    [
+        ("linear", {"name": "ce"}),
+        ("linear", {"name": "balanced-softmax"}),
+        ("linear", {"name": "label-aware-smoothing"}),
+        ("cosine", {"name": "ce"}),
+    ],
+)
+def test_a_classifier_equals_one_trained_by_torch(stores, head, loss):
+    extra = {"rows": "squashed", "scale": 16.0} if head == "cosine" else {}
+    settings = settings_of(Classifier, "classifier", head=head, loss=loss, **extra)
+    found = fit_classifiers([stores[0]], settings, [0], CPU)
+    criterion = build_loss(settings.loss, stores[0].class_counts)
+    expected = lone_by_torch(stores[0], settings, criterion, head)
+    for name, value in zip(("weight", "bias"), expected, strict=False):
+        torch.testing.assert_close(found[name][0].double(), value, rtol=1e-4, atol=1e-5)
+
+
+def logits_and_target(dtype=torch.float64):
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 7, 3, 5, generator=draws, dtype=dtype)
+    return logits, torch.randint(5, (2, 7), generator=draws)
+
+
+@pytest.mark.parametrize("name", REGISTRY["loss"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_logit_gradients_are_those_of_the_loss(name, weighted):
+    counts = [50, 20, 9, 4, 1]
+    loss = build_loss(_NamedLoss(name), counts).double()
+    if weighted:
+        loss.reweight(torch.tensor([0.1, 0.3, 0.6, 1.5, 2.5], dtype=torch.float64))
+    logits, target = logits_and_target()
+    found = logit_gradient(loss, scale=1.7)(logits.clone(), target)
+    for g in range(2):
+        for p in range(3):
+            leaf = logits[g, :, p].clone().requires_grad_()
+            loss(1.7 * leaf, target[g]).backward()
+            torch.testing.assert_close(found[g, :, p], leaf.grad, rtol=1e-6, atol=1e-9)
+
+
+@dataclasses.dataclass
+class _NamedLoss:
+    name: str
+
+    def model_dump(self, exclude):
+        return {}
+
+
+def test_softmax_losses_have_a_gradient_by_hand_and_others_by_autograd():
+    by_hand = {"ce", "class-balanced", "balanced-softmax", "logit-adjustment", "ldam"}
+    for name in REGISTRY["loss"]:
+        gradient = logit_gradient(build_loss(_NamedLoss(name), [5, 3, 1]))
+        assert isinstance(gradient, SoftmaxGradient if name in by_hand else AutogradGradient)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_linear_models_gradients_are_autograds(scaled):
+    draws = torch.Generator().manual_seed(1)
+    shapes = {"weight": (6, 5, 4), "bias": (6, 5)} | ({"scale": (6, 5)} if scaled else {})
+    parameters = {
+        name: torch.randn(shape, generator=draws, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+    inputs = torch.randn(2, 7, 4, generator=draws, dtype=torch.float64)
+    target = torch.randint(5, (2, 7), generator=draws)
+    model = LinearModel(logit_gradient(CrossEntropyLoss()), tuple(shapes))
+    found = model.gradients(parameters, inputs, target)
+    for m in range(6):
+        leaves = {name: value[m].clone().requires_grad_() for name, value in parameters.items()}
+        logits = F.linear(inputs[m // 3], leaves["weight"], leaves["bias"])
+        logits = leaves["scale"] * logits if scaled else logits
+        F.cross_entropy(logits, target[m // 3]).backward()
+        for name, leaf in leaves.items():
+            torch.testing.assert_close(found[name][m], leaf.grad)
+
+
+def test_a_cosine_models_gradient_is_autograds():
+    draws = torch.Generator().manual_seed(2)
+    weight = torch.randn(4, 5, 3, generator=draws, dtype=torch.float64)
+    inputs = torch.randn(2, 7, 3, generator=draws, dtype=torch.float64)
+    target = torch.randint(5, (2, 7), generator=draws)
+    model = CosineModel(logit_gradient(CrossEntropyLoss(), scale=9.0))
+    found = model.gradients({"weight": weight}, inputs, target)["weight"]
+    for m in range(4):
+        leaf = weight[m].clone().requires_grad_()
+        logits = 9 * inputs[m // 2] @ F.normalize(leaf, dim=1).T
+        F.cross_entropy(logits, target[m // 2]).backward()
+        torch.testing.assert_close(found[m], leaf.grad)
+
+
+def test_nearest_class_means_by_loops():
+    stream = np.random.default_rng(0)
+    train, test = stream.normal(size=(20, 4)), stream.normal(size=(6, 4))
+    labels = np.arange(20) % 3
+    centre = train.mean(0)
+    means = []
+    for label in range(3):
+        units = [(x - centre) / np.linalg.norm(x - centre) for x in train[labels == label]]
+        means.append(sum(units) / len(units))
+    expected = np.empty((6, 3))
+    for i, x in enumerate(test):
+        unit = (x - centre) / np.linalg.norm(x - centre)
+        for c, mean in enumerate(means):
+            expected[i, c] = -sum((unit - mean) ** 2)
+    units = F.normalize(torch.from_numpy(train - centre), dim=1)
+    found = ncm.class_means(units.float(), torch.from_numpy(labels), 3)
+    np.testing.assert_allclose(found.numpy(), np.stack(means), atol=1e-6)
+    scores = ncm.closeness(
+        F.normalize(torch.from_numpy(test - centre), dim=1).float(), found, "euclidean"
+    )
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-6)
+
+
+def test_tau_normalised_rows_by_loops():
+    weight = np.random.default_rng(1).normal(size=(4, 3))
+    for tau in (0.0, 0.7, 2.0):
+        found = tau_norm.normalised(torch.from_numpy(weight), tau).numpy()
+        for row, expected in zip(found, weight, strict=True):
+            np.testing.assert_allclose(row, expected / np.linalg.norm(expected) ** tau)
+    assert TauNorm.model_validate({"kind": "tau-norm", **ROLE}).tau == [
+        0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0,
+        1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0,
+    ]  # fmt: skip
+
+
+def ride_loss(z, target, counts, late, diversity):
+    """RIDE's loss of E experts' scaled logits z (E, B, C), in NumPy loops."""
+    classes, size = len(counts), len(target)
+    margins = 0.5 * np.array(counts, float) ** -0.25 / max(np.array(counts, float) ** -0.25)
+    weights = np.array([(1 - 0.9999) / (1 - 0.9999**n) for n in counts])
+    weights = weights / weights.sum() * classes if late else np.ones(classes)
+    shares = np.array([classes * 0.05 * n / sum(counts) + 1 - 0.05 for n in counts])
+    temperature = shares / shares.max() if late else np.ones(classes)
+
+    def softmax(row):
+        powers = np.exp(row - row.max())
+        return powers / powers.sum()
+
+    total = 0.0
+    for expert in z:
+        numerator = denominator = 0.0
+        for row, y in zip(expert, target, strict=True):
+            shifted = row.copy()
+            shifted[y] -= 30 * margins[y]
+            numerator += weights[y] * -np.log(softmax(shifted)[y])
+            denominator += weights[y]
+        total += numerator / denominator
+        for i in range(size):
+            mean = softmax(z[:, i].mean(0) / temperature)
+            own = softmax(expert[i] / temperature)
+            divergence = sum(mean[c] * np.log(mean[c] / own[c]) for c in range(classes))
+            total += diversity * temperature.mean() ** 2 * divergence / size
+    return total
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_rides_gradient_by_finite_differences_of_a_numpy_loop(late):
+    counts = [40, 11, 3]
+    settings = settings_of(RIDE, "ride", reweight_from=2)
+    gradient = ride.DiversityGradient(settings, counts, CPU)
+    gradient.on_epoch(2 if late else 1)
+    draws = torch.Generator().manual_seed(3)
+    cosines = torch.rand(1, 5, 2, 3, generator=draws) * 2 - 1
+    target = torch.tensor([[0, 2, 1, 0, 2]])
+    found = gradient(cosines.clone(), target)[0].numpy()
+    z = 30 * cosines[0].permute(1, 0, 2).double().numpy()
+    mean = z.mean(0, keepdims=True)
+    step = 1e-5
+    for b in range(5):
+        for e in range(2):
+            for c in range(3):
+                # The mean is taken as given: it is moved back to what it was.
+                values = []
+                for sign in (1, -1):
+                    moved = z.copy()
+                    moved[e, b, c] += sign * step
+                    values.append(_with_mean(moved, mean, target[0].numpy(), counts, late))
+                slope = 30 * (values[0] - values[1]) / (2 * step)
+                assert found[b, e, c] == pytest.approx(slope, rel=2e-3, abs=2e-4)
+
+
+def _with_mean(z, mean, target, counts, late):
+    """ride_loss with the experts' mean held fixed: a phantom expert set gives the mean."""
+    plain = ride_loss(z, target, counts, late, 0.0)
+    temperature = np.array([3 * 0.05 * n / sum(counts) + 0.95 for n in counts])
+    temperature = temperature / temperature.max() if late else np.ones(3)
+    divergence = 0.0
+    for expert in z:
+        for i, row in enumerate(expert):
+            p = np.exp(mean[0, i] / temperature)
+            q = np.exp(row / temperature)
+            p, q = p / p.sum(), q / q.sum()
+            divergence += float((p * np.log(p / q)).sum()) / len(target)
+    return plain - 0.2 * temperature.mean() ** 2 * divergence
+
+
+def test_the_two_numpy_readings_of_ride_agree():
+    z = np.random.default_rng(5).normal(size=(2, 4, 3)) * 3
+    target = np.array([0, 1, 2, 0])
+    whole = ride_loss(z, target, [40, 11, 3], True, -0.2)
+    assert whole == pytest.approx(
+        _with_mean(z, z.mean(0, keepdims=True), target, [40, 11, 3], True)
+    )
+
+
+def translated(stores, **values):
+    settings = settings_of(M2M, "m2m", **values)
+    store = stores[0]
+    batches = training_batches([store], settings, [7], CPU)
+    weight = torch.from_numpy(store.classifier_weight)
+    judge = (weight[None], torch.from_numpy(store.classifier_bias)[None])
+    norm = float(np.linalg.norm(store.features, axis=1).mean())
+    counts = torch.tensor(store.class_counts)
+    made = m2m.TranslatedBatches(
+        batches, weight[None], judge, counts, torch.tensor([norm]), False, settings, [7]
+    )
+    return store, batches, made, norm
+
+
+def test_m2m_makes_samples_of_rare_classes_only_and_its_judge_is_sure_of_them(stores):
+    store, batches, made, _ = translated(stores, confidence=0.8)
+    changed = np.zeros(5)
+    seen = np.zeros(5)
+    for epoch in range(20):
+        for (plain, target), (inputs, labels) in zip(batches(epoch), made(epoch), strict=True):
+            assert torch.equal(target, labels)
+            different = (plain != inputs).any(2)[0]
+            for i in torch.arange(len(different)):
+                seen[target[0, i]] += 1
+                changed[target[0, i]] += bool(different[i])
+            probabilities = torch.softmax(
+                inputs[0] @ torch.from_numpy(store.classifier_weight).T, dim=1
+            )
+            sure = probabilities.gather(1, labels[0][:, None])[:, 0]
+            assert (sure[different] >= 0.8 - 1e-5).all()
+    share = changed / seen
+    # The largest class is never made; the others the more the rarer, up to 1 - beta ** excess.
+    assert share[0] == 0
+    assert share[4] > 0.01
+    largest, n = store.class_counts[0], np.array(store.class_counts)
+    bound = (1 - n / largest) * (1 - 0.999 ** (largest - n))
+    assert (share <= bound + 4 * np.sqrt(bound / seen) + 1e-9).all()
+
+
+def test_m2ms_steps_by_loops(stores):
+    store, _, made, norm = translated(stores, steps=3, noise=0.5, penalty=0.5)
+    stream = np.random.default_rng(3)
+    features = torch.from_numpy(stream.normal(size=(1, 2, 8))).float()
+    noise = torch.from_numpy(stream.normal(size=(1, 2, 8))).float()
+    labels, sources = torch.tensor([[3, 4]]), torch.tensor([[0, 1]])
+    found = made._translate(features, noise, labels, sources)[0].numpy()
+    weight = store.classifier_weight.astype(float)
+    for i in range(2):
+        x = features[0, i].double().numpy()
+        direction = noise[0, i].double().numpy()
+        x = x + 0.5 * 0.1 * norm * direction / np.linalg.norm(direction)
+        for _ in range(3):
+            z = weight @ x
+            p = np.exp(z - z.max())
+            p /= p.sum()
+            p[labels[0, i]] -= 1
+            slope = p @ weight + 0.5 * weight[sources[0, i]]
+            x = x - 0.1 * norm * slope / np.linalg.norm(slope)
+        np.testing.assert_allclose(found[i], x, rtol=1e-4, atol=1e-5)
+
+
+def test_stores_without_a_classifier_or_views_are_refused(stores):
+    bare = dataclasses.replace(stores[0], classifier_weight=None, classifier_bias=None, views=None)
+    for name in ("lws", "mislas", "m2m"):
+        fit, settings, _ = FITS[name]
+        with pytest.raises(InputError, match="carries no stage-one classifier"):
+            fit([bare], settings, [0], CPU)
+    with pytest.raises(InputError, match="no augmented views are cached"):
+        fit_classifiers([bare], FITS["crt"][1], [0], CPU)
+    plain = FITS["crt"][1].model_copy(update={"views": "plain"})
+    assert torch.isfinite(fit_classifiers([bare], plain, [0], CPU)["weight"]).all()
