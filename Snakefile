@@ -23,6 +23,11 @@ include: "workflow/rules/stage2.smk"
 include: "workflow/rules/report.smk"
 
 
+onstart:
+    if PLAN.experiment.file.preload:
+        preload_jobs()
+
+
 rule all:
     default_target: True
     input:

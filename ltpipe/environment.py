@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ltpipe import preload
+
 
 def prepare_jobs(data_root: str | None, device: str) -> None:
     """Set the environment that Snakemake's jobs inherit.
@@ -20,6 +22,12 @@ def prepare_jobs(data_root: str | None, device: str) -> None:
     if data_root:
         os.environ["LTPIPE_DATA"] = data_root
     os.environ.setdefault("LTPIPE_DEVICE", device)
+
+
+def preload_jobs() -> None:
+    """Start the process that short jobs are forked from; jobs with a GPU do without."""
+    if not gpu_count():
+        preload.start()
 
 
 def outside_file(name: str) -> str:

@@ -42,6 +42,24 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "list": Entry(
             "ltpipe.data.readers.lists", "read_lists", "images named by list files (ImageNet-LT)"
         ),
+        "tiny-imagenet": Entry(
+            "ltpipe.data.readers.tiny_imagenet",
+            "read_tiny_imagenet",
+            "Tiny-ImageNet-200 by its standard files",
+            "Le and Yang, 2015",
+        ),
+        "voc": Entry(
+            "ltpipe.data.readers.voc",
+            "read_voc",
+            "Pascal VOC 2012, the images that show one class (VOC-LT)",
+            "Everingham et al., IJCV 2010",
+        ),
+        "medmnist": Entry(
+            "ltpipe.data.readers.medmnist",
+            "read_medmnist",
+            "a MedMNIST file, such as octmnist",
+            "Yang et al., Scientific Data 2023",
+        ),
         "features": Entry(
             "ltpipe.data.readers.features", "read_features", "embeddings from elsewhere"
         ),

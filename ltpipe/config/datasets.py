@@ -15,14 +15,17 @@ class InputSettings(Settings):
     """How an image becomes the network's input.
 
     `size` is height and width as the network sees them; `stored` those at which image files are
-    decoded and kept (default: `size`). `padding`, `flip`, `resized_crop` and `color_jitter` are
-    the training augmentation; the test view has none of them.
+    decoded and kept (default: `size`). `fit` says how they come to that size: `cover` resizes the
+    shorter side and keeps the middle, `stretch` resizes both sides and so changes the aspect
+    ratio. `padding`, `flip`, `resized_crop` and `color_jitter` are the training augmentation; the
+    test view has none of them.
     """
 
     size: Size
     stored: Size | None = None
     channels: Literal[1, 3] = 3
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    fit: Literal["cover", "stretch"] = "cover"
     mean: list[Float] = Field(default=[0.485, 0.456, 0.406], min_length=1, max_length=3)
     std: list[Float] = Field(default=[0.229, 0.224, 0.225], min_length=1, max_length=3)
     padding: int = Field(default=0, ge=0)
@@ -45,6 +48,24 @@ class InputSettings(Settings):
         return self
 
 
+class Expect(Settings):
+    """What the source must hold before any subset is drawn; a mismatch stops the run.
+
+    `train`, `val` and `test` are numbers of samples, `largest` and `smallest` those of training
+    classes, `train_counts` all of them. `train_digest` is the first 16 hex digits of the SHA-256
+    of these numbers, joined by commas.
+    """
+
+    classes: int | None = Field(default=None, ge=1)
+    train: int | None = Field(default=None, ge=1)
+    val: int | None = Field(default=None, ge=0)
+    test: int | None = Field(default=None, ge=0)
+    largest: int | None = Field(default=None, ge=1)
+    smallest: int | None = Field(default=None, ge=1)
+    train_counts: list[int] | None = Field(default=None, min_length=1)
+    train_digest: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
+
+
 class DatasetSettings(Settings):
     """What all sources share: the long-tailed draw, the split, the shot groups.
 
@@ -52,7 +73,8 @@ class DatasetSettings(Settings):
     they are), `max_count` the largest class. `subset_seed` seeds the draw alone, apart from the
     training seed. `groups` says
     how classes are called many-, medium- and few-shot: `thresholds` (more than 100, fewer than
-    20 training images) or `ranks` (thirds of the ranking).
+    20 training images) or `ranks` (thirds of the ranking). `expect` guards against files other
+    than the published ones.
     """
 
     labels: ClassVar[frozenset[str]] = frozenset({"label", "benchmark", "note", "description"})
@@ -65,6 +87,7 @@ class DatasetSettings(Settings):
     class_order: Literal["natural", "shuffled"] = "natural"
     val_fraction: Float = Field(default=0.0, ge=0, lt=1)
     groups: Literal["ranks", "thresholds"] = "ranks"
+    expect: Expect | None = None
     label: str | None = None
     benchmark: str | None = None
     note: str = ""
@@ -119,6 +142,37 @@ class ListDataset(DatasetSettings):
     input: InputSettings
 
 
+class TinyImageNetDataset(DatasetSettings):
+    """Tiny-ImageNet-200; its validation images are the test set."""
+
+    source: Literal["tiny-imagenet"]
+    path: str = "tiny-imagenet-200"
+    input: InputSettings
+
+
+class VOCDataset(DatasetSettings):
+    """VOC-LT: the images of VOC 2012 that show one class.
+
+    `variant` says which objects count: all (`objects`), those not difficult (`non-difficult`) or
+    the classes' list files (`image-labels`); `auto` takes the first that gives the published
+    numbers, else `objects`. `ids` is a file with the training images' ids.
+    """
+
+    source: Literal["voc"]
+    path: str = "VOCdevkit/VOC2012"
+    variant: Literal["auto", "objects", "non-difficult", "image-labels"] = "auto"
+    ids: str | None = None
+    input: InputSettings
+
+
+class MedMNISTDataset(DatasetSettings):
+    """A MedMNIST file by its name without `.npz`; smaller images are padded to the stored size."""
+
+    source: Literal["medmnist"]
+    file: str = Field(pattern="^[A-Za-z0-9_-]+$")
+    input: InputSettings
+
+
 class StoreFiles(Settings):
     """One extractor's embeddings: HDF5 or npz files, or npy files with labels beside them."""
 
@@ -145,8 +199,13 @@ class FeaturesDataset(DatasetSettings):
     class_names: str | None = None
 
 
-Dataset = Annotated[
-    DigitsDataset | CifarDataset | FolderDataset | ListDataset | FeaturesDataset,
-    Field(discriminator="source"),
-]
-ImageDataset = DigitsDataset | CifarDataset | FolderDataset | ListDataset
+ImageDataset = (
+    DigitsDataset
+    | CifarDataset
+    | FolderDataset
+    | ListDataset
+    | TinyImageNetDataset
+    | VOCDataset
+    | MedMNISTDataset
+)
+Dataset = Annotated[ImageDataset | FeaturesDataset, Field(discriminator="source")]

@@ -141,13 +141,18 @@ Figure = Annotated[
 
 
 class ExperimentFile(Settings):
-    """The whole experiment file, names not yet resolved; config/README.md explains every key."""
+    """The whole experiment file, names not yet resolved; config/README.md explains every key.
+
+    `preload` starts the jobs of this machine from one process that has imported torch already:
+    worth it for hundreds of short jobs.
+    """
 
     experiment: str
     title: str = ""
     description: str = ""
     data: DataLocation = DataLocation()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    preload: bool = False
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     datasets: dict[str, dict[str, Any] | None] = Field(min_length=1)
     backbones: dict[str, dict[str, Any] | None] = {}

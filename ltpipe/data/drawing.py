@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ltpipe.config.datasets import FeaturesDataset
+from ltpipe.data.expectations import check_expected, check_expected_labels
 from ltpipe.data.loading import dataset_settings, open_images
 from ltpipe.data.readers.features import read_features
 from ltpipe.data.sources import locate
@@ -17,12 +18,16 @@ from ltpipe.errors import InputError
 from ltpipe.job import Job
 from ltpipe.progress import say
 
+# No published image is larger; a source that pads its images refuses a smaller size.
+_ANY_SIZE = 1 << 16
+
 
 def run(job: Job) -> dict[str, Any]:
     """Draw the subset of `job.spec["dataset"]` and write subset.h5.
 
     Raises:
-        InputError: the data set is missing or damaged, or a class has no training sample.
+        InputError: the data set is missing, damaged or not the expected one, or a class has no
+            training sample.
     """
     settings = _settings(job.spec["dataset"])
     options = {
@@ -35,9 +40,13 @@ def run(job: Job) -> dict[str, Any]:
         "class_order": settings.class_order,
     }
     if isinstance(settings, FeaturesDataset):
-        subset = draw_from_labels(*_feature_labels(settings, job.root), **options)
+        names, train, val, test = _feature_labels(settings, job.root)
+        check_expected_labels(names, train, val, test, settings.expect, settings.source)
+        subset = draw_from_labels(names, train, val, test, **options)
     else:
-        subset = draw(open_images(settings, job.root), **options)
+        source = open_images(settings, job.root)
+        check_expected(source, settings.expect, settings.source)
+        subset = draw(source, **options)
     write_subset(job.output / "subset.h5", subset)
     counts = subset.class_counts
     say(
@@ -49,10 +58,10 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _settings(identity: Mapping[str, Any]) -> Any:
-    """Return the data set's settings; only labels are read, so the image size does not matter."""
+    """Return the data set's settings; only labels are read, so any size that holds the images."""
     if identity["source"] == "features":
         return dataset_settings(identity)
-    return dataset_settings({**identity, "input": {"size": [1, 1]}})
+    return dataset_settings({**identity, "input": {"size": [_ANY_SIZE] * 2}})
 
 
 def _feature_labels(

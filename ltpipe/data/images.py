@@ -20,6 +20,7 @@ from ltpipe.errors import InputError, nearest
 # Pillow's own warning limit, about a quarter of a gigabyte of RGB.
 MAX_PIXELS = 89_478_485
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FITS = ("cover", "stretch")
 _MODES = {1: "L", 3: "RGB"}
 # Images per decoding task, and batches in work beside the one in use.
 _TASK = 16
@@ -77,14 +78,17 @@ class ArrayImages:
 class FileImages:
     """Image files, decoded when asked for.
 
-    The shorter side is resized (antialiased) so that the image just covers the stored size, and
-    the middle is kept. EXIF orientation is not applied, as in the published pipelines.
+    To ``cover``, the shorter side is resized (antialiased) so that the image just covers the stored
+    size, and the middle is kept. To ``stretch``, both sides are resized to the stored ones, which
+    keeps all of the image but not its aspect ratio. EXIF orientation is not applied, as in the
+    published pipelines.
 
     Args:
         paths: N image files.
         size: stored (height, width).
         channels: 3 (RGB) or 1 (grey).
         interpolation: ``bilinear`` or ``bicubic``.
+        fit: ``cover`` or ``stretch``.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class FileImages:
         size: tuple[int, int],
         channels: int = 3,
         interpolation: str = "bilinear",
+        fit: str = "cover",
     ) -> None:
         if channels not in _MODES:
             raise InputError(f"channels is {channels}: images have 3 (RGB) or 1 (grey)")
@@ -101,12 +106,15 @@ class FileImages:
                 f"unknown interpolation {interpolation!r}{nearest(interpolation, INTERPOLATIONS)}: "
                 f"one of {', '.join(INTERPOLATIONS)}"
             )
+        if fit not in FITS:
+            raise InputError(f"unknown fit {fit!r}{nearest(fit, FITS)}: one of {', '.join(FITS)}")
         if min(size) < 1:
             raise InputError(f"image size is {size}: both sides must be positive")
         self._paths = list(paths)
         self._size = size
         self._channels = channels
         self._interpolation = INTERPOLATIONS[interpolation]
+        self._stretch = fit == "stretch"
 
     @property
     def paths(self) -> list[Path]:
@@ -159,6 +167,8 @@ class FileImages:
 
     def _fit(self, image: Image.Image) -> Image.Image:
         height, width = self._size
+        if self._stretch:
+            return image.resize((width, height), self._interpolation)
         scale = max(height / image.height, width / image.width)
         resized = (
             max(width, round(image.width * scale)),

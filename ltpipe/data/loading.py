@@ -12,7 +12,16 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ltpipe.config.datasets import Dataset, FolderDataset, ImageDataset, ListDataset
+from ltpipe.config.datasets import (
+    Dataset,
+    FolderDataset,
+    ImageDataset,
+    InputSettings,
+    ListDataset,
+    MedMNISTDataset,
+    TinyImageNetDataset,
+    VOCDataset,
+)
 from ltpipe.data.augment import Augmentation
 from ltpipe.data.images import ImageBatches, open_batches
 from ltpipe.data.sources import Source, open_source
@@ -48,28 +57,30 @@ def dataset_settings(identity: Mapping[str, Any]) -> Any:
 
 def reader_options(settings: ImageDataset) -> dict[str, Any]:
     """Return what the source's reader is told; sources of fixed files take nothing."""
-    if not isinstance(settings, FolderDataset | ListDataset):
-        return {}
-    options: dict[str, Any] = {
-        "size": settings.input.stored or settings.input.size,
-        "channels": settings.input.channels,
-        "interpolation": settings.input.interpolation,
-    }
-    if isinstance(settings, FolderDataset):
-        options |= {
-            "path": settings.path,
-            "test_fraction": settings.test_fraction,
-            "split_seed": settings.split_seed,
-        }
-    else:
-        options |= {
-            "images": settings.path,
-            "train_list": settings.train_list,
-            "val_list": settings.val_list,
-            "test_list": settings.test_list,
-            "class_names": settings.class_names,
-        }
-    return {key: value for key, value in options.items() if value is not None}
+    own: dict[str, Any]
+    match settings:
+        case FolderDataset():
+            own = settings.model_dump(include={"path", "test_fraction", "split_seed"})
+        case ListDataset():
+            own = settings.model_dump(
+                include={"train_list", "val_list", "test_list", "class_names"}
+            )
+            own["images"] = settings.path
+        case TinyImageNetDataset():
+            own = settings.model_dump(include={"path"})
+        case VOCDataset():
+            own = settings.model_dump(include={"path", "variant", "ids"})
+        case MedMNISTDataset():
+            return {"file": settings.file, **_stored(settings.input)}
+        case _:
+            return {}
+    own |= _stored(settings.input)
+    own |= settings.input.model_dump(include={"interpolation", "fit"})
+    return {key: value for key, value in own.items() if value is not None}
+
+
+def _stored(settings: InputSettings) -> dict[str, Any]:
+    return {"size": settings.stored or settings.size, "channels": settings.channels}
 
 
 def open_images(settings: ImageDataset, root: Path | None) -> Source:

@@ -75,6 +75,21 @@ def test_shorter_side_is_resized_and_the_middle_kept(tmp_path, height, width, in
     )
 
 
+@pytest.mark.parametrize(("height", "width"), [(30, 20), (6, 9), (12, 10)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_stretched_images_keep_their_edges(tmp_path, height, width, interpolation):
+    picture = Image.fromarray(array(1, height, width)[0])
+    picture.save(tmp_path / "a.png")
+    paths, size = [tmp_path / "a.png"], (12, 10)
+    stored = FileImages(paths, size, interpolation=interpolation, fit="stretch")
+    expected = picture.resize((10, 12), getattr(Image.Resampling, interpolation.upper()))
+    np.testing.assert_array_equal(stored.load(np.array([0]))[0], np.asarray(expected))
+    # The same aspect ratio leaves nothing to stretch.
+    for fit in ("cover", "stretch"):
+        same = FileImages(paths, (height, width), interpolation=interpolation, fit=fit)
+        np.testing.assert_array_equal(same.load(np.array([0]))[0], np.asarray(picture))
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
 def test_every_8_bit_mode_becomes_rgb_or_grey(tmp_path, mode):
     path = tmp_path / "image.tif"
@@ -139,6 +154,7 @@ def test_16_bit_image_is_refused_rather_than_clipped(tmp_path):
     [
         ({"channels": 4}, "channels is 4"),
         ({"interpolation": "bicubik"}, "did you mean 'bicubic'"),
+        ({"fit": "streched"}, "did you mean 'stretch'"),
         ({"size": (0, 8)}, "image size"),
     ],
 )

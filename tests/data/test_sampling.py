@@ -27,6 +27,7 @@ WEIGHT = {
     "balanced": lambda n: 1 / n,
     "sqrt": lambda n: n**-0.5,
     "effective": lambda n: (1 - 0.9999) / (1 - 0.9999**n),
+    "reversed": lambda n: n**-2.0,
 }
 
 
@@ -37,7 +38,7 @@ def test_class_frequencies(kind):
     drawn = torch.cat([epoch_order(LABELS, 5, kind, generator(s)) for s in range(20)])
     observed = np.bincount(LABELS[drawn].numpy(), minlength=5) / len(drawn)
     deviation = np.sqrt(expected * (1 - expected) / len(drawn))
-    assert (np.abs(observed - expected) <= 4.5 * deviation).all()
+    assert (np.abs(observed - expected) <= 4 * deviation).all()
 
 
 @pytest.mark.parametrize("kind", WEIGHT)
@@ -58,6 +59,16 @@ def test_order_depends_on_the_generator_only(kind):
     assert torch.equal(first, epoch_order(LABELS, 5, kind, generator(7)))
     assert not torch.equal(first, epoch_order(LABELS, 5, kind, generator(8)))
     assert len(first) == len(LABELS)
+
+
+def test_reversed_sampling_draws_classes_by_the_inverse_of_their_size():
+    # BBN's sampler: of classes with 5000, 500 and 50 samples, 1 : 10 : 100.
+    labels = torch.arange(3).repeat_interleave(torch.tensor([5000, 500, 50]))
+    drawn = torch.cat([epoch_order(labels, 3, "reversed", generator(s)) for s in range(10)])
+    expected = np.array([1, 10, 100]) / 111
+    observed = np.bincount(labels[drawn].numpy(), minlength=3) / len(drawn)
+    deviation = np.sqrt(expected * (1 - expected) / len(drawn))
+    assert (np.abs(observed - expected) <= 4 * deviation).all()
 
 
 def test_unknown_sampler():

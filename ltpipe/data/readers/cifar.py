@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
-import tarfile
-import tempfile
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ltpipe.data.download import Remote, fetch_folder
 from ltpipe.data.images import ArrayImages
 from ltpipe.data.sources import Part, Source, check_options
 from ltpipe.errors import InputError
@@ -207,24 +204,10 @@ _ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
 
 def _download(layout: _Layout, root: Path) -> None:
     """Fetch the binary archive, check it and unpack it under `root`."""
-    url = _URL + layout.archive
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as scratch:
-            archive = Path(scratch) / layout.archive
-            digest = hashlib.md5(usedforsecurity=False)
-            with urllib.request.urlopen(url, timeout=30) as answer, archive.open("wb") as out:
-                while block := answer.read(1 << 20):
-                    digest.update(block)
-                    out.write(block)
-            if digest.hexdigest() != layout.archive_md5:
-                raise OSError(f"MD5 is {digest.hexdigest()}, not {layout.archive_md5}")
-            with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
-            (Path(scratch) / layout.binary_folder).rename(root / layout.binary_folder)
-    except (OSError, tarfile.TarError) as error:
-        raise InputError(
-            f"{layout.name} is not under {root} and {url} can't be had ({error}): put the folder "
-            f"{layout.binary_folder} or {layout.python_folder} into {root} "
-            "(data.root or LTPIPE_DATA sets another folder)"
-        ) from error
+    remote = Remote(
+        name=layout.name,
+        url=_URL + layout.archive,
+        md5=layout.archive_md5,
+        advice=(f"put the folder {layout.binary_folder} or {layout.python_folder} into {root}"),
+    )
+    fetch_folder(remote, root, layout.binary_folder)

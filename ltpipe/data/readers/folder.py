@@ -20,6 +20,7 @@ _OPTIONS = (
     "size",
     "channels",
     "interpolation",
+    "fit",
     "test_fraction",
     "val_fraction",
     "split_seed",
@@ -37,7 +38,7 @@ def read_folder(root: Path | None, options: Mapping[str, Any]) -> Source:
     Args:
         root: folder that a relative ``path`` is under.
         options: ``path``, ``size`` (stored size), ``channels`` (3), ``interpolation``
-            (bilinear), ``test_fraction``, ``val_fraction``, ``split_seed``.
+            (bilinear), ``fit`` (cover), ``test_fraction``, ``val_fraction``, ``split_seed``.
 
     Raises:
         InputError: a missing folder, a class without images, different classes in two splits, or
@@ -96,6 +97,7 @@ def _part(files: Sequence[Path], labels: np.ndarray, options: Mapping[str, Any])
         image_size("folder", options),
         options.get("channels", 3),
         options.get("interpolation", "bilinear"),
+        options.get("fit", "cover"),
     )
     return Part(images, labels.astype(np.int64))
 

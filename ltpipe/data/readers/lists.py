@@ -20,6 +20,7 @@ _OPTIONS = (
     "size",
     "channels",
     "interpolation",
+    "fit",
     "class_names",
 )
 
@@ -32,8 +33,9 @@ def read_lists(root: Path | None, options: Mapping[str, Any]) -> Source:
         options: ``train_list``, ``val_list``, ``test_list`` (list files; only the first is
             needed), ``images`` (folder that the listed paths are relative to; `root` unless
             given), ``size`` (stored size), ``channels`` (3), ``interpolation`` (bilinear),
-            ``class_names`` (a file with the name of class c on line c + 1; without it classes
-            are called by their number, and there are as many as the training list's labels say).
+            ``fit`` (cover), ``class_names`` (a file with the name of class c on line c + 1;
+            without it classes are called by their number, and there are as many as the training
+            list's labels say).
 
     Raises:
         InputError: a missing file, or a malformed line or label out of range, by file and line.
@@ -58,6 +60,7 @@ def read_lists(root: Path | None, options: Mapping[str, Any]) -> Source:
             size,
             options.get("channels", 3),
             options.get("interpolation", "bilinear"),
+            options.get("fit", "cover"),
         )
         return Part(images, labels)
 

@@ -1,0 +1,186 @@
+"""MedMNIST's npz files, such as OCTMNIST."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltpipe.data.download import Remote, fetch_file
+from ltpipe.data.images import Images
+from ltpipe.data.sources import Part, Source, check_options, image_size
+from ltpipe.errors import InputError
+
+_URL = "https://zenodo.org/records/10519652/files/"
+_MD5 = {
+    "octmnist": "c68d92d5b585d8d81f7112f81e2d0842",
+    "pneumoniamnist": "28209eda62fecd6e6a2d98b1501bb15f",
+}
+_CLASS_NAMES = {
+    "octmnist": (
+        "choroidal neovascularization",
+        "diabetic macular edema",
+        "drusen",
+        "normal",
+    ),
+    "pneumoniamnist": ("normal", "pneumonia"),
+}
+_FOLDER = "medmnist"
+
+
+class PaddedImages:
+    """Images held in memory; zeros surround them up to the stored size.
+
+    Args:
+        array: (N, h, w, c) uint8.
+        size: stored (height, width), no smaller than (h, w).
+        channels: stored channels: c, or more of which each repeats the only one.
+    """
+
+    def __init__(self, array: np.ndarray, size: tuple[int, int], channels: int) -> None:
+        self._array = array
+        self._shape = (*size, channels)
+        height, width = array.shape[1:3]
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        self._inside = np.s_[:, top : top + height, left : left + width]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def nbytes(self, n: int) -> int:
+        return n * int(np.prod(self._shape))
+
+    def load(self, index: np.ndarray) -> np.ndarray:
+        batch = np.zeros((len(index), *self._shape), dtype=np.uint8)
+        batch[self._inside] = self._array[index]
+        return batch
+
+
+def read_medmnist(root: Path | None, options: Mapping[str, Any]) -> Source:
+    """Open a MedMNIST file of one-label images with its training, validation and test part.
+
+    Looks for NAME.npz in `root` and in its folder medmnist; if neither has it, downloads it
+    (checked by MD5) to the latter, where the checksum is known. Images are centred in zeros up to
+    the stored size. Grey images are repeated for three channels.
+
+    Args:
+        root: folder of the data sets.
+        options: ``file`` (a name such as octmnist), ``size`` (stored size, no smaller than the
+            images), ``channels`` (3).
+
+    Raises:
+        InputError: the file is missing and not to be had, damaged, or of another kind.
+    """
+    check_options("medmnist", options, ("file", "size", "channels"))
+    if "file" not in options:
+        raise InputError("data source 'medmnist' needs the option file, such as octmnist")
+    name, size = options["file"], image_size("medmnist", options)
+    path = _find(name, root)
+    arrays = _load(path)
+    names = _CLASS_NAMES.get(name)
+    if names is None:
+        names = tuple(str(label) for label in range(int(arrays["train_labels"].max()) + 1))
+
+    def part(split: str) -> Part:
+        labels = arrays[f"{split}_labels"][:, 0].astype(np.int64)
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise InputError(
+                f"{path}: {split}_labels reach from {labels.min()} to {labels.max()} but the "
+                f"classes are 0 .. {len(names) - 1}: the file is damaged"
+            )
+        return Part(_images(path, arrays[f"{split}_images"], size, options), labels)
+
+    return Source(list(names), train=part("train"), val=part("val"), test=part("test"))
+
+
+def _images(
+    path: Path, array: np.ndarray, size: tuple[int, int], options: Mapping[str, Any]
+) -> Images:
+    height, width = array.shape[1:3]
+    if size[0] < height or size[1] < width:
+        raise InputError(
+            f"{path} has images of {height} x {width}, larger than the stored size "
+            f"{size[0]} x {size[1]}: raise the data set's size"
+        )
+    array = array.reshape(len(array), height, width, -1)
+    channels = options.get("channels", 3)
+    if channels not in (1, 3) or array.shape[3] > channels:
+        raise InputError(
+            f"{path} has images of {array.shape[3]} channels, which {channels} can't hold: "
+            "set channels to 3"
+        )
+    return PaddedImages(array, size, channels)
+
+
+def _find(name: str, root: Path | None) -> Path:
+    folder = root or Path("data/raw")
+    for path in (folder / f"{name}.npz", folder / _FOLDER / f"{name}.npz"):
+        if path.is_file():
+            return path
+    if name not in _MD5:
+        raise InputError(
+            f"{name}.npz is neither in {folder} nor in {folder / _FOLDER}: put it there "
+            "(data.root or LTPIPE_DATA sets another folder)"
+        )
+    remote = Remote(
+        name=f"{name}.npz",
+        url=f"{_URL}{name}.npz",
+        md5=_MD5[name],
+        advice=f"put {name}.npz into {path.parent}",
+    )
+    fetch_file(remote, path)
+    return path
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """Return the images and labels of all parts; labels are (n, 1) integers."""
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for split in ("train", "val", "test"):
+                for kind in ("images", "labels"):
+                    arrays[f"{split}_{kind}"] = file[f"{split}_{kind}"]
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise InputError(
+            f"{path} is not a whole MedMNIST file ({error}): download it again"
+        ) from error
+    sizes = set()
+    for split in ("train", "val", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if (
+            images.dtype != np.uint8
+            or images.ndim not in (3, 4)
+            or (images.ndim == 4 and images.shape[3] != 3)
+            or not np.issubdtype(labels.dtype, np.integer)
+            or labels.shape != (len(images), 1)
+            or not len(images)
+        ):
+            raise InputError(
+                f"{path} holds {images.dtype} {split}_images {images.shape} and {labels.dtype} "
+                f"{split}_labels {labels.shape}; uint8 (n, height, width) or (n, height, width, "
+                "3) and integers (n, 1) are needed: it is damaged or no set of 2-D images with "
+                "one label each"
+            )
+        sizes.add(images.shape[1:])
+    if len(sizes) > 1:
+        raise InputError(
+            f"{path} has images of different sizes in its parts ({sorted(sizes)}): "
+            "download it again"
+        )
+    return arrays

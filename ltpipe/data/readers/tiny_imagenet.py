@@ -1,0 +1,150 @@
+"""Tiny-ImageNet-200: 200 classes of 64 x 64 photographs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltpipe.data.images import FileImages
+from ltpipe.data.sources import Part, Source, check_options, image_size, locate
+from ltpipe.errors import InputError
+
+_OPTIONS = ("path", "size", "channels", "interpolation", "fit")
+_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
+
+
+def read_tiny_imagenet(root: Path | None, options: Mapping[str, Any]) -> Source:
+    """Open the training images of Tiny-ImageNet, and its validation images to test on.
+
+    The labels of the official test images were never published. Class c is the c-th WordNet id in
+    sorted order; within a class, images are in the order of their file names, which is that of an
+    image-folder loader. Validation images lie in val/images with val/val_annotations.txt, as
+    published, or in class folders below val.
+
+    Args:
+        root: folder that a relative ``path`` is under.
+        options: ``path`` (tiny-imagenet-200), ``size`` (stored size), ``channels`` (3),
+            ``interpolation`` (bilinear), ``fit`` (cover).
+
+    Raises:
+        InputError: a missing file or folder, a class without images, or a damaged line by file
+            and line.
+    """
+    check_options("tiny-imagenet", options, _OPTIONS)
+    size = image_size("tiny-imagenet", options)
+    path = locate(options.get("path", "tiny-imagenet-200"), root)
+    wnids = _wnids(path / "wnids.txt")
+
+    def part(classes: Mapping[str, Sequence[Path]]) -> Part:
+        counts = [len(classes[wnid]) for wnid in wnids]
+        images = FileImages(
+            [file for wnid in wnids for file in classes[wnid]],
+            size,
+            options.get("channels", 3),
+            options.get("interpolation", "bilinear"),
+            options.get("fit", "cover"),
+        )
+        return Part(images, np.repeat(np.arange(len(wnids), dtype=np.int64), counts))
+
+    annotations = path / "val/val_annotations.txt"
+    annotated = annotations.exists() or (path / "val/images").is_dir()
+    test = _annotated(annotations, wnids) if annotated else _scan(path / "val", wnids)
+    return Source(
+        class_names=_class_names(path / "words.txt", wnids),
+        train=part(_scan(path / "train", wnids)),
+        test=part(test),
+    )
+
+
+def _wnids(path: Path) -> list[str]:
+    wnids = [line.strip() for line in _lines(path) if line.strip()]
+    if repeated := [wnid for wnid, times in Counter(wnids).items() if times > 1]:
+        raise InputError(f"{path} names {repeated[0]} twice: put the published file there")
+    if len(wnids) < 2:
+        raise InputError(f"{path} names {len(wnids)} classes: at least two are needed")
+    return sorted(wnids)
+
+
+def _class_names(path: Path, wnids: Sequence[str]) -> list[str]:
+    """Return the first synonym of each class; the id follows where two classes share one."""
+    if not path.exists():
+        return list(wnids)
+    words = {}
+    for number, line in enumerate(_lines(path), start=1):
+        wnid, tab, synonyms = line.partition("\t")
+        name = synonyms.split(",")[0].strip()
+        if not tab or not name:
+            raise InputError(f"{path}:{number}: {line!r} is not 'id<tab>name, name'")
+        words[wnid] = name
+    names = [words.get(wnid, wnid) for wnid in wnids]
+    shared = {name for name, times in Counter(names).items() if times > 1}
+    return [
+        f"{name} ({wnid})" if name in shared else name
+        for name, wnid in zip(names, wnids, strict=True)
+    ]
+
+
+def _scan(folder: Path, wnids: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the images of each class folder, sorted by file name."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing: unpack tiny-imagenet-200.zip again")
+    found = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    if unknown := sorted(found - set(wnids)):
+        raise InputError(f"{folder / unknown[0]} is no class of wnids.txt: take the folder out")
+    classes = {}
+    for wnid in wnids:
+        files = (file for file in (folder / wnid).rglob("*") if _is_image(file))
+        classes[wnid] = sorted(files, key=lambda file: file.name)
+        if not classes[wnid]:
+            raise InputError(
+                f"{folder / wnid} has no image: every class of wnids.txt needs some; "
+                "unpack tiny-imagenet-200.zip again"
+            )
+    return classes
+
+
+def _annotated(path: Path, wnids: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the images that `path` gives to each class, sorted by file name."""
+    folder = path.parent / "images"
+    present = {file.name for file in folder.iterdir() if _is_image(file)} if folder.is_dir() else {}
+    classes: dict[str, list[Path]] = {wnid: [] for wnid in wnids}
+    seen = set()
+    for number, line in enumerate(_lines(path), start=1):
+        name, _, rest = line.partition("\t")
+        wnid = rest.split("\t")[0].strip()
+        if not name or not wnid:
+            raise InputError(f"{path}:{number}: {line!r} is not 'image<tab>id<tab>box'")
+        if wnid not in classes:
+            raise InputError(f"{path}:{number}: {wnid} is no class of wnids.txt")
+        if name not in present:
+            raise InputError(
+                f"{path}:{number}: {folder / name} does not exist: "
+                "unpack tiny-imagenet-200.zip again"
+            )
+        if name in seen:
+            raise InputError(f"{path}:{number}: {name} is annotated twice")
+        seen.add(name)
+        classes[wnid].append(folder / name)
+    if forgotten := sorted(set(present) - seen):
+        raise InputError(
+            f"{path} has no line for {forgotten[0]} (images in all: {len(present)}, annotated: "
+            f"{len(seen)}): unpack tiny-imagenet-200.zip again"
+        )
+    return {wnid: sorted(files, key=lambda file: file.name) for wnid, files in classes.items()}
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} can't be read as text ({error}): unpack tiny-imagenet-200.zip again"
+        ) from error
