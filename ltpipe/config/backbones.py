@@ -88,8 +88,9 @@ class Rule(Settings):
     """A rebalancing rule; ltpipe.training.rules says what each does.
 
     `by` is the quantity by which rules resample (inverse, effective, sqrt) or reweight (inverse,
-    effective): inverse class frequency unless given. `start` is the 0-based epoch from which the
-    deferred rules act: unless given, four fifths of all epochs, which is 160 of 200.
+    effective): inverse class frequency unless given. `beta` is that of the effective number in
+    class weights; resampling has 0.9999. `start` is the 0-based epoch from which the deferred
+    rules act: unless given, four fifths of all epochs, which is 160 of 200.
     """
 
     name: Literal["none", "rs", "rw", "cb-rw", "drs", "drw", "dcb"]
@@ -110,6 +111,11 @@ class Rule(Settings):
             raise ValueError(f"rule {self.name!r} has no by: {self.by} ({known})")
         if self.start is not None and not self.is_deferred():
             raise ValueError(f"rule {self.name!r} acts from the first epoch: it has no start")
+        weighs = self.name in ("cb-rw", "dcb") or (
+            self.name in ("rw", "drw") and self.by == "effective"
+        )
+        if "beta" in self.model_fields_set and not weighs:
+            raise ValueError(f"rule {self.name!r} has no beta: it weighs by no effective number")
         return self
 
     def is_deferred(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ltpipe.losses.base import at_least_float32
+
 
 def paco_loss(
     centre_logits: Tensor,
@@ -34,13 +36,16 @@ def paco_loss(
         target: (B,) int64, of queries and keys; `queue_target` (Q,).
     """
     batch = len(queries)
-    others = torch.cat([queries, keys, queue]).float()
-    similarity = queries.float() @ others.T / temperature
+    others = at_least_float32(torch.cat([queries, keys, queue]))
+    similarity = at_least_float32(queries) @ others.T / temperature
     itself = torch.eye(batch, len(others), dtype=torch.bool, device=queries.device)
-    logits = torch.cat([centre_logits.float(), similarity.masked_fill(itself, -torch.inf)], dim=1)
+    logits = torch.cat(
+        [at_least_float32(centre_logits), similarity.masked_fill(itself, -torch.inf)], dim=1
+    )
     same = target.unsqueeze(1) == torch.cat([target, target, queue_target])
-    centre = torch.nn.functional.one_hot(target, centre_logits.shape[1])
-    weights = torch.cat([centre_weight * centre, alpha * (same & ~itself)], dim=1)
+    centre = torch.nn.functional.one_hot(target, centre_logits.shape[1]).to(logits.dtype)
+    samples = (same & ~itself).to(logits.dtype)
+    weights = torch.cat([centre_weight * centre, alpha * samples], dim=1)
     log_probabilities = torch.log_softmax(logits, dim=1)
     # The query itself has weight 0 and log-probability minus infinity.
     kept = log_probabilities.masked_fill(weights == 0, 0)

@@ -24,7 +24,7 @@ def build_network(settings: BackboneSettings, classes: int, channels: int) -> An
     """
     options: dict[str, Any] = {"head": settings.head, "in_channels": channels}
     if settings.weights is not None:
-        options["weights"] = Path(settings.weights)
+        options["weights"] = settings.weights
     network = load("network", settings.network)(classes, **options)
     if settings.trained == "last-stage":
         network.freeze_early_stages()

@@ -17,7 +17,7 @@ class TorchvisionResNet(nn.Module):
     """A torchvision ResNet without its classifier, for images (B, in_channels, H, W)."""
 
     def __init__(
-        self, name: str, num_classes: int, head: str, in_channels: int, weights: Path | None
+        self, name: str, num_classes: int, head: str, in_channels: int, weights: str | Path | None
     ) -> None:
         super().__init__()
         self.frozen: list[nn.Module] = []
@@ -28,7 +28,7 @@ class TorchvisionResNet(nn.Module):
             self.body.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out", nonlinearity="relu")
         if weights is not None:
-            _load_body(self.body, Path(weights))
+            _load_body(self.body, _read_weights(name, weights), f"weights {weights}")
         self.head = build_head(head, self.feature_dim, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -64,35 +64,63 @@ class TorchvisionResNet(nn.Module):
         return self
 
 
-def _load_body(body: nn.Module, path: Path) -> None:
+def _load_body(body: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
     """Load weights under torchvision's names, or ours (`body.` before them), less the classifier's.
 
     Raises:
-        InputError: the file is missing, unreadable, or does not fit the network.
+        InputError: they do not fit the network; `origin` names them in the message.
     """
     state = {
         key.removeprefix("body."): value
-        for key, value in _read_state(path).items()
+        for key, value in weights.items()
         if not key.startswith(("fc.", "head."))
     }
     expected = body.state_dict()
     missing = sorted(expected.keys() - state.keys())
     unknown = sorted(state.keys() - expected.keys())
     if missing or unknown:
-        fault = f"lacks {missing[0]}" if missing else f"has the unknown key {unknown[0]}"
-        raise InputError(f"weights file {path} {fault}: it belongs to another network")
+        fault = f"lack {missing[0]}" if missing else f"have the unknown key {unknown[0]}"
+        raise InputError(f"{origin} {fault}: they belong to another network")
     for key, value in expected.items():
         if state[key].shape != value.shape:
             raise InputError(
-                f"weights file {path}: {key} has shape {tuple(state[key].shape)}, "
+                f"{origin}: {key} has shape {tuple(state[key].shape)}, "
                 f"the network needs {tuple(value.shape)}"
             )
     body.load_state_dict(state)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+def _read_weights(network: str, weights: str | Path) -> dict[str, Tensor]:
+    """Read a local file, or where there is none, torchvision's published weights of that name.
+
+    Raises:
+        InputError: the file is missing or unreadable, or published weights cannot be fetched.
+    """
+    path = Path(weights)
+    if path.is_file():
+        return _read_state(path)
+    # Names that the enumeration lists; its alias DEFAULT changes with torchvision's version.
+    entries = import_torchvision().models.get_model_weights(network)
+    published = {entry.name: entry.url for entry in entries}
+    if str(weights) not in published:
         raise InputError(f"weights file {path} does not exist")
+    return _fetch(f"{network} {weights}", published[str(weights)])
+
+
+def _fetch(title: str, url: str) -> dict[str, Tensor]:
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    # The network, a wrong checksum, and a damaged file in torch hub's cache raise nearly anything.
+    except Exception as error:
+        raise InputError(
+            f"torchvision's weights {title} cannot be fetched ({type(error).__name__}): "
+            f"download {url} and name the file as weights: PATH"
+        ) from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -109,11 +137,13 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def resnet50(
-    num_classes: int, head: str = "linear", in_channels: int = 3, weights: Path | None = None
+    num_classes: int, head: str = "linear", in_channels: int = 3, weights: str | Path | None = None
 ) -> TorchvisionResNet:
-    """Return a ResNet-50 with 2,048 features, at random or with the `weights` of a local file.
+    """Return a ResNet-50 with 2,048 features, at random or with `weights`.
 
-    `weights` is a safetensors file or a saved state dict; its classifier is left out.
+    `weights` is a safetensors file or a saved state dict, or the name of weights that torchvision
+    publishes for this network, such as IMAGENET1K_V2, which are fetched into torch hub's cache.
+    Their classifier is left out.
 
     Raises:
         InputError: there is no head of this name, or `weights` cannot be used.
@@ -122,21 +152,21 @@ def resnet50(
 
 
 def resnet101(
-    num_classes: int, head: str = "linear", in_channels: int = 3, weights: Path | None = None
+    num_classes: int, head: str = "linear", in_channels: int = 3, weights: str | Path | None = None
 ) -> TorchvisionResNet:
     """Return a ResNet-101; see `resnet50`."""
     return TorchvisionResNet("resnet101", num_classes, head, in_channels, weights)
 
 
 def resnet152(
-    num_classes: int, head: str = "linear", in_channels: int = 3, weights: Path | None = None
+    num_classes: int, head: str = "linear", in_channels: int = 3, weights: str | Path | None = None
 ) -> TorchvisionResNet:
     """Return a ResNet-152; see `resnet50`."""
     return TorchvisionResNet("resnet152", num_classes, head, in_channels, weights)
 
 
 def resnext50(
-    num_classes: int, head: str = "linear", in_channels: int = 3, weights: Path | None = None
+    num_classes: int, head: str = "linear", in_channels: int = 3, weights: str | Path | None = None
 ) -> TorchvisionResNet:
     """Return a ResNeXt-50 (32x4d); see `resnet50`."""
     return TorchvisionResNet("resnext50_32x4d", num_classes, head, in_channels, weights)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 
 import ltpipe.losses
+from ltpipe.config.backbones import Backbone
 from ltpipe.errors import InputError
 from ltpipe.losses import (
     BalancedSoftmaxLoss,
+    ClassBalancedLoss,
     CrossEntropyLoss,
     FocalLoss,
     KPSLoss,
+    LabelAwareSmoothingLoss,
+    LabelSmoothingLoss,
     LDAMLoss,
+    LogitAdjustedLoss,
     effective_number_weights,
     inverse_frequency_weights,
 )
 from ltpipe.losses.base import Loss
+from ltpipe.losses.building import build_loss
+from ltpipe.registry import REGISTRY
 
 COUNTS = [7, 120, 31, 2]
 WEIGHT = torch.tensor([0.7, 0.1, 0.4, 2.8])
@@ -28,6 +37,12 @@ LOSSES = {
     "ce": lambda: CrossEntropyLoss(),
     "ce weighted": lambda: CrossEntropyLoss(WEIGHT),
     "balanced softmax": lambda: BalancedSoftmaxLoss(COUNTS),
+    "logit adjusted": lambda: LogitAdjustedLoss(COUNTS, tau=1.5),
+    "label smoothing": lambda: LabelSmoothingLoss(0.1),
+    "label smoothing weighted": lambda: LabelSmoothingLoss(0.2, weight=WEIGHT),
+    "label-aware smoothing": lambda: LabelAwareSmoothingLoss(COUNTS),
+    "label-aware smoothing weighted": lambda: LabelAwareSmoothingLoss(COUNTS, weight=WEIGHT),
+    "class-balanced": lambda: ClassBalancedLoss(COUNTS),
     "focal": lambda: FocalLoss(gamma=1),
     "focal 0.5 weighted": lambda: FocalLoss(gamma=0.5, weight=WEIGHT),
     "ldam": lambda: LDAMLoss(COUNTS),
@@ -58,6 +73,108 @@ def test_is_the_weighted_mean_of_lone_samples(loss: Loss) -> None:
     weight = getattr(loss, "weight", None)
     share = torch.ones(6) if weight is None else weight[target]
     torch.testing.assert_close(loss(z, target), (share * alone).sum() / share.sum())
+
+
+def cross_entropy(scores: Sequence[float], label: int) -> float:
+    return math.log(sum(math.exp(value) for value in scores)) - scores[label]
+
+
+def smoothed(row: Sequence[float], label: int, amount: float) -> float:
+    everywhere = sum(cross_entropy(row, c) for c in range(4)) / 4
+    return (1 - amount) * cross_entropy(row, label) + amount * everywhere
+
+
+def focal(row: Sequence[float], label: int) -> float:
+    return (1 - math.exp(-cross_entropy(row, label))) * cross_entropy(row, label)
+
+
+def shifted(row: Sequence[float], prior: Sequence[float]) -> list[float]:
+    return [value + math.log(share) for value, share in zip(row, prior, strict=True)]
+
+
+def ldam(row: Sequence[float], label: int) -> float:
+    margin = 0.5 * (min(COUNTS) / COUNTS[label]) ** 0.25
+    return cross_entropy([30 * (v - margin * (c == label)) for c, v in enumerate(row)], label)
+
+
+def kps(row: Sequence[float], label: int) -> float:
+    sizes = [math.log(50 * n / min(COUNTS)) for n in COUNTS]
+    margin = 0.2 * (max(sizes) + min(sizes) - sizes[label]) / max(sizes)
+    stretched = [size / min(sizes) * v for size, v in zip(sizes, row, strict=True)]
+    return cross_entropy([15 * (v - margin * (c == label)) for c, v in enumerate(stretched)], label)
+
+
+def label_aware(row: Sequence[float], label: int) -> float:
+    share = (COUNTS[label] - min(COUNTS)) / (max(COUNTS) - min(COUNTS))
+    return smoothed(row, label, 0.3 * math.sin(math.pi * share / 2))
+
+
+# One sample's loss under the default settings, from the papers; every registered loss has one.
+FORMULAS: dict[str, Callable[[Sequence[float], int], float]] = {
+    "ce": cross_entropy,
+    "focal": focal,
+    "class-balanced": cross_entropy,
+    "balanced-softmax": lambda row, label: cross_entropy(shifted(row, COUNTS), label),
+    "logit-adjustment": lambda row, label: cross_entropy(
+        shifted(row, [n / sum(COUNTS) for n in COUNTS]), label
+    ),
+    "ldam": ldam,
+    "kps": kps,
+    "label-smoothing": lambda row, label: smoothed(row, label, 0.1),
+    "label-aware-smoothing": label_aware,
+}
+# Weights that a loss has of its own; they multiply those of a rule.
+OWN_WEIGHTS = {"class-balanced": [(1 - 0.9999) / (1 - 0.9999**n) for n in COUNTS]}
+RULE_WEIGHTS = [0.3, 0.05, 0.65, 3.0]
+LABELS = [3, 0, 1, 2, 2, 1, 1]
+
+
+def weighted_mean(name: str, rows: np.ndarray, rule: Sequence[float]) -> float:
+    own = OWN_WEIGHTS.get(name, [1.0] * 4)
+    total = weights = 0.0
+    for row, label in zip(rows.tolist(), LABELS, strict=True):
+        weight = own[label] * rule[label]
+        total += weight * FORMULAS[name](row, label)
+        weights += weight
+    return total / weights
+
+
+def slopes(name: str, rows: np.ndarray, rule: Sequence[float]) -> np.ndarray:
+    """Central differences of the formula in each number of `rows`."""
+    found = np.zeros_like(rows)
+    for place in np.ndindex(rows.shape):
+        step = np.zeros_like(rows)
+        step[place] = 1e-5
+        rise = weighted_mean(name, rows + step, rule) - weighted_mean(name, rows - step, rule)
+        found[place] = rise / 2e-5
+    return found
+
+
+@pytest.mark.parametrize("rule", [None, RULE_WEIGHTS], ids=["plain", "reweighted"])
+@pytest.mark.parametrize("name", REGISTRY["loss"])
+def test_every_registered_loss_is_its_formula(name: str, rule: list[float] | None) -> None:
+    head = "cosine" if name in ("ldam", "kps") else "linear"
+    settings = Backbone.model_validate(
+        {"network": "resnet8", "head": head, "loss": {"name": name}, "epochs": 1}
+    )
+    loss = build_loss(settings.loss, COUNTS)
+    loss.reweight(None if rule is None else torch.tensor(rule))
+    z = cosines(len(LABELS)).requires_grad_()
+    value = loss(z, torch.tensor(LABELS))
+    value.backward()
+    rows, factors = z.detach().numpy(), rule or [1.0] * 4
+    assert value.item() == pytest.approx(weighted_mean(name, rows, factors), rel=1e-6)
+    assert z.grad is not None
+    np.testing.assert_allclose(z.grad, slopes(name, rows, factors), rtol=1e-5, atol=1e-6)
+
+
+def test_a_rule_may_take_its_weights_back(loss: Loss) -> None:
+    z, target = cosines(7), torch.tensor(LABELS)
+    before = loss(z, target)
+    loss.reweight(torch.tensor(RULE_WEIGHTS))
+    assert not torch.isclose(loss(z, target), before, rtol=1e-4)
+    loss.reweight(None)
+    assert torch.equal(loss(z, target), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -92,6 +209,9 @@ def test_buffers_follow_the_device(loss: Loss) -> None:
     "make",
     [
         BalancedSoftmaxLoss,
+        LogitAdjustedLoss,
+        LabelAwareSmoothingLoss,
+        ClassBalancedLoss,
         LDAMLoss,
         KPSLoss,
         effective_number_weights,

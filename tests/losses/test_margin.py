@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -58,6 +58,20 @@ def test_ldam_with_class_weights(cosines: np.ndarray) -> None:
     assert result.item() == pytest.approx(ldam(cosines, weight), rel=1e-6)
 
 
+@pytest.mark.parametrize("make", [LDAMLoss, KPSLoss])
+def test_weights_of_loss_and_rule_multiply(
+    make: type[LDAMLoss] | type[KPSLoss], cosines: np.ndarray
+) -> None:
+    own, rule = [0.2, 1.0, 0.1, 3.5, 0.2], [2.0, 0.5, 1.0, 0.3, 1.2]
+    formula = ldam if make is LDAMLoss else kps_weighted
+    margin, scale = (0.4, 20) if make is LDAMLoss else (0.5, 12)
+    loss = make(UNSORTED, max_margin=margin, scale=scale, weight=torch.tensor(own))
+    loss.reweight(torch.tensor(rule))
+    result = loss(torch.tensor(cosines), torch.tensor(TARGET))
+    product = [a * b for a, b in zip(own, rule, strict=True)]
+    assert result.item() == pytest.approx(formula(cosines, product), rel=1e-6)
+
+
 def test_kps_constants_of_cifar10() -> None:
     loss = KPSLoss(CIFAR_200, max_margin=0.2, scale=15)
     stretch = [
@@ -87,7 +101,7 @@ def test_kps_reverses_the_list_where_counts_are_exactly_geometric() -> None:
     np.testing.assert_allclose(loss.margins, 0.3 * reversed_list / max(stretch), rtol=1e-6)
 
 
-def kps(cosines: np.ndarray, adjusted: bool) -> float:
+def kps(cosines: np.ndarray, adjusted: bool, weight: Sequence[float] = (1,) * 5) -> float:
     """The formula, sample by sample, with margin 0.5 and scale 12."""
     sizes = [math.log(50 * n / min(UNSORTED)) for n in UNSORTED]
     ratios = [size / min(sizes) for size in sizes]
@@ -100,8 +114,12 @@ def kps(cosines: np.ndarray, adjusted: bool) -> float:
         scores = [
             scale * (ratios[c] * value - (margin if c == y else 0)) for c, value in enumerate(row)
         ]
-        total += cross_entropy(scores, y)
-    return total / len(TARGET)
+        total += weight[y] * cross_entropy(scores, y)
+    return total / sum(weight[y] for y in TARGET)
+
+
+def kps_weighted(cosines: np.ndarray, weight: Sequence[float]) -> float:
+    return kps(cosines, adjusted=False, weight=weight)
 
 
 def test_kps(cosines: np.ndarray) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltpipe.errors import InputError
-from ltpipe.losses.reweight import FocalLoss
+from ltpipe.losses.reweight import ClassBalancedLoss, FocalLoss
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.losses.weights import effective_number_weights, inverse_frequency_weights
 
@@ -54,6 +54,8 @@ def test_weights_near_beta_one_are_inverse_frequencies() -> None:
 def test_beta_outside_its_range_is_refused(beta: float) -> None:
     with pytest.raises(InputError, match="beta must be at least 0 and below 1"):
         effective_number_weights([3, 2], beta)
+    with pytest.raises(InputError, match="beta must be at least 0 and below 1"):
+        ClassBalancedLoss([3, 2], beta)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1, 2])
@@ -67,6 +69,50 @@ def test_focal(logits: np.ndarray, gamma: float, weight: list[float] | None) -> 
     loss = FocalLoss(gamma, None if weight is None else torch.tensor(weight))
     result = loss(torch.tensor(logits), torch.tensor(TARGET))
     assert result.item() == pytest.approx(total / sum(factors[y] for y in TARGET), abs=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1, 2])
+@pytest.mark.parametrize("by_rule", [False, True])
+def test_focal_as_the_code_of_ldam_has_it(logits: np.ndarray, gamma: float, by_rule: bool) -> None:
+    weight = [0.5, 0.25, 1.0, 2.25]
+    total = 0.0
+    for row, y in zip(logits, TARGET, strict=True):
+        weighted = -weight[y] * math.log(math.exp(row[y]) / sum(math.exp(v) for v in row))
+        total += (1 - math.exp(-weighted)) ** gamma * weighted
+    if by_rule:
+        loss = FocalLoss(gamma, ldam_compat=True)
+        loss.reweight(torch.tensor(weight))
+    else:
+        loss = FocalLoss(gamma, torch.tensor(weight), ldam_compat=True)
+    z = torch.tensor(logits, requires_grad=True)
+    result = loss(z, torch.tensor(TARGET))
+    assert result.item() == pytest.approx(total / 6, abs=1e-12)
+    assert torch.autograd.gradcheck(loss, (z, torch.tensor(TARGET)))
+
+
+def test_the_code_of_ldam_differs_with_class_weights_only(logits: np.ndarray) -> None:
+    z, target = torch.tensor(logits), torch.tensor(TARGET)
+    weight = torch.tensor([0.5, 0.25, 1.0, 2.25])
+    assert torch.equal(FocalLoss(2, ldam_compat=True)(z, target), FocalLoss(2)(z, target))
+    as_there = FocalLoss(2, weight, ldam_compat=True)(z, target)
+    assert not torch.isclose(as_there, FocalLoss(2, weight)(z, target), rtol=1e-3)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
+def test_class_balanced(logits: np.ndarray, beta: float) -> None:
+    counts = [37, 4, 1, 120]
+    weight = [1 / sum(beta**k for k in range(n)) for n in counts]
+    total = 0.0
+    for row, y in zip(logits, TARGET, strict=True):
+        total += weight[y] * -math.log(math.exp(row[y]) / sum(math.exp(value) for value in row))
+    result = ClassBalancedLoss(counts, beta)(torch.tensor(logits), torch.tensor(TARGET))
+    assert result.item() == pytest.approx(total / sum(weight[y] for y in TARGET), rel=1e-6)
+
+
+def test_class_balanced_weights_of_cifar10() -> None:
+    weight = ClassBalancedLoss(CIFAR_100).class_weights()
+    assert weight is not None
+    np.testing.assert_allclose(weight[[0, 5, 9]], [0.050611, 0.52459, 3.992724], atol=1e-6)
 
 
 def test_focal_with_gamma_0_is_cross_entropy(logits: np.ndarray) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltpipe.losses.softmax import BalancedSoftmaxLoss, CrossEntropyLoss
+from ltpipe.errors import InputError
+from ltpipe.losses.softmax import BalancedSoftmaxLoss, CrossEntropyLoss, LogitAdjustedLoss
 
 COUNTS = [7, 120, 31, 2]
 TARGET = [1, 1, 3, 0, 2, 1]
@@ -57,3 +58,31 @@ def test_balanced_softmax_of_equal_counts_is_cross_entropy(logits: np.ndarray) -
 def test_softmax_losses_leave_the_outputs_as_logits(logits: np.ndarray) -> None:
     z = torch.tensor(logits)
     assert torch.equal(BalancedSoftmaxLoss(COUNTS).logits(z), z)
+    assert torch.equal(LogitAdjustedLoss(COUNTS).logits(z), z)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 2.5])
+def test_logit_adjustment_multiplies_each_class_by_a_power_of_its_share(
+    logits: np.ndarray, tau: float
+) -> None:
+    shares = [(n / sum(COUNTS)) ** tau for n in COUNTS]
+    values = [-math.log(probability(row, y, shares)) for row, y in zip(logits, TARGET, strict=True)]
+    result = LogitAdjustedLoss(COUNTS, tau)(torch.tensor(logits), torch.tensor(TARGET))
+    assert result.item() == pytest.approx(sum(values) / 6, rel=1e-6)
+
+
+def test_logit_adjustment_with_class_weights(logits: np.ndarray) -> None:
+    weight = [0.5, 0.25, 1.0, 2.25]
+    total = sum(
+        -weight[y] * math.log(probability(row, y, COUNTS))
+        for row, y in zip(logits, TARGET, strict=True)
+    )
+    loss = LogitAdjustedLoss(COUNTS, weight=torch.tensor(weight))
+    result = loss(torch.tensor(logits), torch.tensor(TARGET))
+    assert result.item() == pytest.approx(total / sum(weight[y] for y in TARGET), rel=1e-6)
+
+
+@pytest.mark.parametrize("tau", [-0.5, float("nan")])
+def test_negative_tau_is_refused(tau: float) -> None:
+    with pytest.raises(InputError, match="tau must be at least 0"):
+        LogitAdjustedLoss(COUNTS, tau)

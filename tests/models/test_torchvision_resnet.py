@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,10 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from ltpipe.compat import import_torchvision
+from ltpipe.config.backbones import Backbone
 from ltpipe.errors import InputError
 from ltpipe.models import torchvision_resnet
+from ltpipe.models.building import build_network
 from ltpipe.models.heads import CosineHead
 from ltpipe.models.torchvision_resnet import resnet50
+from ltpipe.training.sgd import SGD
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,7 @@ def test_weights_that_do_not_fit_are_refused(
     assert "conv1.weight has shape (64, 3, 7, 7)" in refused(state, path, in_channels=1)
     assert "unknown key extra" in refused({**state, "extra": torch.zeros(1)}, path)
     del state["layer4.2.bn3.bias"]
-    assert "lacks layer4.2.bn3.bias" in refused(state, path)
+    assert "lack layer4.2.bn3.bias" in refused(state, path)
     assert "not a plain state dict" in refused({"epoch": 3, "state_dict": {}}, path)
 
 
@@ -115,3 +120,127 @@ def test_damaged_weights_are_refused(tmp_path: Path, name: str, content: bytes) 
 def test_missing_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         resnet50(5, weights=tmp_path / "none.pth")
+
+
+@pytest.fixture
+def requests(official: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What torch hub is asked for; it answers with the official network's state."""
+    asked = []
+
+    def load(url: str, **options: Any) -> dict[str, torch.Tensor]:
+        asked.append((url, options))
+        return dict(official.state_dict())
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", load)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("IMAGENET1K_V1", "resnet50-0676ba61.pth"), ("IMAGENET1K_V2", "resnet50-11ad3fa6.pth")],
+)
+def test_weights_by_the_name_under_which_torchvision_publishes_them(
+    official: Any,
+    requests: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    file: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Backbone.model_validate(
+        {"network": "resnet50", "weights": name, "loss": {"name": "ce"}}
+    )
+    network = build_network(settings, 5, 3)
+    ((url, options),) = requests
+    assert url == f"https://download.pytorch.org/models/{file}"
+    assert options["weights_only"] is True
+    assert options["check_hash"] is True
+    state = official.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in network.body.state_dict().items())
+    assert network.head.weight.shape == (5, 2048)
+
+
+def test_names_are_those_of_the_network(requests: list[Any]) -> None:
+    with pytest.raises(InputError, match="belong to another network"):
+        torchvision_resnet.resnet101(5, weights="IMAGENET1K_V2")
+    assert [url for url, _ in requests] == [
+        "https://download.pytorch.org/models/resnet101-cd907fc2.pth"
+    ]
+
+
+@pytest.mark.parametrize("name", ["IMAGENET1K_V3", "imagenet1k_v1", "DEFAULT"])
+def test_a_name_that_torchvision_does_not_list_is_a_file(requests: list[Any], name: str) -> None:
+    with pytest.raises(InputError, match=f"weights file {name} does not exist"):
+        resnet50(5, weights=name)
+    assert not requests
+
+
+def test_a_file_of_that_name_comes_first(
+    official: Any, requests: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(official.state_dict(), "IMAGENET1K_V1")
+    resnet50(5, weights="IMAGENET1K_V1")
+    assert not requests
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, cache: Path, url: str) -> None:
+    """Let torchvision publish weights HERE at `url`, and torch hub keep them in `cache`."""
+    models = import_torchvision().models
+    entries = [SimpleNamespace(name="HERE", url=url)]
+    monkeypatch.setattr(models, "get_model_weights", lambda network: entries)
+    monkeypatch.setenv("TORCH_HOME", str(cache))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+
+
+def test_weights_are_fetched_once_and_checked(
+    official: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(official.state_dict(), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    good = path.rename(tmp_path / f"weights-{digest}.pth")
+    publish(monkeypatch, tmp_path / "cache", good.as_uri())
+    first = resnet50(5, weights="HERE")
+    wanted = official.state_dict()["conv1.weight"]
+    assert torch.equal(first.body.conv1.weight, wanted)
+    wrong = good.rename(tmp_path / "weights-00000000.pth")
+    # The source is gone: these come from the cache.
+    assert torch.equal(resnet50(5, weights="HERE").body.conv1.weight, wanted)
+    publish(monkeypatch, tmp_path / "cache", wrong.as_uri())
+    with pytest.raises(InputError, match="cannot be fetched"):
+        resnet50(5, weights="HERE")
+
+
+def test_weights_that_cannot_be_fetched_are_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = (tmp_path / "weights-01234567.pth").as_uri()
+    publish(monkeypatch, tmp_path / "cache", url)
+    with pytest.raises(InputError) as error:
+        resnet50(5, weights="HERE")
+    message = str(error.value)
+    assert "resnet50 HERE" in message
+    assert f"download {url} and name the file as weights: PATH" in message
+    assert "\n" not in message
+
+
+def test_the_last_stage_alone_is_trained() -> None:
+    torch.manual_seed(0)
+    settings = Backbone.model_validate(
+        {"network": "resnet50", "trained": "last-stage", "loss": {"name": "ce"}}
+    )
+    network = build_network(settings, 3, 1).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    # In training mode again, as at the start of every epoch.
+    network.eval().train()
+    optimizer = SGD(network.parameters(), momentum=0.9, weight_decay=0.01)
+    torch.nn.functional.cross_entropy(
+        network(torch.randn(4, 1, 32, 32)), torch.tensor([0, 1, 2, 1])
+    ).backward()
+    optimizer.step(0.1)
+    after = network.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in after if name.startswith(("body.layer4.", "head."))}
+    assert "body.layer4.0.bn1.running_mean" in moved
