@@ -52,8 +52,8 @@ _IDLE_SECONDS = 120.0
 _GRACE_SECONDS = 5.0
 
 
-def start(idle_seconds: float = _IDLE_SECONDS) -> None:
-    """Start a server for the jobs that this process is about to start.
+def start(idle_seconds: float = _IDLE_SECONDS) -> subprocess.Popen[bytes]:
+    """Start a server for the jobs that this process is about to start, and return it.
 
     It takes requests at once and answers them when its imports are done.
     """
@@ -65,7 +65,7 @@ def start(idle_seconds: float = _IDLE_SECONDS) -> None:
         listener.listen(128)
         listener.set_inheritable(True)
         command = [sys.executable, "-m", "ltpipe.preload", str(listener.fileno()), str(path)]
-        subprocess.Popen(
+        server = subprocess.Popen(
             [*command, str(idle_seconds)],
             pass_fds=[listener.fileno()],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -75,6 +75,7 @@ def start(idle_seconds: float = _IDLE_SECONDS) -> None:
             start_new_session=True,
         )
     os.environ[VARIABLE] = str(path)
+    return server
 
 
 def hand_over(arguments: Sequence[str]) -> int | None:

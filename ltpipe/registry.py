@@ -28,19 +28,31 @@ _CIFAR_RESNET = "He et al., CVPR 2016"
 REGISTRY: dict[str, dict[str, Entry]] = {
     "source": {
         "digits": Entry(
-            "ltpipe.data.readers.digits", "read_digits", "scikit-learn's handwritten 8x8 digits"
+            "ltpipe.data.readers.digits",
+            "read_digits",
+            "scikit-learn's handwritten 8x8 digits",
+            "Alpaydin and Kaynak, UCI 1998",
         ),
         "cifar10": Entry(
-            "ltpipe.data.readers.cifar", "read_cifar10", "CIFAR-10 by its standard files"
+            "ltpipe.data.readers.cifar",
+            "read_cifar10",
+            "CIFAR-10 by its standard files",
+            "Krizhevsky, 2009",
         ),
         "cifar100": Entry(
-            "ltpipe.data.readers.cifar", "read_cifar100", "CIFAR-100 by its standard files"
+            "ltpipe.data.readers.cifar",
+            "read_cifar100",
+            "CIFAR-100 by its standard files",
+            "Krizhevsky, 2009",
         ),
         "folder": Entry(
             "ltpipe.data.readers.folder", "read_folder", "an image folder, one folder a class"
         ),
         "list": Entry(
-            "ltpipe.data.readers.lists", "read_lists", "images named by list files (ImageNet-LT)"
+            "ltpipe.data.readers.lists",
+            "read_lists",
+            "images named by list files: ImageNet-LT, Places-LT, iNaturalist 2018",
+            "Liu et al., CVPR 2019; Van Horn et al., CVPR 2018",
         ),
         "tiny-imagenet": Entry(
             "ltpipe.data.readers.tiny_imagenet",
@@ -103,7 +115,12 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         },
     },
     "loss": {
-        "ce": Entry("ltpipe.losses.softmax", "CrossEntropyLoss", "softmax cross-entropy"),
+        "ce": Entry(
+            "ltpipe.losses.softmax",
+            "CrossEntropyLoss",
+            "softmax cross-entropy",
+            "Bridle, NIPS 1989",
+        ),
         "focal": Entry(
             "ltpipe.losses.reweight",
             "FocalLoss",
@@ -214,6 +231,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "ltpipe.stage2.own_classifier",
             "run",
             "the classifier that stage one trained, as it stands",
+            "joint training in Kang et al., ICLR 2020",
         ),
         "ffn": Entry(
             "ltpipe.stage2.ffn",

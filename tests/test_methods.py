@@ -26,6 +26,27 @@ def test_ffn_keeps_them_in_other_settings(settings, tmp_path):
     check_method("ffn", tmp_path, epochs=5, **settings)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("classifier", {"head": "cosine", "loss": {"name": "ldam"}, "learning_rate": [0.05, 0.5]}),
+        ("classifier", {"head": "cosine", "rows": "squashed", "views": "plain"}),
+        ("classifier", {"loss": {"name": "focal"}, "weights": "effective", "sampler": "shuffle"}),
+        ("classifier", {"initial": "backbone", "per_class": 4}),
+        ("lws", {"learning_rate": [0.01, 0.1]}),
+        ("mislas", {"shape": "linear", "learning_rate": [0.01, 0.1]}),
+        ("m2m", {"initial": "random", "learning_rate": [0.01, 0.1]}),
+        ("ride", {"experts": 3, "learning_rate": [0.1, 0.3], "reweight_from": 1}),
+        ("ride", {"head": "linear", "loss": {"name": "ce"}}),
+        ("tau-norm", {"select": "none", "tau": [0.0, 0.5, 1.0]}),
+        ("logit-adjusted", {"tau": [0.0, 1.0]}),
+        ("ncm", {"distance": "cosine"}),
+    ],
+)
+def test_decoupled_classifiers_keep_them_in_other_settings(kind, settings, tmp_path):
+    check_method(kind, tmp_path, **settings)
+
+
 def test_a_method_at_chance_is_found_out(tmp_path, monkeypatch):
     monkeypatch.setattr(logit_fusion, "fuse", lambda ce, kps, w1, space: ce * 0 + 0.2)
     with pytest.raises(MethodError, match="does not beat chance"):

@@ -67,7 +67,8 @@ def run(job: Job) -> dict[str, Any]:
     whichever network sees it. A split without samples gives a file without rows.
     """
     settings = FeatureSettings.model_validate(job.spec["features"])
-    backbone = backbone_settings(job.spec["backbone"])
+    # The trained weights follow: those that training started from need not be at hand.
+    backbone = backbone_settings({**job.spec["backbone"], "weights": None})
     subset = read_subset(job.inputs["data"] / "subset.h5")
     weights = job.inputs["stage1"] / "model.safetensors"
     started = time.perf_counter()

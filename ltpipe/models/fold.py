@@ -13,7 +13,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class _Tracer(fx.Tracer):
-    """Looks only inside modules that hold a BatchNorm; all else is one opaque step."""
+    """Follows `features`, and only into modules that hold a BatchNorm; all else is opaque."""
+
+    traced_func_name = "features"
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         inside = any(isinstance(module, nn.BatchNorm2d) for module in m.modules())

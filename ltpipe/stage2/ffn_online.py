@@ -33,7 +33,7 @@ class OnlineBatches:
         self.embed = {role: self._embedder(role) for role in ("ce", "kps")}
 
     def _embedder(self, role: str) -> Embed:
-        backbone = backbone_settings(self.job.spec["backbones"][role])
+        backbone = backbone_settings({**self.job.spec["backbones"][role], "weights": None})
         network = build_network(backbone, self.classes, self.split.channels)
         load_weights(network, self.job.inputs[f"stage1.{role}"] / "model.safetensors")
         if role == "ce" and self.settings.train_bn:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ltpipe.config.experiment import load_experiment, read_yaml, resolve
+from ltpipe.config.plan import build_plan
 from ltpipe.errors import InputError
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "config"
@@ -93,6 +94,42 @@ def test_a_sweep_reaches_nested_settings():
     assert backbones["v1"].settings.features.precision == "fp32"
 
 
+def test_for_fills_braces_and_nothing_else():
+    values = small("methods", value={})
+    values["backbones"] = {
+        "{loss_name}+{rule_name}": {
+            "use": "resnet8-ce",
+            "sweep": {"loss.name": ["ce", "focal"], "rule.name": ["none", "drw"]},
+        }
+    }
+    values["methods"] = {
+        "{loss}, {rule}".replace(", ", "+"): {
+            "use": "own-classifier",
+            "label": "{loss} under {rule}",
+            "backbones": {"features": "{loss}+{rule}"},
+            "for": {"loss": ["ce", "focal"], "rule": ["none", "drw"]},
+        },
+        "rate{learning_rate}-{sampler}": {
+            "use": "crt",
+            "backbones": {"features": "ce+none"},
+            "sweep": {"learning_rate": [0.1, 0.2]},
+            "for": {"sampler": ["a", "b"]},
+        },
+    }
+    values["tables"] = {"main": {"rows": [{"method": "*+*", "paper_method": "{method}"}]}}
+    values["figures"] = []
+    experiment = resolve(values, CATALOGUE)
+    names = ["ce+none", "ce+drw", "focal+none", "focal+drw"]
+    assert list(experiment.methods)[:4] == names
+    assert experiment.methods["focal+drw"].settings.label == "focal under drw"
+    assert experiment.backbones["focal+drw"].settings.loss.name == "focal"
+    assert experiment.backbones["focal+drw"].settings.rule.name == "drw"
+    rates = [method.settings.learning_rate for method in list(experiment.methods.values())[4:]]
+    assert rates == [0.1, 0.1, 0.2, 0.2]
+    rows = build_plan(experiment).report.spec["tables"]["main"]["rows"]
+    assert [row["method"] for row in rows] == names
+
+
 def test_numbers_in_scientific_notation_are_numbers():
     values = small("methods", "FFN", "weight_decay", value="2e-4")
     assert resolve(values, CATALOGUE).methods["FFN"].settings.weight_decay == 2e-4
@@ -146,6 +183,38 @@ def test_numbers_in_scientific_notation_are_numbers():
             "fnf",
             "methods.FFN: unknown kind 'fnf' (did you mean 'ffn'?)",
         ),
+        (("methods", "c{x}"), {"use": "crt", "for": {"y": [1]}}, "must name one of {y}"),
+        (("methods", "c"), {"use": "crt", "for": []}, "methods.c.for: must map names to lists"),
+        (("methods", "c"), {"use": "crt", "sweep": {"epochs": 3}}, "methods.c.sweep: must map"),
+        (
+            ("methods", "c"),
+            {"use": "cosine-ldam", "head": "linear", "backbones": {"features": "resnet8-ce"}},
+            "takes cosines: set head: cosine",
+        ),
+        (
+            ("methods", "c"),
+            {"use": "cosine-ldam", "scale": 3.0, "backbones": {"features": "resnet8-ce"}},
+            "scale: loss 'ldam' has its own",
+        ),
+        (
+            ("methods", "c"),
+            {"use": "crt", "rows": "unit", "backbones": {"features": "resnet8-ce"}},
+            "rows and scale belong to head: cosine",
+        ),
+        (
+            ("methods", "c"),
+            {"use": "crt", "learning_rate": [0.1, 0.0], "backbones": {"features": "resnet8-ce"}},
+            "learning_rate must be greater than 0",
+        ),
+        (
+            ("methods", "c"),
+            {"use": "tau-norm", "tau": [-1.0], "backbones": {"features": "resnet8-ce"}},
+            "tau must be at least 0",
+        ),
+        (("backbones", "b"), {"use": "resnet8-bbn", "network": "resnet8"}, "has one branch"),
+        (("backbones", "b"), {"use": "resnet8-paco", "head": "cosine"}, "head: PaCo's centres"),
+        (("backbones", "b"), {"use": "resnet8-ce", "system": "bnb"}, "unknown system 'bnb'"),
+        (("backbones", "b"), {"use": "resnet8-ce", "trained": "last-stage"}, "trained as a whole"),
         (("methods", "N"), {"use": "N"}, "methods.N.use: 'N' leads back to itself"),
         (("runs",), [{"methods": ["FF"]}], "runs[0].methods: nothing is called 'FF'"),
         (("tables", "main", "rows"), [{"method": "FNN"}], "did you mean 'FFN'"),

@@ -11,7 +11,7 @@ import pytest
 
 from ltpipe.config.base import canonical_json, digest
 from ltpipe.config.experiment import resolve
-from ltpipe.config.plan import build_plan
+from ltpipe.config.plan import build_plan, code_entries
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "config"
 
@@ -117,3 +117,80 @@ def test_the_shot_groups_belong_to_the_evaluation():
     before, after = plan_of(), build_plan(resolve(values, CATALOGUE))
     changed = set(before.cells) ^ set(after.cells)
     assert {folder.split("/")[1] for folder in changed} == {"stage2"}
+
+
+def tau_norm(dataset, **method):
+    values = {
+        "experiment": "x",
+        "seeds": [3],
+        "datasets": {"d": dataset},
+        "methods": {"tau": {"use": "tau-norm", "backbones": {"features": "resnet8-ce"}, **method}},
+    }
+    return build_plan(resolve(values, CATALOGUE))
+
+
+def test_what_is_chosen_is_chosen_with_a_second_backbone_where_there_is_no_validation_set():
+    cell = only(tau_norm({"use": "digits-lt"}), "stage2")
+    assert set(cell.inputs) == {"features.features", "tuning.features"}
+    held_out = cell.inputs["tuning.features"]
+    assert cell.spec["tuning"] == {"features": held_out.digest}
+    assert held_out.inputs["data"].spec["dataset"]["val_fraction"] == 0.1
+    assert held_out.inputs["stage1"].spec["dataset"]["val_fraction"] == 0.1
+    plain = cell.inputs["features.features"]
+    assert "val_fraction" not in plain.inputs["stage1"].spec["dataset"]
+    assert plain.digest != held_out.digest
+
+
+@pytest.mark.parametrize(
+    ("dataset", "method"),
+    [
+        ({"use": "digits-lt", "val_fraction": 0.2}, {}),
+        ({"use": "imagenet-lt"}, {}),
+        ({"use": "octmnist"}, {}),
+        ({"use": "digits-lt"}, {"select": "none"}),
+    ],
+)
+def test_no_second_backbone_is_trained_without_need(dataset, method):
+    plan = tau_norm(dataset, **method)
+    cell = only(plan, "stage2")
+    assert set(cell.inputs) == {"features.features"}
+    assert "tuning" not in cell.spec
+    assert len(plan.of_kind("stage1")) == 1
+
+
+def test_a_loss_of_a_classifier_counts_as_its_code():
+    values = copy.deepcopy(SMALL)
+    values["methods"] = {
+        "plain": {"use": "crt", "backbones": {"features": "resnet8-ce"}},
+        "kps": {
+            "use": "crt",
+            "head": "cosine",
+            "loss": {"name": "kps"},
+            "backbones": {"features": "resnet8-ce"},
+        },
+    }
+    found = [
+        code_entries(cell.spec) for cell in build_plan(resolve(values, CATALOGUE)).of_kind("stage2")
+    ]
+    assert found == [
+        ("ltpipe.stage2.classifier", "ltpipe.losses.softmax"),
+        ("ltpipe.stage2.classifier", "ltpipe.losses.margin"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "system", "loss"),
+    [
+        ("resnet8-ce", "supervised", "ltpipe.losses.softmax"),
+        ("resnet8-bbn", "bbn", "ltpipe.losses.softmax"),
+        ("resnet8-paco", "paco", None),
+    ],
+)
+def test_a_backbones_system_runs_its_training(backbone, system, loss):
+    values = copy.deepcopy(SMALL)
+    values["methods"] = {"x": {"use": "own-classifier", "backbones": {"features": backbone}}}
+    entries = code_entries(only(build_plan(resolve(values, CATALOGUE)), "stage1").spec)
+    assert entries[0] == f"ltpipe.stage1.{system}"
+    assert [name for name in entries if name.startswith("ltpipe.losses")] == (
+        [] if loss is None else [loss]
+    )

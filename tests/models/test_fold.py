@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ltpipe.models.bilateral import bbn_resnet8
 from ltpipe.models.fold import fold_batchnorm
 from ltpipe.models.resnet import resnet8
 from ltpipe.models.torchvision_resnet import resnet50
@@ -77,7 +78,7 @@ class Branching(nn.Module):
         self.conv = nn.Conv2d(3, 3, 1)
         self.bn = nn.BatchNorm2d(3)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)
         return y + self.bn(y)
 
@@ -85,7 +86,7 @@ class Branching(nn.Module):
 class Shared(Branching):
     """One convolution feeds its BatchNorm twice."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.bn(self.conv(self.conv(x)))
 
 
@@ -95,4 +96,12 @@ def test_a_convolution_that_something_else_reads_is_not_folded(make: type[nn.Mod
     folded = fold_batchnorm(network)
     x = torch.randn(2, 3, 4, 4)
     assert norms(folded) == 1
-    torch.testing.assert_close(folded(x), network(x))
+    torch.testing.assert_close(folded.features(x), network.features(x))
+
+
+def test_both_branches_of_a_bilateral_network_are_folded() -> None:
+    network = settled(bbn_resnet8(3, in_channels=1)).eval()
+    folded = fold_batchnorm(network)
+    x = torch.randn(2, 1, 8, 8)
+    assert norms(folded) == 0
+    torch.testing.assert_close(folded.features(x), network.features(x), rtol=1e-4, atol=1e-4)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch.nn import functional as F
 
 from ltpipe.config.methods import LWS, M2M, RIDE, Classifier, MiSLAS, TauNorm
 from ltpipe.errors import InputError
-from ltpipe.features.store import FeatureStore
+from ltpipe.features.store import FeatureStore, write_features
+from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.registry import REGISTRY
@@ -255,6 +258,52 @@ def test_tau_normalised_rows_by_loops():
         0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0,
         1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0,
     ]  # fmt: skip
+
+
+def test_tau_is_the_best_on_the_held_out_samples_of_the_tuning_backbone(tmp_path):
+    for number, name in enumerate(("plain", "tuning")):
+        make_store(tmp_path / name, number)
+    method = {"kind": "tau-norm", "tau": [0.0, 1.0, 4.0, 12.0]}
+    job = Job(
+        spec={"method": method, "groups": "ranks", "seed": 0},
+        inputs={"features.features": tmp_path / "plain", "tuning.features": tmp_path / "tuning"},
+        output=tmp_path,
+        device=CPU,
+    )
+    chosen = tau_norm.run(job)["tau"]
+    weight = FeatureStore.open(tmp_path / "tuning/train.h5").classifier_weight
+    held_out = FeatureStore.open(tmp_path / "tuning/val.h5")
+    means = []
+    for tau in method["tau"]:
+        rows = [row / np.linalg.norm(row) ** tau for row in weight]
+        hits = {label: [] for label in range(5)}
+        for x, y in zip(held_out.features, held_out.labels, strict=True):
+            hits[y].append(int(np.argmax([x @ row for row in rows])) == y)
+        means.append(np.mean([np.mean(of_class) for of_class in hits.values()]))
+    assert len(set(means)) > 1
+    best = [tau for tau, mean in zip(method["tau"], means, strict=True) if mean == max(means)]
+    assert chosen == best[len(best) // 2]
+
+
+def test_tau_needs_held_out_samples(tmp_path):
+    make_store(tmp_path, 0)
+    with h5py.File(tmp_path / "test.h5") as test:
+        names = json.loads(test.attrs["class_names"])
+    write_features(
+        tmp_path / "val.h5",
+        features=np.empty((0, 8), np.float32),
+        labels=np.empty(0, np.int64),
+        class_names=names,
+        class_counts=[1] * 5,
+    )
+    job = Job(
+        spec={"method": {"kind": "tau-norm"}, "groups": "ranks", "seed": 0},
+        inputs={"features.features": tmp_path},
+        output=tmp_path,
+        device=CPU,
+    )
+    with pytest.raises(InputError, match="select: none"):
+        tau_norm.run(job)
 
 
 def ride_loss(z, target, counts, late, diversity):

@@ -1,5 +1,6 @@
 # The plan of the experiment, and what rules ask of it. Nothing here imports torch: this file is
 # read again at the start of every cluster job.
+from functools import cache
 from pathlib import Path
 
 from ltpipe.config.experiment import resolve
@@ -14,6 +15,9 @@ try:
     PLAN = build_plan(resolve(config, HERE / "config"))
 except InputError as error:
     raise WorkflowError(f"experiment file: {error}") from None
+
+# One answer for the whole run: a job that starts after its code changed refuses to run.
+identity_of = cache(code_identity)
 
 prepare_jobs(PLAN.experiment.file.data.root, PLAN.experiment.file.device)
 
@@ -58,7 +62,7 @@ def spec_of(stage):
 
 def code_of(stage):
     """A params function: the identity of the code that makes the artifact."""
-    return lambda wildcards: code_identity(code_entries(cell_of(stage, wildcards).spec))
+    return lambda wildcards: identity_of(code_entries(cell_of(stage, wildcards).spec))
 
 
 def needs(stage):
