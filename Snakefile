@@ -24,8 +24,9 @@ include: "workflow/rules/report.smk"
 
 
 onstart:
-    if PLAN.experiment.file.preload:
-        preload_jobs()
+    # Not run by dry runs, nor by the Snakemakes that a cluster's jobs start.
+    if PLAN.experiment.file.preload and workflow.local_exec:
+        start_server()
 
 
 rule all:

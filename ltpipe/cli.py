@@ -15,7 +15,6 @@ from typing import Any
 
 from ltpipe import __version__
 from ltpipe.errors import InputError
-from ltpipe.preload import hand_over
 
 _DESCRIPTION = """\
 Long-tailed image classification in two stages: train backbones once, cache their features, then
@@ -37,11 +36,7 @@ _JOBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it went well, 2 after a message about bad input."""
-    if arguments is None:
-        arguments = sys.argv[1:]
-        code = hand_over(arguments)
-        if code is not None:
-            return code
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     options.arguments = arguments
     try:

@@ -29,6 +29,9 @@ _STEPS = {
     "stage2": "classify",
 }
 
+# Methods that stand beside each other in the table of classes.
+_MAX_COLUMNS = 16
+
 
 def write_report(
     spec: Mapping[str, Any], output: Path, expected_dir: Path, base: Path = Path()
@@ -159,7 +162,10 @@ def _dataset_row(spec: Mapping[str, Any], name: str, base: Path) -> dict[str, An
 def _class_table(
     spec: Mapping[str, Any], records: pd.DataFrame, dataset: str, base: Path
 ) -> dict[str, Any]:
-    """Return each class's mean accuracy for every method and point that some table shows."""
+    """Return each class's mean accuracy for every method and point that some table shows.
+
+    Of more methods than a page is wide, those that a figure shows class by class.
+    """
     described = spec["datasets"][dataset]
     names, counts = read_class_counts(base / described["folder"])
     groups = group_of_classes(counts, described["groups"])
@@ -170,6 +176,14 @@ def _class_table(
         & (records["metric"] == "class_accuracy")
         & records["protocol"].str.startswith("last")
     ]
+    if of_dataset["method"].nunique() > _MAX_COLUMNS:
+        drawn = [
+            method
+            for figure in spec["figures"]
+            if figure["kind"] == "per_class_accuracy" and figure["dataset"] == dataset
+            for method in figure["methods"]
+        ]
+        of_dataset = of_dataset[of_dataset["method"].isin(drawn)]
     for (method, parameters), part in of_dataset.groupby(["method", "parameters"], sort=False):
         values = json.loads(str(parameters))
         label = part["label"].iloc[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ltpipe.config.experiment import resolve
 from ltpipe.config.plan import build_plan, code_entries
-from ltpipe.environment import gpu_count, outside_file, preload_jobs, prepare_jobs
+from ltpipe.environment import gpu_count, outside_file, prepare_jobs, start_server
 from ltpipe.errors import InputError
 from ltpipe.provenance import code_identity
 

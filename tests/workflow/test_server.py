@@ -1,0 +1,68 @@
+"""A whole run whose jobs are forked from one server gives what a plain run gives."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from ltpipe import server
+from tests.workflow.workspace import EXPERIMENT, Workspace
+
+pytestmark = pytest.mark.workflow
+
+NAMES = {"subset.h5", "model.safetensors", "models.safetensors", "predictions.h5", "metrics.csv"}
+PRELOADED = {**EXPERIMENT, "preload": True}
+
+
+@pytest.fixture
+def preloaded(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The workspace before its first run, with jobs that log who started them."""
+    monkeypatch.setenv("LTPIPE_DEVICE", "cpu")
+    monkeypatch.setenv("TMPDIR", str(workspace.work / "tmp"))
+    monkeypatch.delenv(server.VARIABLE, raising=False)
+    (workspace.work / "tmp").mkdir()
+    workspace.edit(
+        "cli.py",
+        "    spec = _read_spec(options)\n",
+        '    print("started by", os.getppid())\n    spec = _read_spec(options)\n',
+    )
+    shutil.rmtree(workspace.work / "results")
+    workspace.write(PRELOADED)
+    return workspace
+
+
+def starters(workspace: Workspace) -> list[str]:
+    logs = sorted((workspace.work / "results/logs").rglob("*.log"))
+    return [number for log in logs for number in re.findall(r"started by (\d+)", log.read_text())]
+
+
+def servers(workspace: Workspace) -> list[Path]:
+    return list((workspace.work / "tmp").glob("ltpipe-*"))
+
+
+def test_a_preloaded_run_gives_equal_bytes(preloaded: Workspace, finished: Workspace):
+    preloaded.snakemake()
+    found = starters(preloaded)
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    compared = 0
+    for path in (finished.work / "results").rglob("*"):
+        if path.name in NAMES:
+            other = preloaded.work / path.relative_to(finished.work)
+            assert path.read_bytes() == other.read_bytes(), path
+            compared += 1
+    assert compared == 9
+    deadline = time.monotonic() + 10
+    while servers(preloaded) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert servers(preloaded) == []
+
+
+def test_planning_and_lint_start_no_server(preloaded: Workspace):
+    assert len(preloaded.planned()) == 8
+    assert preloaded.snakemake("--lint", check=False).returncode == 0
+    assert servers(preloaded) == []
