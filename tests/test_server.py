@@ -83,6 +83,14 @@ class Running:
         assert not self.socket.parent.exists()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def interruptible():
+    """Let interrupts through, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def real():
     """A server of this package."""
@@ -239,7 +247,7 @@ def test_signals_go_on_to_the_job(running: Running, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=10)
     assert process.returncode == -number
-    assert gone_within(job, 0.1)
+    assert gone_within(job, 2)
     assert err.rstrip().endswith("KeyboardInterrupt") == (number == signal.SIGINT)
 
 

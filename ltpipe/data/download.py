@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import shutil
 import tarfile
 import tempfile
 import urllib.request
@@ -49,11 +50,26 @@ def fetch_folder(remote: Remote, root: Path, folder: str) -> None:
         with tempfile.TemporaryDirectory(dir=root) as scratch:
             archive = Path(scratch) / "archive"
             _fetch(remote, archive)
-            with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
+            _unpack(archive, Path(scratch))
             (Path(scratch) / folder).rename(root / folder)
     except (OSError, http.client.HTTPException, tarfile.TarError) as error:
         raise _missing(remote, root, error) from error
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write the plain files of a tar archive below `folder`; anything else ends it with OSError."""
+    inside = folder.resolve()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = (inside / member.name).resolve()
+            if member.isdir():
+                continue
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is None or not path.is_relative_to(inside):
+                raise OSError(f"{member.name} is a link, a device or outside its folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with content, path.open("wb") as out:
+                shutil.copyfileobj(content, out)
 
 
 def _fetch(remote: Remote, path: Path) -> None:

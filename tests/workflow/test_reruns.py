@@ -107,7 +107,7 @@ def test_remarks_in_code_do_not_count(workspace: Workspace):
 
 def test_another_methods_code_does_not_count(workspace: Workspace):
     workspace.edit("stage2/logit_fusion.py", "def fuse(", "UNUSED = 1\n\n\ndef fuse(")
-    workspace.edit("losses/reweight.py", "def _sum_to", "UNUSED = 1\n\n\ndef _sum_to")
+    workspace.edit("losses/smoothing.py", "def _smoothed", "UNUSED = 1\n\n\ndef _smoothed")
     assert workspace.planned() == set()
 
 
