@@ -29,6 +29,7 @@ _JOBS = {
     "train": ("stage1", "train a backbone on images (stage one)"),
     "embed": ("features", "dump a trained backbone's features to the feature store"),
     "import": ("import", "take over embeddings from elsewhere into the feature store"),
+    "filter": ("filter", "train one of DLSA's filters on cached features"),
     "classify": ("stage2", "train and evaluate a classifier on cached features (stage two)"),
     "report": ("report", "write an experiment's tables, figures and report"),
 }
@@ -123,7 +124,7 @@ def _add_job(commands: Any, name: str, kind: str, summary: str) -> None:
         default=os.environ.get("LTPIPE_DEVICE", "auto"),
         help="auto, cpu or cuda (default: $LTPIPE_DEVICE, else auto)",
     )
-    if kind in ("data", "stage1", "features", "import", "stage2"):
+    if kind != "report":
         command.add_argument(
             "--data-root",
             default=None,
@@ -166,7 +167,8 @@ def _list(options: argparse.Namespace) -> int:
             name: entry.summary + (f" ({entry.paper})" if entry.paper else "")
             for name, entry in known.items()
         }
-        _print_rows(f"{kind}s that settings may name", rows)
+        plural = "losses" if kind == "loss" else f"{kind}s"
+        _print_rows(f"{plural} that settings may name", rows)
     return 0
 
 
@@ -198,7 +200,7 @@ def _show(options: argparse.Namespace) -> int:
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    for kind in ("data", "stage1", "import", "features", "stage2", "report"):
+    for kind in ("data", "stage1", "import", "features", "filter", "stage2", "report"):
         chosen = [cell for cell in cells if cell.kind == kind]
         if not chosen:
             continue

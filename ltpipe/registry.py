@@ -245,6 +245,12 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "the CE and KPS classifiers' outputs mixed, nothing trained",
             "FFN, Fig. 4",
         ),
+        "dlsa": Entry(
+            "ltpipe.stage2.dlsa",
+            "run",
+            "a cascade of flow filters, each with a cluster-aided classifier",
+            "DLSA",
+        ),
         "classifier": Entry(
             "ltpipe.stage2.classifier",
             "run",

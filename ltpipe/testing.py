@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from ltpipe.config.methods import settings_of
+from ltpipe.config.plan import JOBS
 from ltpipe.data.longtail import class_counts
 from ltpipe.features.store import write_features
 from ltpipe.job import Job
@@ -84,11 +86,31 @@ def _run(method: Any, roles: list[str], folder: Path, *, shuffle_test_labels: bo
         make_store(folder / role, number, shuffle_test_labels=shuffle_test_labels)
     output = folder / "out"
     output.mkdir(parents=True)
+    inputs |= _filters(method, inputs, folder)
     spec = {"kind": "stage2", "method": method.identity(), "groups": "ranks", "seed": 0}
     load("method", method.kind)(
         Job(spec=spec, inputs=inputs, output=output, device=torch.device("cpu"))
     )
     return output
+
+
+def _filters(method: Any, inputs: dict[str, Path], folder: Path) -> dict[str, Path]:
+    """Train the filters that a method's cascade is made of."""
+    cascade = method.filters()
+    if cascade is None:
+        return {}
+    flow_filter = importlib.import_module(JOBS["filter"])
+    found: dict[str, Path] = {}
+    for block in range(1, cascade[1] + 1):
+        output = folder / f"filter{block}"
+        output.mkdir()
+        sources = {"features": inputs["features.features"]}
+        if block > 1:
+            sources["previous"] = found[f"filter.{block - 1}"]
+        spec = {"kind": "filter", "filter": cascade[0].identity(), "block": block, "seed": 0}
+        flow_filter.run(Job(spec=spec, inputs=sources, output=output, device=torch.device("cpu")))
+        found[f"filter.{block}"] = output
+    return found
 
 
 def make_store(folder: Path, number: int, *, shuffle_test_labels: bool = False) -> None:

@@ -13,6 +13,7 @@ from ltpipe.cli import main
 from ltpipe.config.experiment import load_experiment
 from ltpipe.config.plan import build_plan, code_entries
 from ltpipe.provenance import code_identity
+from ltpipe.registry import REGISTRY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = ["list", "show", "table", "draw", "train", "embed", "import", "classify", "report"]
@@ -47,6 +48,12 @@ def test_list_prints_catalogue_and_registry(capsys, monkeypatch):
     text = capsys.readouterr().out
     for name in ("digits-lt", "resnet8-kps", "ffn-paper", "logit-fusion", "kps", "resnet56"):
         assert f"  {name} " in text
+    lines = [line.strip() for line in text.splitlines()]
+    for known in REGISTRY.values():
+        for name, entry in known.items():
+            what = entry.summary + (f" ({entry.paper})" if entry.paper else "")
+            assert any(line.startswith(f"{name} ") and line.endswith(what) for line in lines)
+    assert "losses that settings may name" in lines
 
 
 def test_show_prints_every_artifact(capsys, monkeypatch, tmp_path):

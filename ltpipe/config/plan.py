@@ -15,7 +15,7 @@ from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.base import canonical_json, digest
 from ltpipe.config.datasets import FeaturesDataset
 from ltpipe.config.experiment import Experiment, Named, match
-from ltpipe.config.methods import settings_of
+from ltpipe.config.methods import FlowFilter, settings_of
 from ltpipe.registry import module_of
 
 RESULTS = "results"
@@ -28,6 +28,7 @@ JOBS = {
     "data": "ltpipe.data.drawing",
     "features": "ltpipe.features.extract",
     "import": "ltpipe.features.importing",
+    "filter": "ltpipe.stage2.flow_filter",
     "report": "ltpipe.evaluation.report",
 }
 
@@ -282,6 +283,12 @@ def _stage2(experiment: Experiment, dataset: Named, method: Named, seed: int) ->
             overrides = settings.feature_overrides(role)
             inputs[f"tuning.{role}"] = _features(held_out, backbone, seed, overrides, subset_seed)
         spec["tuning"] = {role: inputs[f"tuning.{role}"].digest for role in settings.roles()}
+    cascade = settings.filters()
+    if cascade is not None:
+        store = inputs["features.features"]
+        chain = _filters(dataset, settings.roles()["features"], store, cascade, seed)
+        inputs |= {f"filter.{number}": cell for number, cell in enumerate(chain, 1)}
+        spec["filters"] = [cell.digest for cell in chain]
     if settings.needs_images():
         spec["dataset"] = dataset.settings.image_identity()
         spec["backbones"] = {}
@@ -299,6 +306,26 @@ def _stage2(experiment: Experiment, dataset: Named, method: Named, seed: int) ->
         title=f"Run {method.name} on {dataset.name}, seed {seed}",
         inputs=inputs,
     )
+
+
+def _filters(
+    dataset: Named, name: str, store: Cell, cascade: tuple[FlowFilter, int], seed: int
+) -> list[Cell]:
+    """Lay out a cascade's filters: each is trained on what the one before lets pass."""
+    settings, blocks = cascade
+    chain: list[Cell] = []
+    for block in range(1, blocks + 1):
+        spec = {"filter": settings.identity(), "features": store.digest, "block": block}
+        inputs = {"features": store}
+        if chain:
+            spec["previous"] = chain[-1].digest
+            inputs["previous"] = chain[-1]
+        # Named as the store is: features/DATASET/BACKBONE/...
+        folder = store.folder.split("/")[3]
+        title = f"Train filter {block} on the features of {name} on {dataset.name}, seed {seed}"
+        names = (dataset.folder, folder)
+        chain.append(_cell("filter", "filters", names, spec, seed, title=title, inputs=inputs))
+    return chain
 
 
 def _report(

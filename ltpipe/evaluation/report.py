@@ -26,6 +26,7 @@ _STEPS = {
     "stage1": "train backbones",
     "features": "cache features",
     "import": "take over embeddings",
+    "filter": "train filters",
     "stage2": "classify",
 }
 

@@ -67,7 +67,7 @@ def fit_translated(
         parameters["weight"],
         (judge_weight, judge_bias),
         torch.tensor(stores[0].class_counts, device=device),
-        torch.tensor([_mean_norm(store) for store in stores], device=device),
+        torch.tensor([mean_norm(store) for store in stores], device=device),
         all(bool((store.features >= 0).all()) for store in stores),
         settings,
         seeds,
@@ -81,7 +81,8 @@ def fit_translated(
     )
 
 
-def _mean_norm(store: FeatureStore) -> float:
+def mean_norm(store: FeatureStore) -> float:
+    """Return the mean length of a store's features."""
     return float(torch.linalg.vector_norm(torch.from_numpy(store.features), dim=1).mean())
 
 

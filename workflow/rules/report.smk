@@ -3,7 +3,7 @@ EXPERIMENT = PLAN.experiment.file.experiment
 
 rule experiment:
     input:
-        manifests("data", "stage1", "features", "import", "stage2"),
+        manifests("data", "stage1", "features", "import", "filter", "stage2"),
     output:
         report=f"results/experiments/{EXPERIMENT}/report.html",
         index=f"results/experiments/{EXPERIMENT}/index.csv",

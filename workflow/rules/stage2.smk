@@ -1,3 +1,38 @@
+rule filter:
+    input:
+        needs("filters"),
+    output:
+        flow="results/filters/{dataset}/{backbone}/{digest}/seed{seed}/filter.safetensors",
+        split="results/filters/{dataset}/{backbone}/{digest}/seed{seed}/filter.h5",
+        history="results/filters/{dataset}/{backbone}/{digest}/seed{seed}/history.csv",
+        manifest="results/filters/{dataset}/{backbone}/{digest}/seed{seed}/manifest.json",
+    log:
+        "results/logs/filters/{dataset}/{backbone}/{digest}/seed{seed}.log",
+    benchmark:
+        "results/benchmarks/filters/{dataset}/{backbone}/{digest}/seed{seed}.tsv"
+    wildcard_constraints:
+        digest=digests("filter"),
+        seed=r"\d+",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=480,
+        gpu=GPU_PER_JOB,
+    params:
+        spec=spec_of("filters"),
+        code=code_of("filters"),
+        roles=roles_of("filters"),
+        title=title_of("filters"),
+        folder=subpath(output.manifest, parent=True),
+    message:
+        "{params.title}"
+    shell:
+        "ltpipe filter --spec {params.spec:q} --code {params.code} {params.roles:q}"
+        " --output {params.folder:q} --threads {threads} > {log:q} 2>&1"
+
+
 rule classify:
     input:
         needs("stage2"),

@@ -1,0 +1,183 @@
+"""The classifiers that DLSA is embedded in, each trained on one group of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ltpipe.config.methods import DLSA, M2M, RIDE
+from ltpipe.features.store import FeatureStore
+from ltpipe.job import Job
+from ltpipe.losses.base import SoftmaxForm
+from ltpipe.seeding import generator
+from ltpipe.stage2.batches import Draws, FeatureBatches, Rows
+from ltpipe.stage2.classifiers import LinearModel, random_directions, random_linear
+from ltpipe.stage2.cosine_parts import CosinePartsModel, cosine_part_scores
+from ltpipe.stage2.fit import EpochBatches, Parameters, Recipe, fit
+from ltpipe.stage2.logit_gradients import SoftmaxGradient
+from ltpipe.stage2.m2m import TranslatedBatches, mean_norm
+from ltpipe.stage2.results import classifier_of
+from ltpipe.stage2.ride import DiversityGradient
+
+Classify = Callable[[Tensor], Tensor]
+# The class prior of classes that a group lacks, as in the released code.
+_ABSENT = 1e-6
+_COSINE_SCALE = 16.0
+_EXPERTS = 2
+
+
+@dataclass(frozen=True)
+class GroupData:
+    """A group's training features (n, D), labels (n,) on the CPU, and what is made of features.
+
+    `lift` maps (m, D) to what the classifier sees, (m, E); `sizes` are the widths, E in all, of
+    the parts that a cosine classifier takes apart.
+    """
+
+    features: Tensor
+    labels: Tensor
+    lift: Callable[[Tensor], Tensor]
+    sizes: list[int]
+
+
+def fit_group(
+    data: GroupData, store: FeatureStore, settings: DLSA, job: Job, name: str
+) -> tuple[Classify, Parameters]:
+    """Train the settings' classifier on a group.
+
+    Returns a function from lifted features (m, E) to logits (m, C), and the weights.
+
+    Raises:
+        InputError: `store` carries no stage-one classifier, and one is needed.
+    """
+    classes = len(store.class_names)
+    seed, device = job.spec["seed"], job.device
+    counts = torch.bincount(data.labels, minlength=classes)
+    sampler = "balanced" if settings.classifier in ("class-balanced-sampling", "m2m") else "shuffle"
+    draws = Draws(data.labels, 1, [seed], classes=classes, sampler=sampler)
+    recipe = Recipe(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    description = f"{settings.classifier}, {name}"
+    plain = FeatureBatches(Rows(data.features), draws, settings.batch_size, device)
+    if settings.classifier == "m2m":
+        found = _start(data, store, settings, seed, name, 1, device)
+        batches = _translated(plain, found, data, store, counts, seed, device)
+    else:
+        experts = _EXPERTS if settings.classifier == "ride" else 1
+        found = _start(data, store, settings, seed, name, experts, device)
+        lifted = Rows(data.lift(data.features))
+        batches = FeatureBatches(lifted, draws, settings.batch_size, device)
+    if settings.classifier == "cosine":
+        gradient = SoftmaxGradient(SoftmaxForm(), scale=_COSINE_SCALE, device=device)
+        fit(found, CosinePartsModel(gradient, data.sizes), batches, recipe, description=description)
+        weight = found["weight"][0]
+        return lambda x: _COSINE_SCALE * cosine_part_scores(weight, x, data.sizes), found
+    if settings.classifier == "ride":
+        diverse = _diversity(settings, counts, device)
+        model = LinearModel(diverse, ("weight", "bias"))
+        fit(
+            found,
+            model,
+            batches,
+            recipe,
+            on_epoch=lambda epoch, _: diverse.on_epoch(epoch + 1),
+            description=description,
+        )
+        return lambda x: _linear(found, x).mean(0), found
+    prior = None
+    if settings.classifier == "balanced-softmax":
+        prior = counts.double().clamp_min(_ABSENT).log().float()
+    gradient = SoftmaxGradient(SoftmaxForm(prior=prior), device=device)
+    model = LinearModel(gradient, ("weight", "bias"))
+    fit(found, model, batches, recipe, description=description)
+    return lambda x: _linear(found, x)[0], found
+
+
+def _linear(found: Parameters, inputs: Tensor) -> Tensor:
+    """Return each of M classifiers' logits (M, m, C) of inputs (m, E)."""
+    products = torch.einsum("me,kce->kmc", inputs, found["weight"])
+    return products + found["bias"].unsqueeze(1)
+
+
+def _start(
+    data: GroupData,
+    store: FeatureStore,
+    settings: DLSA,
+    seed: int,
+    name: str,
+    models: int,
+    device: torch.device,
+) -> Parameters:
+    classes, width = len(store.class_names), sum(data.sizes)
+    if settings.classifier == "cosine":
+        draws = generator(seed, "dlsa", name)
+        return {"weight": random_directions(classes, width, draws)[None].to(device)}
+    starts = [
+        random_linear(classes, width, generator(seed, "dlsa", name, model))
+        for model in range(models)
+    ]
+    weight = torch.stack([start[0] for start in starts])
+    bias = torch.stack([start[1] for start in starts])
+    if settings.initial == "backbone":
+        own_weight, own_bias = classifier_of(store)
+        weight[:, :, : own_weight.shape[1]] = own_weight
+        bias[:] = 0 if own_bias is None else own_bias
+    return {"weight": weight.to(device), "bias": bias.to(device)}
+
+
+def _diversity(settings: DLSA, counts: Tensor, device: torch.device) -> DiversityGradient:
+    ride = RIDE.model_validate(
+        {
+            "kind": "ride",
+            "backbones": {"features": "features"},
+            "experts": _EXPERTS,
+            "head": "linear",
+            "loss": {"name": "ce"},
+            "epochs": settings.epochs,
+        }
+    )
+    # A class that the group lacks has no loss, so its weight does not matter.
+    gradient = DiversityGradient(ride, counts.clamp_min(1).tolist(), device)
+    gradient.on_epoch(0)
+    return gradient
+
+
+def _translated(
+    plain: FeatureBatches,
+    found: Parameters,
+    data: GroupData,
+    store: FeatureStore,
+    counts: Tensor,
+    seed: int,
+    device: torch.device,
+) -> EpochBatches:
+    """Return batches in which features are translated first and lifted then."""
+    judge_weight, judge_bias = classifier_of(store)
+    bias = torch.zeros(len(judge_weight)) if judge_bias is None else judge_bias
+    dimension = data.features.shape[1]
+    translated = TranslatedBatches(
+        plain,
+        # A view: it changes as the classifier is trained.
+        found["weight"][:, :, :dimension],
+        (judge_weight[None].to(device), bias[None].to(device)),
+        counts.to(device),
+        torch.tensor([mean_norm(store)], device=device),
+        bool((data.features >= 0).all()),
+        M2M.model_validate({"kind": "m2m", "backbones": {"features": "features"}}),
+        [seed],
+    )
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, target in translated(epoch):
+            yield data.lift(inputs[0])[None], target
+
+    return batches

@@ -1,0 +1,215 @@
+"""DLSA: filters that find what they should, cascades that answer every sample once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ltpipe.config.methods import DLSA, FlowFilter
+from ltpipe.errors import InputError
+from ltpipe.features.store import write_features
+from ltpipe.job import Job
+from ltpipe.losses.base import SoftmaxForm
+from ltpipe.stage2 import dlsa, flow_filter
+from ltpipe.stage2.cosine_parts import CosinePartsModel, cosine_part_scores
+from ltpipe.stage2.logit_gradients import SoftmaxGradient
+from ltpipe.testing import check_method
+from tests.artifacts import CPU
+
+SMALL = {
+    "clusters": 12,
+    "epochs": 25,
+    "batch_size": 64,
+    "learning_rate": 0.05,
+    "likelihood_weight": 0.05,
+}
+FAST = {"learning_rate": 0.1, "momentum": 0.9, "batch_size": 16, "epochs": 20}
+CLASSIFIERS = ["balanced-softmax", "class-balanced-sampling", "cosine", "m2m", "ride"]
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_every_classifier_keeps_the_promises_of_methods(classifier, blocks, tmp_path):
+    quick = {**SMALL, "epochs": 3}
+    check_method("dlsa", tmp_path, classifier=classifier, blocks=blocks, filter=quick, **FAST)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_latent": False}, {"initial": "backbone"}, {"filter": {**SMALL, "batch_norm": False}}],
+)
+def test_other_settings_keep_them_too(settings, tmp_path):
+    check_method("dlsa", tmp_path, **{"filter": SMALL, "blocks": 2, **FAST, **settings})
+
+
+COUNTS = [60, 55, 13, 13, 12, 12]
+
+
+def store(folder, seed, kind="apart"):
+    """Write features of two head classes and four tail classes in 8 dimensions.
+
+    `apart`: a cluster for each class. `mirrored`: two clusters for each class, on opposite sides,
+    which no linear classifier can tell from the others. `noise`: nothing to find.
+    """
+    stream = np.random.default_rng(seed)
+    centres = 6 * np.linalg.qr(stream.normal(size=(8, 8)))[0][:6]
+    for split, sizes in (("train", COUNTS), ("test", [60] * 6)):
+        labels = np.repeat(np.arange(6), sizes)
+        features = 0.5 * stream.normal(size=(len(labels), 8))
+        if kind != "noise":
+            side = stream.choice([-1, 1], len(labels)) if kind == "mirrored" else 1
+            features += centres[labels] * np.reshape(side, (-1, 1))
+        write_features(
+            folder / f"{split}.h5",
+            features=features.astype(np.float32),
+            labels=labels,
+            class_names=list("abcdef"),
+            class_counts=COUNTS,
+            classifier_weight=np.zeros((6, 8), np.float32),
+        )
+    return folder
+
+
+def filtered(folder, settings, block=1, seed=0, **inputs):
+    output = folder / f"filter{block}"
+    output.mkdir(exist_ok=True)
+    spec = {"kind": "filter", "filter": settings, "block": block, "seed": seed}
+    flow_filter.run(
+        Job(spec=spec, inputs={"features": folder, **inputs}, output=output, device=CPU)
+    )
+    return output
+
+
+def run(folder, output, blocks, **settings):
+    output.mkdir(exist_ok=True)
+    inputs = {"features.features": folder}
+    inputs |= {f"filter.{n}": folder / f"filter{n}" for n in range(1, blocks + 1)}
+    method = {"kind": "dlsa", "filter": SMALL, "blocks": blocks, **FAST, **settings}
+    spec = {"method": method, "groups": "ranks", "seed": 0}
+    dlsa.run(Job(spec=spec, inputs=inputs, output=output, device=CPU))
+    table = pd.read_csv(output / "metrics.csv")
+    accuracy = table[table["metric"] == "accuracy"]["value"].item()
+    return accuracy, pd.read_csv(output / "blocks.csv")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["apart", "mirrored"])
+def test_tail_clusters_are_separated_and_help_what_a_linear_map_cannot_do(tmp_path, seed, kind):
+    folder = store(tmp_path, seed, kind)
+    filtered(folder, SMALL, seed=seed)
+    accuracy, blocks = run(folder, tmp_path / "out", 1)
+    plain, _ = run(folder, tmp_path / "plain", 0)
+    assert blocks["separation"].item() > 0.95
+    assert blocks["tail_share"].item() == pytest.approx(4 / 6)
+    # What the quantile leaves behind of the tail is answered by a classifier that hardly knows it.
+    assert accuracy > (0.9 if kind == "apart" else plain + 0.1)
+
+
+def test_without_structure_it_does_no_harm(tmp_path):
+    gains = []
+    for seed in range(5):
+        folder = store(tmp_path / str(seed), seed, "noise")
+        filtered(folder, SMALL, seed=seed)
+        accuracy, _ = run(folder, tmp_path / f"{seed}/out", 1)
+        plain, _ = run(folder, tmp_path / f"{seed}/plain", 0)
+        gains.append(accuracy - plain)
+    assert np.mean(gains) > -0.01
+
+
+def test_the_threshold_is_the_quantile_of_members():
+    values = np.random.default_rng(0).permutation(10).astype(np.float32)
+    threshold = flow_filter.quantile_threshold(values, 0.3)
+    assert sorted(values[values >= threshold]) == [7, 8, 9]
+    assert flow_filter.quantile_threshold(values[:1], 0.3) == np.inf
+    assert flow_filter.quantile_threshold(values[:0], 0.3) == np.inf
+
+
+def test_a_cascade_halves_what_is_left_and_answers_every_sample_once(tmp_path):
+    folder = store(tmp_path, 0)
+    quick = {**SMALL, "epochs": 2}
+    previous = {}
+    shares = []
+    for block in (1, 2, 3):
+        output = filtered(folder, quick, block, **previous)
+        previous = {"previous": output}
+        found = flow_filter.read_block(output, "train")
+        shares.append((found.member.mean(), found.inside.mean()))
+        assert not (found.inside & ~found.member).any()
+    expected = [(1, 0.3), (0.7, 0.21), (0.49, 0.147)]
+    np.testing.assert_allclose(shares, expected, atol=0.01)
+    taken = np.sum(
+        [flow_filter.read_block(folder / f"filter{n}", "test").inside for n in (1, 2, 3)], axis=0
+    )
+    passed = flow_filter.read_block(folder / "filter3", "test").passed
+    assert (taken + passed == 1).all()
+
+
+def test_a_group_of_one_class_and_an_empty_one_are_defined(tmp_path):
+    folder = store(tmp_path, 0)
+    output = filtered(folder, {**SMALL, "epochs": 1})
+    block = flow_filter.read_block(output, "train")
+    test = flow_filter.read_block(output, "test")
+    # The second filter sees what the first lets pass: one class, then nothing.
+    labels = np.repeat(np.arange(6), COUNTS)
+    one_class = dataclasses.replace(block, inside=labels != 5)
+    flow_filter._write(output / "filter.h5", {"train": one_class, "test": test}, 0.0)
+    second = filtered(folder, {**SMALL, "epochs": 2}, 2, previous=output)
+    assert flow_filter.read_block(second, "train").member.sum() == COUNTS[5]
+    everything = dataclasses.replace(block, inside=np.ones_like(block.inside))
+    flow_filter._write(output / "filter.h5", {"train": everything, "test": test}, 0.0)
+    third = filtered(folder, {**SMALL, "epochs": 2}, 3, previous=output)
+    assert not flow_filter.read_block(third, "test").inside.any()
+    accuracy, _ = run(folder, tmp_path / "out", 1)
+    assert accuracy > 0.5
+
+
+def test_cluster_priors_by_loops():
+    stream = np.random.default_rng(0)
+    cluster, labels = stream.integers(0, 4, 50), stream.integers(0, 3, 50)
+    cluster[cluster == 2] = 1
+    found = dlsa.cluster_prior(cluster, labels, 4, 3).numpy()
+    for k in range(4):
+        inside = [y for c, y in zip(cluster, labels, strict=True) if c == k]
+        expected = [inside.count(y) / len(inside) if inside else 0 for y in range(3)]
+        np.testing.assert_allclose(found[k], expected, atol=1e-6)
+
+
+def test_purity_by_loops():
+    cluster, labels = np.array([0, 0, 0, 1, 1, 3]), np.array([2, 2, 1, 0, 1, 1])
+    assert dlsa.purity(cluster, labels) == pytest.approx((2 + 1 + 1) / 6)
+
+
+def test_a_cosine_of_parts_is_trained_by_its_gradient():
+    draws = torch.Generator().manual_seed(0)
+    weight = torch.randn(1, 4, 7, generator=draws, dtype=torch.float64)
+    inputs = torch.randn(1, 9, 7, generator=draws, dtype=torch.float64)
+    target = torch.randint(4, (1, 9), generator=draws)
+    model = CosinePartsModel(SoftmaxGradient(SoftmaxForm(), scale=5.0), [5, 2])
+    found = model.gradients({"weight": weight}, inputs, target)["weight"][0]
+    leaf = weight[0].clone().requires_grad_()
+    logits = 0
+    for columns in (slice(0, 5), slice(5, 7)):
+        x = inputs[0, :, columns]
+        x = x / (1 + x.norm(dim=1, keepdim=True))
+        logits = logits + x @ F.normalize(leaf[:, columns], dim=1).T
+    F.cross_entropy(5 * logits, target[0]).backward()
+    torch.testing.assert_close(found, leaf.grad)
+    torch.testing.assert_close(cosine_part_scores(weight[0], inputs[0], [5, 2]), logits.detach())
+
+
+def test_a_diverging_flow_is_one_error(tmp_path):
+    folder = store(tmp_path, 0)
+    with pytest.raises(InputError, match=r"lower filter\.learning_rate"):
+        filtered(folder, {**SMALL, "learning_rate": 1e6})
+
+
+def test_settings_are_the_released_ones():
+    settings = FlowFilter()
+    assert (settings.clusters, settings.share, settings.exponent) == (500, 0.3, 2.0)
+    method = DLSA.model_validate({"kind": "dlsa", "backbones": {"features": "x"}})
+    assert (method.blocks, method.epochs, method.batch_size) == (3, 150, 128)
