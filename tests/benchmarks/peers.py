@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 from ltpipe.losses.margin import LDAMLoss
+from ltpipe.models.flow import FlowMixture, FlowOutput
 
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
 STD = torch.tensor([0.2023, 0.1994, 0.2010]).view(3, 1, 1)
@@ -103,3 +105,18 @@ def lone_fusion_run(
             loss.backward()
             optimizer.step()
     return time.perf_counter() - started
+
+
+class BroadcastFlow(nn.Module):
+    """The usual form of a flow filter: a (B, K, D) difference."""
+
+    def __init__(self, flow: FlowMixture) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> FlowOutput:
+        latent, log_det = self.flow.transform(x)
+        difference = latent.unsqueeze(1) - self.flow.centres.unsqueeze(0)
+        constant = latent.shape[1] * math.log(2 * math.pi)
+        each = -0.5 * (difference.square().sum(2) + constant) + log_det.unsqueeze(1)
+        return FlowOutput(latent, each, each.logsumexp(1) - math.log(len(self.flow.centres)))

@@ -259,6 +259,12 @@ def test_files_that_are_no_plain_mapping_are_refused(tmp_path, text, message):
     assert str(path) in str(caught.value)
 
 
+def test_merge_keys_of_yaml_work(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_experiment(tmp_path / "none.yaml", CATALOGUE)

@@ -121,6 +121,32 @@ def test_without_structure_it_does_no_harm(tmp_path):
     assert np.mean(gains) > -0.01
 
 
+def quantities(folder, seed, **settings):
+    """Balance loss of the last epoch, purity of clusters, mean tail likelihood of one filter."""
+    weights = {"likelihood_weight": 0.02, "balance_weight": 3.0, "purity_weight": 0.5}
+    output = filtered(store(folder, seed), {**SMALL, **weights, **settings}, seed=seed)
+    block = flow_filter.read_block(output, "train")
+    labels = np.repeat(np.arange(6), COUNTS)
+    balance = pd.read_csv(output / "history.csv")["balance"].iloc[-1]
+    purity = dlsa.purity(block.cluster, labels)
+    return np.array([balance, purity, block.log_likelihood[labels >= 2].mean()])
+
+
+def test_each_loss_moves_what_it_is_there_for(tmp_path):
+    found = {
+        name: np.mean([quantities(tmp_path, seed, **change) for seed in range(5)], axis=0)
+        for name, change in (
+            ("all", {}),
+            ("no balance", {"balance_weight": 0.0}),
+            ("no purity", {"purity_weight": 0.0}),
+            ("no likelihood", {"likelihood_weight": 0.0}),
+        )
+    }
+    assert found["all"][0] < found["no balance"][0] - 0.03
+    assert found["all"][1] > found["no purity"][1] + 0.01
+    assert found["all"][2] > found["no likelihood"][2] + 10
+
+
 def test_the_threshold_is_the_quantile_of_members():
     values = np.random.default_rng(0).permutation(10).astype(np.float32)
     threshold = flow_filter.quantile_threshold(values, 0.3)

@@ -1,0 +1,57 @@
+"""DLSA's filters are artifacts of their own: trained once, shared, reused."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pandas as pd
+import pytest
+
+from tests.workflow.workspace import EXPERIMENT, Workspace
+
+pytestmark = pytest.mark.workflow
+
+FILTER = {"clusters": 8, "epochs": 2, "batch_size": 64, "learning_rate": 0.05}
+
+
+def experiment(**settings):
+    values = copy.deepcopy(EXPERIMENT)
+    dlsa = {"use": "dlsa-small", "backbones": {"features": "ce"}, "filter": FILTER, "epochs": 2}
+    values["methods"] |= {
+        "DLSA": {**dlsa, "blocks": 2, **settings},
+        "DLSA-ride": {**dlsa, "blocks": 2, "classifier": "ride"},
+        "plain": {**dlsa, "blocks": 0},
+    }
+    return values
+
+
+def test_filters_are_trained_once_and_outlive_their_classifiers(workspace: Workspace):
+    workspace.write(experiment())
+    planned = workspace.planned()
+    filters = {title for title in planned if title.startswith("Train filter")}
+    assert len(filters) == 2
+    assert not any(title.startswith(("Train ce", "Cache")) for title in planned)
+    workspace.snakemake()
+    folders = list((workspace.work / "results/filters").rglob("filter.safetensors"))
+    assert len(folders) == 2
+    blocks = (workspace.work / "results/stage2").rglob("blocks.csv")
+    tables = [pd.read_csv(path) for path in blocks]
+    assert sorted(len(table) for table in tables) == [0, 2, 2]
+
+    # Another classifier on the same filters, the same one with another rate: no filter again.
+    workspace.write(experiment(learning_rate=0.2))
+    assert {re.sub(r" on .*", "", title) for title in workspace.planned()} == {
+        "Run DLSA",
+        "Write the tables, figures and report of small",
+    }
+    workspace.edit("stage2/embedded.py", "_EXPERTS = 2", "_EXPERTS = 2 * 1")
+    assert not any(title.startswith("Train") for title in workspace.planned())
+
+    # Another filter: its followers too, and no backbone.
+    values = experiment()
+    values["methods"]["DLSA"]["filter"] = {**FILTER, "epochs": 3}
+    workspace.write(values)
+    again = {title for title in workspace.planned() if title.startswith("Train")}
+    assert len(again) == 2
+    assert all(title.startswith("Train filter") for title in again)
