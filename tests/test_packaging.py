@@ -52,3 +52,8 @@ def test_versions_agree():
         (REPOSITORY / "CHANGELOG.md").read_text(),
         re.MULTILINE,
     )
+
+
+def test_constraints_leave_a_gpus_libraries_to_torch():
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    assert not [line for line in lines if line.startswith(("cuda", "nvidia", "triton"))]
