@@ -134,8 +134,43 @@ class TrainingCurves(Settings):
     dataset: str
 
 
+class CascadeFigure(Settings):
+    """What a cascade's filters did: several `dlsa` methods beside each other."""
+
+    dataset: str
+    methods: list[str] = Field(min_length=1)
+
+
+class ClusterSizes(CascadeFigure):
+    """Sizes of the clusters of one block, sorted (DLSA's Fig. 5)."""
+
+    kind: Literal["cluster_sizes"]
+    block: int = Field(default=1, ge=1)
+
+
+class ClusterPurity(CascadeFigure):
+    """How pure the clusters of one block are (DLSA's Fig. 6)."""
+
+    kind: Literal["cluster_purity"]
+    block: int = Field(default=1, ge=1)
+
+
+class Separation(CascadeFigure):
+    """The share of tail classes among what each block takes out (DLSA's Fig. 7)."""
+
+    kind: Literal["separation"]
+
+
 Figure = Annotated[
-    ClassDistribution | PerClassAccuracy | SweepCurve | Tsne | Confusion | TrainingCurves,
+    ClassDistribution
+    | PerClassAccuracy
+    | SweepCurve
+    | Tsne
+    | Confusion
+    | TrainingCurves
+    | ClusterSizes
+    | ClusterPurity
+    | Separation,
     Field(discriminator="kind"),
 ]
 
@@ -494,6 +529,11 @@ def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
     match([figure.dataset], experiment.datasets, f"{where}.dataset")
     if isinstance(figure, PerClassAccuracy):
         match(figure.methods, experiment.methods, f"{where}.methods")
+    if isinstance(figure, CascadeFigure):
+        for method in match(figure.methods, experiment.methods, f"{where}.methods"):
+            cascade = experiment.methods[method].settings.filters()
+            if cascade is None or cascade[1] < getattr(figure, "block", 1):
+                raise InputError(f"{where}.methods: {method} has no such block of filters")
     if isinstance(figure, SweepCurve | Confusion):
         match([figure.method], experiment.methods, f"{where}.method")
     if isinstance(figure, Confusion) and figure.at:

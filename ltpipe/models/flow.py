@@ -36,20 +36,26 @@ class FlowOutput(NamedTuple):
 class FlowMixture(nn.Module):
     """Masked autoregressive layers under K Gaussians of fixed random centres and equal weight.
 
-    A layer maps x to ``(x - m) exp(-a)``, shift m and log-scale a coming from a MADE with two
-    hidden layers; the order of dimensions is reversed between layers, and a batch normalisation
-    may follow each. Centres are drawn once from N(0, spread ** 2) and are kept in the state dict;
-    covariances are the identity.
+    A layer maps x to ``(x - m) exp(-a)``, shift m and log-scale a coming from a MADE; the order of
+    dimensions is reversed between layers, and a batch normalisation may follow each. Centres are
+    drawn once from N(0, spread ** 2) and are kept in the state dict; covariances are the identity.
+
+    Of nflows the masked network alone is used: masked linear maps D -> hidden -> hidden -> 2 D with
+    a ReLU after the first two, hidden unit h seeing the first ``h mod (D - 1) + 1`` dimensions.
+    Outputs 2 d and 2 d + 1 are m and a of dimension d and depend on the dimensions before d, so
+    that the log-determinant is -sum a. Its own affine layer is left aside: there the scale is a
+    softplus, which starts near 0.69 and not at 1.
 
     Args:
         dim: D.
         num_clusters: K.
         layers: number of autoregressive layers.
-        hidden: width of the MADEs' hidden layers; D unless given.
+        hidden: width of the MADEs' two hidden layers; D unless given.
         spread: standard deviation of the centres' coordinates; sqrt(5.12 / D) unless given, which
             is the released 0.05 at D = 2,048.
         batch_norm: whether a `FlowBatchNorm` follows each layer.
-        generator: what weights and centres are drawn from; torch's global stream unless given.
+        generator: a CPU generator that weights and centres are drawn from; torch's global stream
+            unless given.
 
     Raises:
         InputError: a size is below 1, or D below 2.
@@ -69,19 +75,21 @@ class FlowMixture(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if dim < 2 or min(num_clusters, layers, hidden or 1) < 1:
+        hidden = dim if hidden is None else hidden
+        if dim < 2 or min(num_clusters, layers, hidden) < 1:
             raise InputError(
-                f"a flow needs at least two dimensions, a cluster and a layer; it was given {dim}, "
-                f"{num_clusters} and {layers}"
+                "a flow needs at least two dimensions, a cluster, a layer and a hidden unit; it "
+                f"was given {dim}, {num_clusters}, {layers} and {hidden}"
             )
         self.dim = dim
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # torch.manual_seed would reseed the devices' streams too, which are not forked.
+            torch.default_generator.manual_seed(seed)
             self.mades = nn.ModuleList(
                 MADE(
                     dim,
-                    hidden or dim,
+                    hidden,
                     num_blocks=1,
                     output_multiplier=2,
                     use_residual_blocks=False,

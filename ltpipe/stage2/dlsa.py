@@ -110,6 +110,8 @@ def run(job: Job) -> dict[str, Any]:
         scores[places] = classify(group.lift(test[places])).to(scores.dtype)
     table = block_table(features, blocks, scores.argmax(1).cpu().numpy())
     write_text_atomic(job.output / "blocks.csv", table.to_csv(index=False))
+    clusters = cluster_table(features.train.labels, blocks["train"])
+    write_text_atomic(job.output / "clusters.csv", clusters.to_csv(index=False))
     for row in table.to_dict("records"):
         say(
             f"block {row['block']}: {row['test']} test samples, {row['separation']:.1%} of them "
@@ -180,6 +182,18 @@ def block_table(
     columns = ["block", "entered_train", "train", "entered_test", "test", "separation"]
     columns += ["tail_share", "accuracy", "clusters", "purity"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def cluster_table(labels: np.ndarray, blocks: list[Block]) -> pd.DataFrame:
+    """Return a row for each cluster of each block: its members, and its largest class's share."""
+    rows = []
+    for number, block in enumerate(blocks, 1):
+        members, classes = block.cluster[block.member], labels[block.member]
+        for cluster in np.unique(members):
+            counts = np.bincount(classes[members == cluster])
+            share = counts.max() / counts.sum()
+            rows.append((number, int(cluster), int(counts.sum()), float(share)))
+    return pd.DataFrame(rows, columns=["block", "cluster", "size", "purity"])
 
 
 def purity(cluster: np.ndarray, labels: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -54,6 +55,34 @@ def test_balance_over_batches_by_loops():
         p = average / (1 - 0.7**t)
         expected = sum(x * math.log(x + 1e-7) for x in p) + math.log(5)
         assert loss(torch.from_numpy(batch)).item() == pytest.approx(expected)
+
+
+def test_balance_goes_on_from_its_state_dict():
+    loss = BalanceLoss(5, 0.7).double()
+    average = np.zeros(5)
+    for t in range(1, 4):
+        loss(torch.from_numpy(posteriors(8, 5, seed=t)))
+        average = 0.7 * average + 0.3 * posteriors(8, 5, seed=t).mean(0)
+    resumed = BalanceLoss(5, 0.7).double()
+    resumed.load_state_dict(loss.state_dict())
+    batch = posteriors(8, 5, seed=4)
+    p = (0.7 * average + 0.3 * batch.mean(0)) / (1 - 0.7**4)
+    expected = sum(x * math.log(x + 1e-7) for x in p) + math.log(5)
+    assert resumed(torch.from_numpy(batch)).item() == pytest.approx(expected)
+
+
+def test_gradients_by_finite_differences():
+    target, weights = torch.tensor([0, 2, 1]), torch.tensor([0.1, 0.2, 0.7]).double()
+    values = torch.tensor([-3.0, 5.0, 40.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda v: weighted_likelihood_loss(v, target, weights), (values,)
+    )
+    one = torch.from_numpy(posteriors(3, 4))
+    two = torch.from_numpy(posteriors(3, 4, seed=1)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda other: purity_loss(one, other), (two,))
+    loss = BalanceLoss(4).double()
+    loss(one)
+    assert torch.autograd.gradcheck(lambda p: copy.deepcopy(loss)(p), (two,))
 
 
 def test_balance_is_0_for_equal_shares_and_log_k_for_one_cluster():

@@ -116,6 +116,30 @@ def test_centres_keep_their_distance_in_every_dimension():
     assert math.sqrt(5.12 / 2048) == 0.05
 
 
+def test_running_statistics_over_batches_by_loops():
+    norm = FlowBatchNorm(2).double()
+    mean, var = np.zeros(2), np.ones(2)
+    for scale in (1.0, 3.0, 0.5):
+        batch = scale * samples(6, 2) + scale
+        norm(batch)
+        mean = 0.9 * mean + 0.1 * batch.numpy().mean(0)
+        var = 0.9 * var + 0.1 * batch.numpy().var(0, ddof=1)
+    np.testing.assert_allclose(norm.running_mean.numpy(), mean)
+    np.testing.assert_allclose(norm.running_var.numpy(), var)
+
+
+def test_gradients_by_finite_differences_also_through_batch_statistics():
+    flow = trained(4, 3, hidden=5).train()
+    names = [name for name, _ in flow.named_parameters()]
+
+    def whole(x, *values):
+        return torch.func.functional_call(flow, dict(zip(names, values, strict=True)), (x,))
+
+    x = samples(5, 4).requires_grad_()
+    values = [value.detach().requires_grad_() for value in flow.parameters()]
+    assert torch.autograd.gradcheck(lambda *inputs: tuple(whole(*inputs)), (x, *values))
+
+
 def test_batch_normalisation_by_loops():
     norm = FlowBatchNorm(3).double()
     with torch.no_grad():
@@ -162,25 +186,47 @@ def test_no_tensor_of_samples_by_clusters_by_dimensions_is_made():
     assert 50 * 40 <= largest.numbers < 50 * 40 * 32 / 8
 
 
-def test_the_generator_decides_and_the_global_stream_is_left_alone():
+def test_the_generator_decides_and_the_global_streams_are_left_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     before = torch.random.get_rng_state()
     one, two = (FlowMixture(4, 3, generator=generator(5, "f")) for _ in range(2))
     other = FlowMixture(4, 3, generator=generator(6, "f"))
     assert torch.equal(before, torch.random.get_rng_state())
+    assert not seeded
     assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
     assert not torch.equal(one.centres, other.centres)
-    other.load_state_dict(one.state_dict())
-    x = samples(3, 4).float()
-    assert torch.equal(other.eval()(x).latent, one.eval()(x).latent)
+
+
+def test_a_flow_comes_back_whole_from_its_state_dict():
+    flow = trained(4, 3)
+    other = FlowMixture(4, 3, generator=generator(6, "f")).double()
+    other.load_state_dict(flow.state_dict())
+    x = samples(3, 4)
+    assert all(map(torch.equal, other.eval()(x), flow(x)))
+
+
+def test_float32_keeps_the_posterior_of_2048_dimensions():
+    centres = FlowMixture(2048, 50, hidden=4, generator=generator(0, "c")).centres
+    values = samples(8, 2048).float() + centres[:8]
+    found = gaussian_log_prob(values, centres).softmax(1)
+    difference = values.double().unsqueeze(1) - centres.double()
+    expected = (-0.5 * difference.square().sum(2)).softmax(1)
+    torch.testing.assert_close(found.double(), expected, rtol=5e-3, atol=1e-6)
 
 
 def test_half_precision_is_raised_before_squares_are_taken():
-    values = torch.randn(3, 64)
-    half = gaussian_log_prob(values.bfloat16(), torch.randn(5, 64).bfloat16())
+    values, centres = torch.randn(3, 64), torch.randn(5, 64)
+    half = gaussian_log_prob(values.bfloat16(), centres.bfloat16())
     assert half.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gaussian_log_prob(values, centres)
+    difference = values.double().unsqueeze(1) - centres.double()
+    expected = -0.5 * (difference.square().sum(2) + 64 * math.log(2 * math.pi))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(1, 3), (4, 0)])
+@pytest.mark.parametrize("sizes", [{"dim": 1}, {"num_clusters": 0}, {"layers": 0}, {"hidden": 0}])
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(InputError, match="a flow needs"):
-        FlowMixture(*sizes)
+        FlowMixture(**{"dim": 4, "num_clusters": 3, **sizes})

@@ -1,0 +1,137 @@
+"""Measure a training step of DLSA's filter beside the usual form of its mixture.
+
+python tests/benchmarks/flow.py [--quick]
+
+The product form needs one matrix product for all distances to centres, the peer a (B, K, D)
+difference. Both apply the masks of the autoregressive layers in every step and run the same layers,
+losses and optimiser, so that the ratio is that of the mixture's forms within a whole step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import peers
+import torch
+
+from ltpipe.losses.flow import BalanceLoss, likelihood_weights, weighted_likelihood_loss
+from ltpipe.models.flow import FlowMixture
+from ltpipe.seeding import generator
+from ltpipe.training.sgd import SGD
+
+DIMENSION, CLUSTERS, BATCH, CLASSES = 2048, 500, 256, 1000
+STEPS = {"product": 8, "broadcast": 3}
+STATUS = Path("/proc/self/status")
+
+
+class Steps(NamedTuple):
+    """The seconds of the fastest step, and the peak memory in MB beside what was there before."""
+
+    seconds: float
+    megabytes: float
+
+
+class Comparison(NamedTuple):
+    """What `filter_step` finds of the product and its peer."""
+
+    product: Steps
+    peer: Steps
+
+    @property
+    def speed(self) -> float:
+        """How many product steps a peer's step takes."""
+        return self.peer.seconds / self.product.seconds
+
+    @property
+    def memory(self) -> float:
+        """The peer's peak memory over the product's."""
+        return self.peer.megabytes / self.product.megabytes
+
+
+def filter_step(quick: bool) -> Comparison:
+    """Time both forms in turn; each in a process of its own, so that peaks of memory are its own.
+
+    The fastest step and the largest peak of all rounds count.
+    """
+    rounds: dict[str, list[Steps]] = {form: [] for form in STEPS}
+    for _ in range(1 if quick else 3):
+        for form, found in rounds.items():
+            found.append(_in_own_process(form))
+    return Comparison(
+        *(
+            Steps(min(s.seconds for s in found), max(s.megabytes for s in found))
+            for found in rounds.values()
+        )
+    )
+
+
+def _in_own_process(form: str) -> Steps:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, __file__, "--form", form, "--threads", str(torch.get_num_threads())],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Steps(*map(float, done.stdout.split()))
+
+
+def take_steps(form: str) -> Steps:
+    """Run the steps of one form in this process."""
+    flow: torch.nn.Module = FlowMixture(DIMENSION, CLUSTERS, generator=generator(0, "flow"))
+    if form == "broadcast":
+        flow = peers.BroadcastFlow(flow)
+    balance = BalanceLoss(CLUSTERS)
+    optimizer = SGD(flow.parameters())
+    x = torch.randn(BATCH, DIMENSION, generator=generator(0, "x"))
+    target = torch.randint(CLASSES, (BATCH,), generator=generator(0, "y"))
+    weights = likelihood_weights([10] * CLASSES)
+    before = megabytes("VmRSS")
+    times = []
+    for _ in range(STEPS[form]):
+        started = time.perf_counter()
+        output = flow(x)
+        value = weighted_likelihood_loss(output.log_likelihood, target, weights)
+        (value + balance(output.cluster_log_prob.softmax(1))).backward()
+        optimizer.step(0.01)
+        times.append(time.perf_counter() - started)
+    return Steps(min(times), megabytes("VmHWM") - before)
+
+
+def megabytes(field: str) -> float:
+    """Return an entry of this process's status, NaN where the system keeps none.
+
+    The peak of `resource.getrusage` will not do: a child process starts from its parent's.
+    """
+    if not STATUS.is_file():
+        return float("nan")
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    """Print the ratios, or one form's seconds and megabytes."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--form", choices=STEPS, help="run this form alone, in this process")
+    parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.form:
+        print(*take_steps(options.form))
+        return
+    found = filter_step(options.quick)
+    for form, steps in zip(STEPS, found, strict=True):
+        print(f"{form:<12}{steps.seconds * 1000:>10,.0f} ms{steps.megabytes:>10,.0f} MB")
+    print(f"{'ratio':<12}{found.speed:>10.1f}   {found.memory:>10.1f}")
+
+
+if __name__ == "__main__":
+    main()
