@@ -85,9 +85,8 @@ def _in_own_process(form: str) -> Steps:
 
 def take_steps(form: str) -> Steps:
     """Run the steps of one form in this process."""
-    flow: torch.nn.Module = FlowMixture(DIMENSION, CLUSTERS, generator=generator(0, "flow"))
-    if form == "broadcast":
-        flow = peers.BroadcastFlow(flow)
+    mixture = FlowMixture(DIMENSION, CLUSTERS, generator=generator(0, "flow"))
+    flow = peers.BroadcastFlow(mixture) if form == "broadcast" else mixture
     balance = BalanceLoss(CLUSTERS)
     optimizer = SGD(flow.parameters())
     x = torch.randn(BATCH, DIMENSION, generator=generator(0, "x"))
