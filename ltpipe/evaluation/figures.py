@@ -19,6 +19,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 
@@ -473,7 +474,7 @@ def cluster_sizes(material: Material, settings: Mapping[str, Any]) -> Drawn:
             part = data[data["method"] == method].sort_values("rank")
             axes.plot(part["rank"], part["size"], marker=".", label=material.label(method))
         axes.set_yscale("log")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("clusters, by size")
         axes.set_ylabel("training samples")
         axes.legend()

@@ -13,8 +13,6 @@ import dataclasses
 import functools
 import os
 import platform
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import flow
 import peers
 
 from ltpipe.config.backbones import Backbone
@@ -35,10 +34,8 @@ from ltpipe.data.loading import Pixels
 from ltpipe.data.longtail import class_counts
 from ltpipe.features.extract import embedder
 from ltpipe.features.store import write_features
-from ltpipe.losses.flow import BalanceLoss, likelihood_weights, weighted_likelihood_loss
 from ltpipe.losses.margin import LDAMLoss
 from ltpipe.losses.softmax import CrossEntropyLoss
-from ltpipe.models.flow import FlowMixture
 from ltpipe.models.resnet import resnet32
 from ltpipe.seeding import generator
 from ltpipe.stage2.batches import FusedBatches
@@ -47,7 +44,6 @@ from ltpipe.stage2.fit import Recipe, fit
 from ltpipe.stage2.logit_gradients import logit_gradient
 from ltpipe.training.devices import precision
 from ltpipe.training.engine import TrainingSet, train
-from ltpipe.training.sgd import SGD
 
 CPU = torch.device("cpu")
 PIXELS = Pixels([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
@@ -262,57 +258,18 @@ def store(quick: bool) -> Iterator[Result]:
 
 
 THREADS = min(2, torch.get_num_threads())
-DIMENSION, CLUSTERS, BATCH = 2048, 500, 256
-
-
-def filter_steps(form: str, steps: int) -> tuple[float, float]:
-    """Return the seconds of one filter step, and its peak memory in MB beside what was there."""
-    flow: torch.nn.Module = FlowMixture(DIMENSION, CLUSTERS, generator=generator(0, "flow"))
-    if form == "broadcast":
-        flow = peers.BroadcastFlow(flow)
-    balance = BalanceLoss(CLUSTERS)
-    optimizer = SGD(flow.parameters())
-    x = torch.randn(BATCH, DIMENSION, generator=generator(0, "x"))
-    target = torch.randint(1000, (BATCH,), generator=generator(0, "y"))
-    weights = likelihood_weights([10] * 1000)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times = []
-    for _ in range(steps):
-        started = time.perf_counter()
-        output = flow(x)
-        value = weighted_likelihood_loss(output.log_likelihood, target, weights)
-        (value + balance(output.cluster_log_prob.softmax(1))).backward()
-        optimizer.step(0.01)
-        times.append(time.perf_counter() - started)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return min(times), (after - before) / 1024
 
 
 def dlsa_filter(quick: bool) -> Iterator[Result]:
-    """Each form in a process of its own, so that peaks of memory are its own."""
-    found = {"product": (np.inf, 0.0), "broadcast": (np.inf, 0.0)}
-    for _ in range(1 if quick else 2):
-        for form, steps in (("product", 8), ("broadcast", 3)):
-            code = f"from tests.benchmarks.run import *; torch.set_num_threads({THREADS}); "
-            code += f"print(*filter_steps({form!r}, {steps}))"
-            root = Path(__file__).resolve().parents[2]
-            done = subprocess.run(
-                [sys.executable, "-c", code],
-                env={**os.environ, "PYTHONPATH": str(root)},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            seconds, megabytes = map(float, done.stdout.split())
-            found[form] = min(found[form][0], seconds), max(found[form][1], megabytes)
-    (ours, our_memory), (theirs, their_memory) = found["product"], found["broadcast"]
+    """Each form runs in a process of its own, so that peaks of memory are its own."""
+    found = flow.filter_step(quick)
     yield Result(
         "DLSA filter step, 2048-d, 500 clusters",
         "steps/s",
-        1 / ours,
-        1 / theirs,
+        1 / found.product.seconds,
+        1 / found.peer.seconds,
         15.0,
-        f"peak memory {our_memory:,.0f} and {their_memory:,.0f} MB",
+        f"peak memory {found.product.megabytes:,.0f} and {found.peer.megabytes:,.0f} MB",
     )
 
 
