@@ -173,7 +173,7 @@ LOOP = "    momenta: Parameters = {}\n"
         ("losses/margin.py", "class KPSLoss", "ONE = 1\n\n\nclass KPSLoss", True),
         ("losses/weights.py", "def _sum_to", "ONE = 1\n\n\ndef _sum_to", False),
         ("cli.py", "def main(", "ONE = 1\n\n\ndef main(", False),
-        ("config/methods.py", "class FFN(", "ONE = 1\n\n\nclass FFN(", False),
+        ("config/methods/fusion.py", "class FFN(", "ONE = 1\n\n\nclass FFN(", False),
     ],
 )
 def test_what_counts_as_a_change(package, module, old, new, counts):

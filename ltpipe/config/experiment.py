@@ -8,15 +8,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from ltpipe.config.backbones import AnyBackbone
-from ltpipe.config.base import Float, Settings, explain, merge
+from ltpipe.config.base import Settings, explain, merge
 from ltpipe.config.datasets import Dataset, FeaturesDataset
+from ltpipe.config.figures import (
+    CascadeFigure,
+    Confusion,
+    Figure,
+    PerClassAccuracy,
+    SweepCurve,
+    Tsne,
+)
 from ltpipe.config.methods import Method
+from ltpipe.config.tables import Table
 from ltpipe.errors import InputError, nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -41,138 +50,6 @@ class Run(Settings):
     datasets: list[str] = ["*"]
     methods: list[str] = ["*"]
     seeds: list[int] | None = None
-
-
-class Expected(Settings):
-    """A published table: data/expected/{paper}.csv, rows of `table`."""
-
-    paper: str
-    table: str
-
-
-class TableRow(Settings):
-    """One row: a method, and of a swept method the point `at` which it stands.
-
-    A method with `*` stands for all that match, a row each. `paper_method` may hold {method} and
-    swept parameters.
-    """
-
-    method: str
-    at: dict[str, Float] | None = None
-    label: str | None = None
-    paper_method: str | None = None
-
-
-class Table(Settings):
-    title: str = ""
-    rows: list[TableRow] = Field(min_length=1)
-    datasets: list[str] = ["*"]
-    metrics: list[
-        Literal[
-            "accuracy",
-            "many",
-            "medium",
-            "few",
-            "balanced_accuracy",
-            "macro_f1",
-            "mcc",
-            "nmi",
-            "auc",
-            "ece",
-            "nll",
-        ]
-    ] = ["accuracy", "many", "medium", "few"]
-    expected: Expected | None = None
-
-
-class ClassDistribution(Settings):
-    kind: Literal["class_distribution"]
-    dataset: str
-
-
-class PerClassAccuracy(Settings):
-    kind: Literal["per_class_accuracy"]
-    dataset: str
-    methods: list[str] = Field(min_length=1)
-    at: dict[str, Float] = {}
-
-
-class SweepCurve(Settings):
-    kind: Literal["sweep_curve"]
-    dataset: str
-    method: str
-    parameter: str = "w1"
-    metric: str = "accuracy"
-    expected: Expected | None = None
-    paper_method: str | None = None
-
-
-class Tsne(Settings):
-    """t-SNE of cached features; `fused` adds FFN's mixture of two backbones."""
-
-    kind: Literal["tsne"]
-    dataset: str
-    backbones: list[str] = Field(min_length=1)
-    fused: FusedFeatures | None = None
-
-
-class FusedFeatures(Settings):
-    ce: str
-    kps: str
-    w1: Float = Field(default=0.5, ge=0, le=1)
-
-
-class Confusion(Settings):
-    kind: Literal["confusion"]
-    dataset: str
-    method: str
-    at: dict[str, Float] = {}
-
-
-class TrainingCurves(Settings):
-    kind: Literal["training_curves"]
-    dataset: str
-
-
-class CascadeFigure(Settings):
-    """What a cascade's filters did: several `dlsa` methods beside each other."""
-
-    dataset: str
-    methods: list[str] = Field(min_length=1)
-
-
-class ClusterSizes(CascadeFigure):
-    """Sizes of the clusters of one block, sorted (DLSA's Fig. 5)."""
-
-    kind: Literal["cluster_sizes"]
-    block: int = Field(default=1, ge=1)
-
-
-class ClusterPurity(CascadeFigure):
-    """How pure the clusters of one block are (DLSA's Fig. 6)."""
-
-    kind: Literal["cluster_purity"]
-    block: int = Field(default=1, ge=1)
-
-
-class Separation(CascadeFigure):
-    """The share of tail classes among what each block takes out (DLSA's Fig. 7)."""
-
-    kind: Literal["separation"]
-
-
-Figure = Annotated[
-    ClassDistribution
-    | PerClassAccuracy
-    | SweepCurve
-    | Tsne
-    | Confusion
-    | TrainingCurves
-    | ClusterSizes
-    | ClusterPurity
-    | Separation,
-    Field(discriminator="kind"),
-]
 
 
 class ExperimentFile(Settings):

@@ -14,21 +14,33 @@ from typing import Any
 from ltpipe.config import backbones, datasets, methods
 from ltpipe.config.base import Settings
 
+# Whatever says how an artifact is made; an experiment's tables and figures are no part of one.
+PACKAGES = (datasets, backbones, methods)
+
 GOLDEN = Path(__file__).with_name("defaults.json")
 
 
 def defaults() -> dict[str, dict[str, Any]]:
     """Return the default of every setting that has one, by class and name."""
     found = {}
-    for module in (datasets, backbones, methods):
-        for name, model in sorted(vars(module).items()):
-            if isinstance(model, type) and issubclass(model, Settings) and model is not Settings:
-                found[name] = {
-                    key: json.loads(json.dumps(field.get_default(), default=_dump))
-                    for key, field in sorted(model.model_fields.items())
-                    if not field.is_required() and key not in model.labels
-                }
+    for model in sorted(_models(Settings), key=lambda model: model.__name__):
+        if _is_identity(model):
+            found[model.__name__] = {
+                key: json.loads(json.dumps(field.get_default(), default=_dump))
+                for key, field in sorted(model.model_fields.items())
+                if not field.is_required() and key not in model.labels
+            }
     return found
+
+
+def _models(model: type[Settings]) -> set[type[Settings]]:
+    children = set(model.__subclasses__())
+    return children.union(*map(_models, children))
+
+
+def _is_identity(model: type[Settings]) -> bool:
+    names = ("ltpipe.config.losses", *(package.__name__ for package in PACKAGES))
+    return any(f"{model.__module__}.".startswith(f"{name}.") for name in names)
 
 
 def _dump(value: Any) -> Any:

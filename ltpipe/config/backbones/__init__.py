@@ -1,0 +1,38 @@
+"""Settings of stage one: networks, losses, schedules, and the embeddings that are cached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Rule, Schedule
+from ltpipe.config.backbones.systems import BBN, Backbone, PaCo
+
+__all__ = [
+    "BBN",
+    "AnyBackbone",
+    "Backbone",
+    "BackboneSettings",
+    "FeatureSettings",
+    "PaCo",
+    "Rule",
+    "Schedule",
+    "backbone_settings",
+]
+
+
+AnyBackbone = Annotated[Backbone | BBN | PaCo, Field(discriminator="system")]
+
+
+def backbone_settings(values: Mapping[str, Any]) -> Any:
+    """Return the settings of a backbone, defaults filled in; `system` is supervised unless given.
+
+    Raises:
+        pydantic.ValidationError: they are not those of a backbone.
+    """
+    return _ADAPTER.validate_python({"system": "supervised", **values})
+
+
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyBackbone)

@@ -1,0 +1,76 @@
+"""The baselines' ways of training a backbone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ltpipe.config.backbones.base import BackboneSettings, Rule
+from ltpipe.config.base import Float
+from ltpipe.config.losses import CrossEntropy, Loss, check_head
+
+
+class Backbone(BackboneSettings):
+    """One network trained end to end on the long-tailed images: any loss under any rule.
+
+    Losses that take cosines (`ldam`, `kps`) need `head: cosine`.
+    """
+
+    system: Literal["supervised"] = "supervised"
+    loss: Loss
+    rule: Rule = Rule(name="none")
+    mixup: Float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Backbone:
+        check_head(self.head, self.loss)
+        if self.rule.first_epoch(self.epochs) >= self.epochs:
+            raise ValueError(
+                f"rule.start {self.rule.start} lies beyond the last of {self.epochs} epochs"
+            )
+        return self
+
+
+class BBN(BackboneSettings):
+    """Two branches on a shared trunk, one fed uniformly, one reversely, mixed cumulatively.
+
+    `network` is one with two branches, such as bbn-resnet32.
+    """
+
+    system: Literal["bbn"]
+    loss: Loss = CrossEntropy(name="ce")
+
+    @model_validator(mode="after")
+    def _fits(self) -> BBN:
+        if not self.network.startswith("bbn-"):
+            raise ValueError(f"network: {self.network} has one branch; take bbn-resnet32")
+        if self.head != "linear":
+            raise ValueError("head: BBN's classifier is linear")
+        check_head(self.head, self.loss)
+        return self
+
+
+class PaCo(BackboneSettings):
+    """Parametric contrastive learning: class centres beside keys of a momentum encoder.
+
+    `centre_weight` is the paper's beta on the true centre, `alpha` weighs each sample of the same
+    class. `queue` keys are kept; `projection` is the width of the contrasted vectors;
+    `centre_temperature` divides the centres' logits.
+    """
+
+    system: Literal["paco"]
+    loss: None = None
+    alpha: Float = Field(default=0.01, ge=0)
+    centre_weight: Float = Field(default=1.0, gt=0)
+    temperature: Float = Field(default=0.05, gt=0)
+    centre_temperature: Float = Field(default=1.0, gt=0)
+    queue: int = Field(default=1024, ge=0)
+    projection: int = Field(default=32, ge=1)
+    encoder_momentum: Float = Field(default=0.999, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> PaCo:
+        if self.head != "linear":
+            raise ValueError("head: PaCo's centres are those of a linear classifier")
+        return self

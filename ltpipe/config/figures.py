@@ -1,0 +1,100 @@
+"""Settings of an experiment's figures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ltpipe.config.base import Float, Settings
+from ltpipe.config.tables import Expected
+
+
+class ClassDistribution(Settings):
+    kind: Literal["class_distribution"]
+    dataset: str
+
+
+class PerClassAccuracy(Settings):
+    kind: Literal["per_class_accuracy"]
+    dataset: str
+    methods: list[str] = Field(min_length=1)
+    at: dict[str, Float] = {}
+
+
+class SweepCurve(Settings):
+    kind: Literal["sweep_curve"]
+    dataset: str
+    method: str
+    parameter: str = "w1"
+    metric: str = "accuracy"
+    expected: Expected | None = None
+    paper_method: str | None = None
+
+
+class Tsne(Settings):
+    """t-SNE of cached features; `fused` adds FFN's mixture of two backbones."""
+
+    kind: Literal["tsne"]
+    dataset: str
+    backbones: list[str] = Field(min_length=1)
+    fused: FusedFeatures | None = None
+
+
+class FusedFeatures(Settings):
+    ce: str
+    kps: str
+    w1: Float = Field(default=0.5, ge=0, le=1)
+
+
+class Confusion(Settings):
+    kind: Literal["confusion"]
+    dataset: str
+    method: str
+    at: dict[str, Float] = {}
+
+
+class TrainingCurves(Settings):
+    kind: Literal["training_curves"]
+    dataset: str
+
+
+class CascadeFigure(Settings):
+    """What a cascade's filters did: several `dlsa` methods beside each other."""
+
+    dataset: str
+    methods: list[str] = Field(min_length=1)
+
+
+class ClusterSizes(CascadeFigure):
+    """Sizes of the clusters of one block, sorted (DLSA's Fig. 5)."""
+
+    kind: Literal["cluster_sizes"]
+    block: int = Field(default=1, ge=1)
+
+
+class ClusterPurity(CascadeFigure):
+    """How pure the clusters of one block are (DLSA's Fig. 6)."""
+
+    kind: Literal["cluster_purity"]
+    block: int = Field(default=1, ge=1)
+
+
+class Separation(CascadeFigure):
+    """The share of tail classes among what each block takes out (DLSA's Fig. 7)."""
+
+    kind: Literal["separation"]
+
+
+Figure = Annotated[
+    ClassDistribution
+    | PerClassAccuracy
+    | SweepCurve
+    | Tsne
+    | Confusion
+    | TrainingCurves
+    | ClusterSizes
+    | ClusterPurity
+    | Separation,
+    Field(discriminator="kind"),
+]

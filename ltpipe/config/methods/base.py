@@ -1,0 +1,84 @@
+"""What all stage-two methods share, and the grids that they may sweep."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ltpipe.config.base import Settings
+
+if TYPE_CHECKING:
+    from ltpipe.config.methods.dlsa import FlowFilter
+
+
+class MethodSettings(Settings):
+    """What all methods share."""
+
+    labels: ClassVar[frozenset[str]] = frozenset({"label", "description", "backbones"})
+
+    label: str | None = None
+    description: str = ""
+
+    def roles(self) -> dict[str, str]:
+        """Return the backbone's name for each role."""
+        return dict(self.backbones.model_dump())  # type: ignore[attr-defined]
+
+    def points(self) -> list[dict[str, float]]:
+        """Return the sweep's points, one set of swept parameters each; [{}] without a sweep."""
+        return [{}]
+
+    def feature_overrides(self, role: str) -> dict[str, Any]:
+        """Return settings of the feature store that this method needs changed for `role`."""
+        return {}
+
+    def stage1_subset_seed(self) -> int | None:
+        """Return the subset seed that stage one must use, or None for the data set's own."""
+        return None
+
+    def protocol(self) -> str:
+        """Return the evaluation protocol's tag."""
+        return "last"
+
+    def needs_images(self) -> bool:
+        """Return whether the method runs the backbones itself, on images."""
+        return False
+
+    def needs_validation(self) -> bool:
+        """Return whether the method chooses something by held-out samples.
+
+        It is given features of a data set's own validation part, or else of the same backbone
+        trained on a training set of which a part was set aside.
+        """
+        return False
+
+    def filters(self) -> tuple[FlowFilter, int] | None:
+        """Return the filter that the method's cascade is made of, and its number of blocks."""
+        return None
+
+
+class OneBackbone(Settings):
+    features: str
+
+
+def points(name: str, grid: float | list[float]) -> list[dict[str, float]]:
+    return [{name: value} for value in (grid if isinstance(grid, list) else [grid])]
+
+
+def different(name: str, grid: float | list[float]) -> list[float]:
+    values = grid if isinstance(grid, list) else [grid]
+    if not values:
+        raise ValueError(f"{name} needs at least one value")
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} names a value twice")
+    return values
+
+
+def rates(rate: float | list[float]) -> float | list[float]:
+    if min(different("learning_rate", rate)) <= 0:
+        raise ValueError("learning_rate must be greater than 0")
+    return rate
+
+
+def exponents(tau: float | list[float]) -> float | list[float]:
+    if min(different("tau", tau)) < 0:
+        raise ValueError("tau must be at least 0")
+    return tau

@@ -1,0 +1,37 @@
+"""The papers' figures, from the artifacts of finished jobs.
+
+Each figure is written as PNG and SVG, with the data behind it as CSV, and with the same bytes for
+the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib
+
+from ltpipe.evaluation.figures.accuracy import confusion, per_class_accuracy, sweep_curve
+from ltpipe.evaluation.figures.base import STYLE, Drawn, Material
+from ltpipe.evaluation.figures.cascade import cluster_purity, cluster_sizes, separation
+from ltpipe.evaluation.figures.data import class_distribution, tsne
+from ltpipe.evaluation.figures.training import training_curves
+
+__all__ = ["Drawn", "Material", "draw_figures"]
+
+
+def draw_figures(material: Material) -> list[Drawn]:
+    """Draw every figure of the spec, in its order."""
+    draw: dict[str, Callable[[Material, Mapping[str, Any]], Drawn]] = {
+        "class_distribution": class_distribution,
+        "per_class_accuracy": per_class_accuracy,
+        "sweep_curve": sweep_curve,
+        "tsne": tsne,
+        "confusion": confusion,
+        "training_curves": training_curves,
+        "cluster_sizes": cluster_sizes,
+        "cluster_purity": cluster_purity,
+        "separation": separation,
+    }
+    with matplotlib.rc_context(STYLE):
+        return [draw[settings["kind"]](material, settings) for settings in material.spec["figures"]]

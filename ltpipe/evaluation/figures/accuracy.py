@@ -1,0 +1,192 @@
+"""Figures of results: accuracy by class and over a sweep, confusion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import confusion_matrix
+
+from ltpipe.errors import InputError
+from ltpipe.evaluation.figures.base import Drawn, Material, file_of, name_classes
+from ltpipe.evaluation.records import read_class_counts, read_predictions
+from ltpipe.evaluation.tables import METRIC_TITLES, published_curve
+
+
+def _point_matches(parameters: str, at: Mapping[str, float]) -> bool:
+    values = json.loads(parameters)
+    return all(key not in values or values[key] == value for key, value in at.items())
+
+
+def per_class_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn:
+    """Each class's accuracy for several methods, over the curve of training counts.
+
+    FFN, Figs 2 and 6.
+    """
+    dataset, methods = settings["dataset"], settings["methods"]
+    names, counts = read_class_counts(material.base / material.dataset(dataset)["folder"])
+    order = np.argsort(-np.array(counts), kind="stable")
+    data = pd.DataFrame(
+        {"class": np.array(names)[order], "training_images": np.array(counts)[order]}
+    )
+    records = material.records
+    for method in methods:
+        chosen = records[
+            (records["dataset"] == dataset)
+            & (records["method"] == method)
+            & (records["metric"] == "class_accuracy")
+            & records["protocol"].str.startswith("last")
+            & records["parameters"].map(lambda text: _point_matches(text, settings["at"]))
+        ]
+        means = chosen.groupby("class")["value"].mean()
+        data[material.label(method)] = means.reindex(order).to_numpy()
+    name = f"per-class-accuracy-{dataset}"
+    with file_of(material, name, data) as figure:
+        axes = figure.subplots()
+        behind = axes.twinx()
+        behind.bar(range(len(order)), data["training_images"], color="#d9d9d9", width=0.9)
+        behind.set_yscale("log")
+        behind.set_ylabel("training images", color="#767676")
+        behind.tick_params(colors="#767676")
+        behind.grid(visible=False)
+        behind.spines["right"].set_visible(True)
+        behind.spines["right"].set_color("#bdbdbd")
+        axes.set_zorder(behind.get_zorder() + 1)
+        axes.patch.set_visible(False)
+        marker = "o" if len(order) <= 20 else None
+        for method in methods:
+            label = material.label(method)
+            axes.plot(
+                range(len(order)), 100 * data[label], marker=marker, markersize=5, label=label
+            )
+        axes.set_ylim(0, 103)
+        axes.set_ylabel("test accuracy, %")
+        name_classes(axes, data["class"].tolist())
+        longest = max(len(material.label(method)) for method in methods)
+        columns = max(1, min(len(methods), 72 // (longest + 6)))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    point = ", ".join(f"{key} = {value:g}" for key, value in settings["at"].items())
+    return Drawn(
+        name,
+        f"Accuracy of each class, {material.dataset(dataset)['label']}",
+        "Mean over seeds, last epoch"
+        + (f", {point}" if point else "")
+        + ". Grey bars: training images (right axis, logarithmic).",
+    )
+
+
+def sweep_curve(material: Material, settings: Mapping[str, Any]) -> Drawn:
+    """A metric over a swept parameter, mean and standard deviation over seeds.
+
+    FFN, Table 3 and Fig. 4.
+    """
+    dataset, method = settings["dataset"], settings["method"]
+    parameter, metric = settings["parameter"], settings["metric"]
+    records = material.records
+    chosen = records[
+        (records["dataset"] == dataset)
+        & (records["method"] == method)
+        & (records["metric"] == metric)
+        & records["protocol"].str.startswith("last")
+    ].copy()
+    chosen[parameter] = chosen["parameters"].map(lambda text: json.loads(text).get(parameter))
+    if chosen[parameter].isna().any() or chosen.empty:
+        raise InputError(f"figures: {method} has no sweep over {parameter} on {dataset}")
+    grouped = chosen.groupby(parameter)["value"]
+    data = pd.DataFrame(
+        {
+            parameter: list(grouped.groups),
+            "mean": grouped.mean().to_numpy(),
+            "sd": grouped.std(ddof=1).to_numpy(),
+            "seeds": grouped.size().to_numpy(),
+        }
+    )
+    if settings["expected"] is not None:
+        data["paper_percent"] = published_curve(
+            settings["expected"],
+            material.dataset(dataset),
+            settings["paper_method"] or "",
+            metric,
+            [{parameter: value} for value in data[parameter]],
+            material.expected_dir,
+        )
+    name = f"sweep-{method}-{dataset}".lower()
+    with file_of(material, name, data) as figure:
+        axes = figure.subplots()
+        mean, sd = 100 * data["mean"], 100 * data["sd"].fillna(0)
+        axes.plot(data[parameter], mean, marker="o", label=material.label(method))
+        axes.fill_between(data[parameter], mean - sd, mean + sd, alpha=0.18, linewidth=0)
+        if "paper_percent" in data and data["paper_percent"].notna().any():
+            axes.plot(
+                data[parameter],
+                data["paper_percent"],
+                "--",
+                marker="s",
+                markersize=4,
+                label="paper",
+            )
+            axes.legend()
+        axes.set_xlabel(
+            f"{parameter} (weight of the KPS features)" if parameter == "w1" else parameter
+        )
+        axes.set_ylabel(f"test {METRIC_TITLES[metric]}, %")
+    return Drawn(
+        name,
+        f"{material.label(method)} over {parameter}, {material.dataset(dataset)['label']}",
+        f"Mean over {int(data['seeds'].max())} seeds, last epoch; the band is one standard "
+        "deviation.",
+    )
+
+
+def confusion(material: Material, settings: Mapping[str, Any]) -> Drawn:
+    """Row-normalised confusion matrix, classes by training count, summed over seeds."""
+    dataset, method = settings["dataset"], settings["method"]
+    total: np.ndarray | None = None
+    for folder in material.folders(dataset, method):
+        found = read_predictions(folder)
+        place = next(
+            place
+            for place, point in enumerate(found.points)
+            if all(point.get(key) == value for key, value in settings["at"].items())
+        )
+        classes = len(found.class_names)
+        matrix = confusion_matrix(found.labels, found.predicted[place], labels=range(classes))
+        total = matrix if total is None else total + matrix
+        order = np.argsort(-np.array(found.class_counts), kind="stable")
+        names = np.array(found.class_names)[order]
+    assert total is not None
+    sorted_matrix = total[np.ix_(order, order)]
+    share = sorted_matrix / np.maximum(sorted_matrix.sum(1, keepdims=True), 1)
+    data = pd.DataFrame(share, columns=names)
+    data.insert(0, "true_class", names)
+    name = f"confusion-{method}-{dataset}".lower()
+    with file_of(material, name, data, width=5.6, height=4.8) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+        axes.grid(visible=False)
+        if len(names) <= 20:
+            axes.set_xticks(
+                range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0
+            )
+            axes.set_yticks(range(len(names)), names)
+            for row, column in np.argwhere(share >= 0.005):
+                axes.annotate(
+                    f"{100 * share[row, column]:.0f}",
+                    (column, row),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share[row, column] > 0.55 else "#333333",
+                )
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class, largest first")
+        figure.colorbar(image, label="% of the true class", shrink=0.85)
+    point = ", ".join(f"{key} = {value:g}" for key, value in settings["at"].items())
+    return Drawn(
+        name,
+        f"Confusion of {material.label(method)}, {material.dataset(dataset)['label']}",
+        "Percent of each true class, all seeds together" + (f", {point}" if point else "") + ".",
+    )
