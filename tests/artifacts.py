@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from ltpipe.data import drawing
+from ltpipe.data.loading import open_split
+from ltpipe.data.subset import read_subset
 from ltpipe.features import extract
 from ltpipe.io import write_json_atomic
 from ltpipe.job import Job
 from ltpipe.stage1 import supervised
+from ltpipe.training.engine import TrainingSet
 
 CPU = torch.device("cpu")
 DIGITS: dict[str, Any] = {
@@ -45,6 +48,13 @@ def draw(base: Path) -> Path:
     dataset = {key: value for key, value in DIGITS.items() if key != "input"}
     run_job(drawing, {"kind": "data", "dataset": dataset}, base / "data")
     return base / "data"
+
+
+def training_set(data: Path) -> TrainingSet:
+    """Return the drawn images as a task trains on them."""
+    subset = read_subset(data / "subset.h5")
+    split = open_split(DIGITS, subset, "train", CPU, None)
+    return TrainingSet(split.batches, split.labels, split.pixels, subset.class_counts)
 
 
 def train(base: Path, backbone: dict[str, Any], data: Path, seed: int = 0) -> Path:

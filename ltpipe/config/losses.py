@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,19 +33,24 @@ class LabelSmoothing(Settings):
     smoothing: Float = Field(default=0.1, ge=0, lt=1)
 
 
-class LabelAwareSmoothing(Settings):
+class SmoothingRange(Settings):
     """MiSLAS's smoothing: `head` for the largest class, falling to `tail` for the smallest."""
 
-    name: Literal["label-aware-smoothing"]
     head: Float = Field(default=0.3, ge=0, lt=1)
     tail: Float = Field(default=0.0, ge=0, lt=1)
     shape: Literal["concave", "linear", "convex"] = "concave"
 
     @model_validator(mode="after")
-    def _falls(self) -> LabelAwareSmoothing:
+    def _falls(self) -> Self:
         if self.tail > self.head:
             raise ValueError("tail must not exceed head")
         return self
+
+
+class LabelAwareSmoothing(SmoothingRange):
+    """Cross-entropy against labels smoothed by the size of their class."""
+
+    name: Literal["label-aware-smoothing"]
 
 
 class ClassBalanced(Settings):

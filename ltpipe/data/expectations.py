@@ -8,24 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ltpipe.config.datasets import Expect
-from ltpipe.data.sources import Part, Source
+from ltpipe.data.sources import Source
 from ltpipe.errors import InputError
 
 
 def check_expected(source: Source, expect: Expect | None, name: str) -> None:
     """Compare an opened source with what is expected of it; see `check_expected_labels`."""
-
-    def labels(part: Part | None) -> np.ndarray | None:
-        return None if part is None else part.labels
-
-    check_expected_labels(
-        source.class_names,
-        source.train.labels,
-        labels(source.val),
-        labels(source.test),
-        expect,
-        name,
-    )
+    check_expected_labels(source.class_names, *source.labels, expect, name)
 
 
 def check_expected_labels(

@@ -32,6 +32,13 @@ class Source:
     val: Part | None = None
     test: Part | None = None
 
+    @property
+    def labels(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Labels of the training, validation and test part; None for a part that is not there."""
+        val = None if self.val is None else self.val.labels
+        test = None if self.test is None else self.test.labels
+        return self.train.labels, val, test
+
 
 def open_source(source: str, root: Path | None, options: Mapping[str, Any]) -> Source:
     """Open the data set called `source`.

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from ltpipe.data.longtail import class_counts, draw_subset, split_validation
-from ltpipe.data.sources import Part, Source
+from ltpipe.data.sources import Source
 from ltpipe.errors import InputError, nearest
 from ltpipe.io import atomic_path
 
@@ -61,15 +61,9 @@ def draw(
     class_order: str,
 ) -> Subset:
     """Draw a subset of an opened data set; see `draw_from_labels`."""
-
-    def labels(part: Part | None) -> np.ndarray | None:
-        return None if part is None else part.labels
-
     return draw_from_labels(
         source.class_names,
-        source.train.labels,
-        labels(source.val),
-        labels(source.test),
+        *source.labels,
         imbalance=imbalance,
         profile=profile,
         max_count=max_count,

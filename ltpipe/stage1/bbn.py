@@ -12,28 +12,14 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ltpipe.config.backbones import BBN
 from ltpipe.data.sampling import epoch_order
 from ltpipe.job import Job
-from ltpipe.losses.base import Loss
 from ltpipe.losses.building import build_loss
-from ltpipe.models.bilateral import BilateralNetwork
-from ltpipe.models.building import place
 from ltpipe.seeding import generator
-from ltpipe.stage1.job import finish, open_training
+from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
-from ltpipe.training.engine import (
-    TrainingSet,
-    autocast,
-    batch_sums,
-    build_optimizer,
-    epoch_stream,
-    forward_of,
-    run_epochs,
-    training_state,
-)
+from ltpipe.training.engine import NetworkTask, batch_sums, epoch_stream
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -43,14 +29,7 @@ def run(job: Job) -> dict[str, Any]:
     task = BilateralTask(
         training.network, loss, training.data, training.settings, job.spec["seed"], job.device
     )
-    history = run_epochs(
-        task,
-        training.settings,
-        len(training.data.labels),
-        checkpoint=training.checkpoint,
-        description=f"{training.settings.network}, seed {job.spec['seed']}",
-    )
-    return finish(job, training, history)
+    return train_task(job, training, task)
 
 
 def balance(epoch: int, epochs: int) -> float:
@@ -58,27 +37,8 @@ def balance(epoch: int, epochs: int) -> float:
     return 1 - (epoch / epochs) ** 2
 
 
-class BilateralTask:
+class BilateralTask(NetworkTask):
     """Two streams of samples through two branches."""
-
-    def __init__(
-        self,
-        network: BilateralNetwork,
-        loss: Loss,
-        data: TrainingSet,
-        settings: BBN,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.network = place(network, device)
-        self.loss = loss.to(device)
-        self.data = data
-        self.settings = settings
-        self.seed = seed
-        self.device = device
-        self.autocast = functools.partial(autocast, settings, device)
-        self.optimizer = build_optimizer([self.network], settings)
-        self.forward = forward_of(self.network, settings, device)
 
     def run_epoch(self, epoch: int, rate: float) -> tuple[float, float]:
         self.loss.on_epoch(epoch)
@@ -105,6 +65,3 @@ class BilateralTask:
         order, batch_size = distributed.share(order, self.settings.batch_size)
         stream = epoch_stream(self.seed, augment_name, epoch, self.device)
         return self.data.labelled(order, batch_size, stream, self.device)
-
-    def state(self) -> dict[str, Tensor]:
-        return training_state(self.network, self.optimizer)

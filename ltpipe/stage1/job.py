@@ -21,7 +21,7 @@ from ltpipe.seeding import stream_seed
 from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint
 from ltpipe.training.devices import describe, precision
-from ltpipe.training.engine import Epoch, TrainingSet
+from ltpipe.training.engine import Epoch, Task, TrainingSet, run_epochs
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,20 @@ def open_training(job: Job) -> Training:
     )
 
 
-def finish(job: Job, training: Training, history: list[Epoch]) -> dict[str, Any]:
+def train_task(job: Job, training: Training, task: Task) -> dict[str, Any]:
+    """Run all epochs of `task`, write its results, return what the manifest says of the run."""
+    settings = training.settings
+    history = run_epochs(
+        task,
+        settings,
+        len(training.data.labels),
+        checkpoint=training.checkpoint,
+        description=f"{settings.network} ({settings.system}), seed {job.spec['seed']}",
+    )
+    return _finish(job, training, history)
+
+
+def _finish(job: Job, training: Training, history: list[Epoch]) -> dict[str, Any]:
     """Write model.safetensors and history.csv, and return what the manifest says of the run.
 
     Of several processes the first writes.

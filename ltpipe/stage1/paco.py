@@ -24,14 +24,13 @@ from ltpipe.losses.base import checked_counts
 from ltpipe.losses.contrastive import paco_loss
 from ltpipe.models.building import place
 from ltpipe.seeding import generator
-from ltpipe.stage1.job import finish, open_training
+from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
 from ltpipe.training.engine import (
     TrainingSet,
     autocast,
     batch_sums,
     build_optimizer,
-    run_epochs,
     training_state,
 )
 
@@ -48,14 +47,7 @@ def run(job: Job) -> dict[str, Any]:
     task = ContrastiveTask(
         training.network, training.data, training.settings, job.spec["seed"], job.device
     )
-    history = run_epochs(
-        task,
-        training.settings,
-        len(training.data.labels),
-        checkpoint=training.checkpoint,
-        description=f"{training.settings.network} PaCo, seed {job.spec['seed']}",
-    )
-    return finish(job, training, history)
+    return train_task(job, training, task)
 
 
 class Encoder(nn.Module):

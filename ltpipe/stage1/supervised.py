@@ -6,8 +6,8 @@ from typing import Any
 
 from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
-from ltpipe.stage1.job import finish, open_training
-from ltpipe.training.engine import train
+from ltpipe.stage1.job import open_training, train_task
+from ltpipe.training.engine import SupervisedTask
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -18,15 +18,8 @@ def run(job: Job) -> dict[str, Any]:
     goes on if spec, samples and code are still the same.
     """
     training = open_training(job)
-    settings = training.settings
-    history = train(
-        training.network,
-        build_loss(settings.loss, training.data.class_counts),
-        training.data,
-        settings,
-        seed=job.spec["seed"],
-        device=job.device,
-        checkpoint=training.checkpoint,
-        description=f"{settings.network} {settings.loss.name}, seed {job.spec['seed']}",
+    loss = build_loss(training.settings.loss, training.data.class_counts)
+    task = SupervisedTask(
+        training.network, loss, training.data, training.settings, job.spec["seed"], job.device
     )
-    return finish(job, training, history)
+    return train_task(job, training, task)

@@ -23,6 +23,7 @@ from ltpipe.losses.weights import effective_number_weights, inverse_frequency_we
 from ltpipe.seeding import generator
 from ltpipe.stage2.batches import Rows, SquashedRows, UnitRows
 from ltpipe.stage2.classifiers import (
+    COSINE_SCALE,
     CosineModel,
     LinearModel,
     cosine_scores,
@@ -33,10 +34,8 @@ from ltpipe.stage2.classifiers import (
 from ltpipe.stage2.decoupled import finish, open_features
 from ltpipe.stage2.fit import Parameters, fit, stacked
 from ltpipe.stage2.logit_gradients import logit_gradient
-from ltpipe.stage2.results import classifier_of
+from ltpipe.stage2.results import linear_classifier_of
 from ltpipe.stage2.retraining import recipe_of, training_batches
-
-_SCALE = 16.0
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def run(job: Job) -> dict[str, Any]:
 
     def logits(place: int) -> Tensor:
         if settings.head == "linear":
-            return loss.logits(linear_scores(found["weight"][place], found["bias"][place], test))
+            return loss.logits(linear_scores(found, place, test))
         return loss.logits(_scale(settings) * cosine_scores(found["weight"][place], test))
 
     return finish(job, features, logits, found)
@@ -97,7 +96,7 @@ def _loss(settings: Classifier, class_counts: Sequence[int]) -> Loss:
 def _scale(settings: Classifier) -> float:
     if settings.head == "linear" or settings.loss.name in ("ldam", "kps"):
         return 1.0
-    return settings.scale or _SCALE
+    return settings.scale or COSINE_SCALE
 
 
 def _rows(settings: Classifier) -> type[Rows]:
@@ -109,10 +108,8 @@ def _rows(settings: Classifier) -> type[Rows]:
 def _start(store: FeatureStore, settings: Classifier, seed: int) -> Parameters:
     classes, dimension = len(store.class_names), store.features.shape[1]
     if settings.initial == "backbone":
-        weight, bias = classifier_of(store)
-        if settings.head == "cosine":
-            return {"weight": weight}
-        return {"weight": weight, "bias": torch.zeros(classes) if bias is None else bias}
+        weight, bias = linear_classifier_of(store)
+        return {"weight": weight} if settings.head == "cosine" else {"weight": weight, "bias": bias}
     draws = generator(seed, "classifier")
     if settings.head == "cosine":
         return {"weight": random_directions(classes, dimension, draws)}

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from ltpipe.stage2.fit import Parameters
 from ltpipe.stage2.logit_gradients import LogitGradient
 
+# By which cosines are multiplied under losses without a scale of their own, as OLTR does.
+COSINE_SCALE = 16.0
+
 
 class LinearModel:
     """Logits ``scale_c (W_c . x + b_c)`` from weight (M, C, D), bias (M, C) and scale (M, C).
@@ -84,9 +87,11 @@ def _products(weight: Tensor, inputs: Tensor) -> Tensor:
     return products.view(*products.shape[:2], -1, classes)
 
 
-def linear_scores(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
-    """Return ``inputs (N, D) W^T + b`` of one classifier (C, D): (N, C)."""
-    return F.linear(inputs, weight, bias)
+def linear_scores(parameters: Parameters, model: int, inputs: Tensor) -> Tensor:
+    """Return the logits (N, C) of one of M models of `LinearModel` on inputs (N, D)."""
+    one = {name: values[model] for name, values in parameters.items()}
+    plain = F.linear(inputs, one["weight"], one.get("bias"))
+    return one["scale"] * plain if "scale" in one else plain
 
 
 def cosine_scores(weight: Tensor, inputs: Tensor) -> Tensor:

@@ -14,18 +14,23 @@ from ltpipe.job import Job
 from ltpipe.losses.base import SoftmaxForm
 from ltpipe.seeding import generator
 from ltpipe.stage2.batches import Draws, FeatureBatches, Rows
-from ltpipe.stage2.classifiers import LinearModel, random_directions, random_linear
+from ltpipe.stage2.classifiers import (
+    COSINE_SCALE,
+    LinearModel,
+    random_directions,
+    random_linear,
+)
 from ltpipe.stage2.cosine_parts import CosinePartsModel, cosine_part_scores
-from ltpipe.stage2.fit import EpochBatches, Parameters, Recipe, fit
+from ltpipe.stage2.fit import EpochBatches, Parameters, fit
 from ltpipe.stage2.logit_gradients import SoftmaxGradient
 from ltpipe.stage2.m2m import TranslatedBatches, mean_norm
-from ltpipe.stage2.results import classifier_of
+from ltpipe.stage2.results import linear_classifier_of
+from ltpipe.stage2.retraining import recipe_of
 from ltpipe.stage2.ride import DiversityGradient
 
 Classify = Callable[[Tensor], Tensor]
 # The class prior of classes that a group lacks, as in the released code.
 _ABSENT = 1e-6
-_COSINE_SCALE = 16.0
 _EXPERTS = 2
 
 
@@ -58,14 +63,7 @@ def fit_group(
     counts = torch.bincount(data.labels, minlength=classes)
     sampler = "balanced" if settings.classifier in ("class-balanced-sampling", "m2m") else "shuffle"
     draws = Draws(data.labels, 1, [seed], classes=classes, sampler=sampler)
-    recipe = Recipe(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
+    recipe = recipe_of(settings, 1, device)
     description = f"{settings.classifier}, {name}"
     plain = FeatureBatches(Rows(data.features), draws, settings.batch_size, device)
     if settings.classifier == "m2m":
@@ -77,10 +75,10 @@ def fit_group(
         lifted = Rows(data.lift(data.features))
         batches = FeatureBatches(lifted, draws, settings.batch_size, device)
     if settings.classifier == "cosine":
-        gradient = SoftmaxGradient(SoftmaxForm(), scale=_COSINE_SCALE, device=device)
+        gradient = SoftmaxGradient(SoftmaxForm(), scale=COSINE_SCALE, device=device)
         fit(found, CosinePartsModel(gradient, data.sizes), batches, recipe, description=description)
         weight = found["weight"][0]
-        return lambda x: _COSINE_SCALE * cosine_part_scores(weight, x, data.sizes), found
+        return lambda x: COSINE_SCALE * cosine_part_scores(weight, x, data.sizes), found
     if settings.classifier == "ride":
         diverse = _diversity(settings, counts, device)
         model = LinearModel(diverse, ("weight", "bias"))
@@ -128,9 +126,9 @@ def _start(
     weight = torch.stack([start[0] for start in starts])
     bias = torch.stack([start[1] for start in starts])
     if settings.initial == "backbone":
-        own_weight, own_bias = classifier_of(store)
+        own_weight, own_bias = linear_classifier_of(store)
         weight[:, :, : own_weight.shape[1]] = own_weight
-        bias[:] = 0 if own_bias is None else own_bias
+        bias[:] = own_bias
     return {"weight": weight.to(device), "bias": bias.to(device)}
 
 
@@ -161,14 +159,13 @@ def _translated(
     device: torch.device,
 ) -> EpochBatches:
     """Return batches in which features are translated first and lifted then."""
-    judge_weight, judge_bias = classifier_of(store)
-    bias = torch.zeros(len(judge_weight)) if judge_bias is None else judge_bias
+    weight, bias = linear_classifier_of(store)
     dimension = data.features.shape[1]
     translated = TranslatedBatches(
         plain,
         # A view: it changes as the classifier is trained.
         found["weight"][:, :, :dimension],
-        (judge_weight[None].to(device), bias[None].to(device)),
+        (weight[None].to(device), bias[None].to(device)),
         counts.to(device),
         torch.tensor([mean_norm(store)], device=device),
         bool((data.features >= 0).all()),

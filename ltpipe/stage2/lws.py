@@ -9,31 +9,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ltpipe.config.methods import LWS
 from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
-from ltpipe.stage2.classifiers import LinearModel, linear_scores
-from ltpipe.stage2.decoupled import finish, open_features
+from ltpipe.stage2.classifiers import LinearModel
+from ltpipe.stage2.decoupled import open_features
 from ltpipe.stage2.fit import Parameters, fit, stacked
 from ltpipe.stage2.logit_gradients import logit_gradient
-from ltpipe.stage2.results import classifier_of
-from ltpipe.stage2.retraining import recipe_of, training_batches
+from ltpipe.stage2.results import linear_classifier_of
+from ltpipe.stage2.retraining import finish_linear, recipe_of, training_batches
 
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the scales of all points at once and evaluate their last epoch."""
     features = open_features(job, LWS)
     found = fit_scales([features.train], features.settings, [job.spec["seed"]], job.device)
-    test = torch.from_numpy(features.test.features).to(job.device)
-
-    def logits(place: int) -> Tensor:
-        plain = linear_scores(found["weight"][place], found["bias"][place], test)
-        return found["scale"][place] * plain
-
-    return finish(job, features, logits, found)
+    return finish_linear(job, features, found)
 
 
 def fit_scales(
@@ -59,8 +52,7 @@ def scaled_classifiers(
     Raises:
         InputError: a store carries no classifier.
     """
-    found = [classifier_of(store) for store in stores]
-    biases = [torch.zeros(len(weight)) if bias is None else bias for weight, bias in found]
+    found = [linear_classifier_of(store) for store in stores]
     weight = stacked([weight for weight, _ in found], points).to(device)
-    bias = stacked(biases, points).to(device)
+    bias = stacked([bias for _, bias in found], points).to(device)
     return {"weight": weight, "bias": bias, "scale": torch.ones_like(bias)}

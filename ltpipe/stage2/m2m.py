@@ -20,24 +20,19 @@ from ltpipe.job import Job
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.seeding import generator
 from ltpipe.stage2.batches import FeatureBatches
-from ltpipe.stage2.classifiers import LinearModel, linear_scores, random_linear
-from ltpipe.stage2.decoupled import finish, open_features
+from ltpipe.stage2.classifiers import LinearModel, random_linear
+from ltpipe.stage2.decoupled import open_features
 from ltpipe.stage2.fit import Parameters, fit, stacked
 from ltpipe.stage2.logit_gradients import logit_gradient
-from ltpipe.stage2.results import classifier_of
-from ltpipe.stage2.retraining import recipe_of, training_batches
+from ltpipe.stage2.results import linear_classifier_of
+from ltpipe.stage2.retraining import finish_linear, recipe_of, training_batches
 
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the classifiers of all points at once and evaluate their last epoch."""
     features = open_features(job, M2M)
     found = fit_translated([features.train], features.settings, [job.spec["seed"]], job.device)
-    test = torch.from_numpy(features.test.features).to(job.device)
-
-    def logits(place: int) -> Tensor:
-        return linear_scores(found["weight"][place], found["bias"][place], test)
-
-    return finish(job, features, logits, found)
+    return finish_linear(job, features, found)
 
 
 def fit_translated(
@@ -49,10 +44,9 @@ def fit_translated(
         InputError: a store carries no stage-one classifier.
     """
     points = len(settings.points())
-    judges = [classifier_of(store) for store in stores]
-    zeros = torch.zeros(len(stores[0].class_names))
+    judges = [linear_classifier_of(store) for store in stores]
     judge_weight = torch.stack([weight for weight, _ in judges]).to(device)
-    judge_bias = torch.stack([zeros if bias is None else bias for _, bias in judges]).to(device)
+    judge_bias = torch.stack([bias for _, bias in judges]).to(device)
     if settings.initial == "backbone":
         starts = list(zip(judge_weight, judge_bias, strict=True))
     else:

@@ -176,3 +176,9 @@ def classifier_of(store: FeatureStore) -> tuple[Tensor, Tensor | None]:
     weight = torch.from_numpy(store.classifier_weight)
     bias = None if store.classifier_bias is None else torch.from_numpy(store.classifier_bias)
     return weight, bias
+
+
+def linear_classifier_of(store: FeatureStore) -> tuple[Tensor, Tensor]:
+    """Return the stage-one classifier with zeros for a bias that it lacks; see `classifier_of`."""
+    weight, bias = classifier_of(store)
+    return weight, torch.zeros(len(weight)) if bias is None else bias

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
+from ltpipe.job import Job
 from ltpipe.stage2.batches import Draws, FeatureBatches, HasRows, Rows, joined_views
-from ltpipe.stage2.fit import Recipe
+from ltpipe.stage2.classifiers import linear_scores
+from ltpipe.stage2.decoupled import Features, finish
+from ltpipe.stage2.fit import Parameters, Recipe
 
 
 def training_batches(
@@ -44,6 +47,12 @@ def training_batches(
         per_class=settings.per_class,
     )
     return FeatureBatches(rows(joined_views(tables)), draws, settings.batch_size, device)
+
+
+def finish_linear(job: Job, features: Features, found: Parameters) -> dict[str, Any]:
+    """Evaluate linear classifiers (P, C, D), with scales or without, on the test features."""
+    test = torch.from_numpy(features.test.features).to(job.device)
+    return finish(job, features, lambda place: linear_scores(found, place, test), found)
 
 
 def _views(store: FeatureStore, views: str) -> Tensor:

@@ -48,8 +48,8 @@ def run(job: Job) -> dict[str, Any]:
     def logits(place: int) -> Tensor:
         weights = experts["weight"][place]
         if settings.head == "linear":
-            biases = experts["bias"][place]
-            each = [linear_scores(w, b, test) for w, b in zip(weights, biases, strict=True)]
+            of_point = {"weight": weights, "bias": experts["bias"][place]}
+            each = [linear_scores(of_point, expert, test) for expert in range(len(weights))]
         else:
             each = [settings.scale * cosine_scores(w, test) for w in weights]
         return torch.stack(each).mean(0)

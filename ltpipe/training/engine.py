@@ -31,7 +31,7 @@ from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint, copy_into
 from ltpipe.training.devices import precision
 from ltpipe.training.mixup import mixup, mixup_loss
-from ltpipe.training.rules import phases
+from ltpipe.training.rules import Phase, phases
 from ltpipe.training.schedules import learning_rate
 from ltpipe.training.sgd import SGD
 
@@ -153,15 +153,15 @@ def train(
     )
 
 
-class SupervisedTask:
-    """A network, a loss, a rebalancing rule, and mixup where it is asked for."""
+class NetworkTask:
+    """What the ways of training one network under one loss share."""
 
     def __init__(
         self,
         network: nn.Module,
         loss: Loss,
         data: TrainingSet,
-        settings: Backbone,
+        settings: Any,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -174,7 +174,13 @@ class SupervisedTask:
         self.autocast = functools.partial(autocast, settings, device)
         self.optimizer = build_optimizer([self.network], settings)
         self.forward = forward_of(self.network, settings, device)
-        self.phases = phases(settings.rule, data.class_counts, settings.epochs)
+
+    def state(self) -> dict[str, Tensor]:
+        return training_state(self.network, self.optimizer)
+
+
+class SupervisedTask(NetworkTask):
+    """A network, a loss, a rebalancing rule, and mixup where it is asked for."""
 
     def run_epoch(self, epoch: int, rate: float) -> tuple[float, float]:
         phase = self.phases[epoch]
@@ -204,8 +210,10 @@ class SupervisedTask:
         total, correct = distributed.all_sum(sums).tolist()
         return total, correct
 
-    def state(self) -> dict[str, Tensor]:
-        return training_state(self.network, self.optimizer)
+    @functools.cached_property
+    def phases(self) -> list[Phase]:
+        """What the rule does in each epoch."""
+        return phases(self.settings.rule, self.data.class_counts, self.settings.epochs)
 
 
 def batch_sums(value: Tensor, logits: Tensor, target: Tensor) -> Tensor:

@@ -117,8 +117,7 @@ def test_resized_crop_fallback_of_a_long_image_is_centred():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_colour_jitter_against_torchvision(channels):
-    import_torchvision()
-    from torchvision.transforms import functional
+    functional = import_torchvision().transforms.functional
 
     images = pictures(n=16, channels=channels).permute(0, 3, 1, 2)
     factors = 0.4 + 1.2 * torch.rand((3, 16), generator=generator(5))

@@ -22,7 +22,7 @@ from ltpipe.models.bilateral import BilateralNetwork, bbn_resnet8, bbn_resnet32
 from ltpipe.models.building import build_network
 from ltpipe.stage1 import bbn
 from ltpipe.stage1.bbn import BilateralTask, balance
-from ltpipe.training.engine import TrainingSet
+from tests import artifacts
 from tests.artifacts import CE, CPU, DIGITS, draw, embed
 
 SPEC = {**CE, "system": "bbn", "network": "bbn-resnet8", "epochs": 6}
@@ -35,9 +35,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training_set(data):
-    subset = read_subset(data / "subset.h5")
-    split = open_split(DIGITS, subset, "train", CPU, None)
-    return TrainingSet(split.batches, split.labels, split.pixels, subset.class_counts)
+    return artifacts.training_set(data)
 
 
 def task_of(training_set, **settings):

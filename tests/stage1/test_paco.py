@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from ltpipe.config.backbones import PaCo, backbone_settings
-from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
 from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
@@ -20,7 +19,7 @@ from ltpipe.models.resnet import resnet8
 from ltpipe.stage1 import paco
 from ltpipe.stage1.paco import ContrastiveTask
 from ltpipe.training import distributed
-from ltpipe.training.engine import TrainingSet
+from tests import artifacts
 from tests.artifacts import CE, CPU, DIGITS, draw, embed
 
 SPEC = {key: value for key, value in CE.items() if key != "loss"} | {
@@ -40,9 +39,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training_set(data):
-    subset = read_subset(data / "subset.h5")
-    split = open_split(DIGITS, subset, "train", CPU, None)
-    return TrainingSet(split.batches, split.labels, split.pixels, subset.class_counts)
+    return artifacts.training_set(data)
 
 
 def task_of(training_set, **settings):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.base import Float
-from ltpipe.config.losses import COSINE_LOSSES, LDAM, CrossEntropy, Loss
+from ltpipe.config.losses import COSINE_LOSSES, LDAM, CrossEntropy, Loss, SmoothingRange
 from ltpipe.config.methods.base import MethodSettings, OneBackbone, exponents, points, rates
 
 
@@ -87,23 +87,14 @@ class LWS(Retrained):
         return self
 
 
-class MiSLAS(Retrained):
+class MiSLAS(SmoothingRange, Retrained):
     """MiSLAS's second stage: label-aware smoothing, factors a class, a slowly moving classifier.
 
     `classifier_factor` multiplies the learning rate of the classifier itself.
     """
 
     kind: Literal["mislas"]
-    head: Float = Field(default=0.3, ge=0, lt=1)
-    tail: Float = Field(default=0.0, ge=0, lt=1)
-    shape: Literal["concave", "linear", "convex"] = "concave"
     classifier_factor: Float = Field(default=0.2, ge=0)
-
-    @model_validator(mode="after")
-    def _falls(self) -> MiSLAS:
-        if self.tail > self.head:
-            raise ValueError("tail must not exceed head")
-        return self
 
 
 class M2M(Retrained):
