@@ -72,6 +72,8 @@ METHODS = {
         "ltpipe.stage2.flow_filter",
         "ltpipe.stage2.pairs",
         "ltpipe.models.flow",
+        "ltpipe.models.masked",
+        "ltpipe.training.devices",
         "ltpipe.losses.flow",
         "ltpipe.training.sgd",
         "ltpipe.stage2.m2m",

@@ -11,10 +11,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from nflows.transforms.made import MADE
 from torch import Tensor, nn
 
 from ltpipe.errors import InputError
+from ltpipe.models.masked import MaskedNetwork
 
 # Squared distances between centres grow with 2 D spread ** 2; this keeps them at what the released
 # spread of 0.05 gives at 2,048 dimensions.
@@ -40,11 +40,9 @@ class FlowMixture(nn.Module):
     dimensions is reversed between layers, and a batch normalisation may follow each. Centres are
     drawn once from N(0, spread ** 2) and are kept in the state dict; covariances are the identity.
 
-    Of nflows the masked network alone is used: masked linear maps D -> hidden -> hidden -> 2 D with
-    a ReLU after the first two, hidden unit h seeing the first ``h mod (D - 1) + 1`` dimensions.
-    Outputs 2 d and 2 d + 1 are m and a of dimension d and depend on the dimensions before d, so
-    that the log-determinant is -sum a. Its own affine layer is left aside: there the scale is a
-    softplus, which starts near 0.69 and not at 1.
+    Of nflows the masked network alone is used, see `MaskedNetwork`; the log-determinant is -sum a.
+    Its own affine layer is left aside: there the scale is a softplus, which starts near 0.69 and
+    not at 1.
 
     Args:
         dim: D.
@@ -86,17 +84,7 @@ class FlowMixture(nn.Module):
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would reseed the devices' streams too, which are not forked.
             torch.default_generator.manual_seed(seed)
-            self.mades = nn.ModuleList(
-                MADE(
-                    dim,
-                    hidden,
-                    num_blocks=1,
-                    output_multiplier=2,
-                    use_residual_blocks=False,
-                    random_mask=False,
-                )
-                for _ in range(layers)
-            )
+            self.mades = nn.ModuleList(MaskedNetwork(dim, hidden) for _ in range(layers))
             scale = math.sqrt(_SPREAD / dim) if spread is None else spread
             self.register_buffer("centres", scale * torch.randn(num_clusters, dim))
         self.norms = nn.ModuleList(
@@ -110,13 +98,19 @@ class FlowMixture(nn.Module):
         log_likelihood = cluster_log_prob.logsumexp(1) - math.log(len(self.centres))
         return FlowOutput(latent, cluster_log_prob, log_likelihood)
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Let the masked networks compute in `dtype`; densities are never below float32."""
+        for module in self.modules():
+            if isinstance(module, MaskedNetwork):
+                module.compute_in(dtype)
+
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the latent vectors (B, D) of x (B, D) and log |det dz / dx| (B,)."""
         log_det = x.new_zeros(len(x))
         for place, (made, norm) in enumerate(zip(self.mades, self.norms, strict=True)):
             if place:
                 x = x.flip(1)
-            shift, log_scale = made(x).view(len(x), self.dim, 2).unbind(2)
+            shift, log_scale = made(x)
             x = (x - shift) * torch.exp(-log_scale)
             log_det = log_det - log_scale.sum(1)
             if isinstance(norm, FlowBatchNorm):

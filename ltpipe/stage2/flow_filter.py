@@ -35,12 +35,15 @@ from ltpipe.models.flow import FlowMixture
 from ltpipe.progress import say, track
 from ltpipe.seeding import generator
 from ltpipe.stage2.pairs import class_pairs
+from ltpipe.training.devices import precision
 from ltpipe.training.sgd import SGD
 
 FORMAT = "ltpipe-filter/1"
 SPLITS = ("train", "test")
 # The dimension at which the released likelihood weights were chosen; the likelihood grows with it.
 _REFERENCE_DIMENSION = 2048
+# Below so many dimensions, rounding to bfloat16 costs more time than it saves.
+_WIDE = 256
 _ROWS = 4096
 
 
@@ -150,6 +153,8 @@ def train_flow(
     steps = -(-len(labels) // size)
     history = []
     flow.train()
+    narrow = features.shape[1] < _WIDE and settings.precision == "auto"
+    flow.compute_in(precision("fp32" if narrow else settings.precision, features.device))
     for epoch in track(range(settings.epochs), f"filter, block {block}"):
         draws = generator(seed, "filter", block, epoch)
         first, second = _draw(labels, classes, steps * size, draws, paired)
@@ -181,6 +186,7 @@ def train_flow(
             )
         names = ("likelihood", "balance", "purity", "loss")
         history.append({"epoch": epoch, **dict(zip(names, means, strict=True))})
+    flow.compute_in(torch.float32)
     return history
 
 

@@ -27,23 +27,24 @@ class SGD:
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.nesterov = nesterov
-        self.buffers = [torch.zeros_like(p) for p in self.parameters]
+        self.buffers = [torch.zeros_like(p) for p in self.parameters] if momentum else []
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Take one step along the parameters' gradients, then drop the gradients."""
         used = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         parameters = [self.parameters[i] for i in used]
-        buffers = [self.buffers[i] for i in used]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        steps = [p.grad for p in parameters if p.grad is not None]
         if self.weight_decay:
-            torch._foreach_add_(gradients, parameters, alpha=self.weight_decay)
-        torch._foreach_mul_(buffers, self.momentum)
-        torch._foreach_add_(buffers, gradients)
-        if self.nesterov:
-            torch._foreach_add_(gradients, buffers, alpha=self.momentum)
-            torch._foreach_add_(parameters, gradients, alpha=-learning_rate)
-        else:
-            torch._foreach_add_(parameters, buffers, alpha=-learning_rate)
+            torch._foreach_add_(steps, parameters, alpha=self.weight_decay)
+        if self.momentum:
+            buffers = [self.buffers[i] for i in used]
+            torch._foreach_mul_(buffers, self.momentum)
+            torch._foreach_add_(buffers, steps)
+            if self.nesterov:
+                torch._foreach_add_(steps, buffers, alpha=self.momentum)
+            else:
+                steps = buffers
+        torch._foreach_add_(parameters, steps, alpha=-learning_rate)
         for parameter in self.parameters:
             parameter.grad = None

@@ -8,13 +8,14 @@ import time
 
 import numpy as np
 import torch
+from nflows.transforms.made import MADE
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 from ltpipe.losses.margin import LDAMLoss
-from ltpipe.models.flow import FlowMixture, FlowOutput
+from ltpipe.models.flow import FlowBatchNorm, FlowOutput
 
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
 STD = torch.tensor([0.2023, 0.1994, 0.2010]).view(3, 1, 1)
@@ -108,15 +109,24 @@ def lone_fusion_run(
 
 
 class BroadcastFlow(nn.Module):
-    """The usual form of a flow filter: a (B, K, D) difference."""
+    """The usual form of a flow filter: masks laid on in every step, a (B, K, D) difference."""
 
-    def __init__(self, flow: FlowMixture) -> None:
+    def __init__(self, dim: int, clusters: int) -> None:
         super().__init__()
-        self.flow = flow
+        self.mades = nn.ModuleList(
+            MADE(dim, dim, num_blocks=1, output_multiplier=2, use_residual_blocks=False)
+            for _ in range(2)
+        )
+        self.norms = nn.ModuleList(FlowBatchNorm(dim) for _ in range(2))
+        self.register_buffer("centres", 0.05 * torch.randn(clusters, dim))
 
     def forward(self, x: Tensor) -> FlowOutput:
-        latent, log_det = self.flow.transform(x)
-        difference = latent.unsqueeze(1) - self.flow.centres.unsqueeze(0)
-        constant = latent.shape[1] * math.log(2 * math.pi)
+        log_det = x.new_zeros(len(x))
+        for made, norm in zip(self.mades, self.norms, strict=True):
+            shift, log_scale = made(x.flip(1)).view(*x.shape, 2).unbind(2)
+            x, of_norm = norm((x.flip(1) - shift) * torch.exp(-log_scale))
+            log_det = log_det - log_scale.sum(1) + of_norm
+        difference = x.unsqueeze(1) - self.centres.unsqueeze(0)
+        constant = x.shape[1] * math.log(2 * math.pi)
         each = -0.5 * (difference.square().sum(2) + constant) + log_det.unsqueeze(1)
-        return FlowOutput(latent, each, each.logsumexp(1) - math.log(len(self.flow.centres)))
+        return FlowOutput(x, each, each.logsumexp(1) - math.log(len(self.centres)))

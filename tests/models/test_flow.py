@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ltpipe.errors import InputError
 from ltpipe.models.flow import FlowBatchNorm, FlowMixture, gaussian_log_prob
 from ltpipe.seeding import generator
+from ltpipe.training.sgd import SGD
 
 
 def trained(dim: int, clusters: int = 4, **settings) -> FlowMixture:
@@ -23,6 +24,8 @@ def trained(dim: int, clusters: int = 4, **settings) -> FlowMixture:
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=draws, dtype=torch.float64)
+        for layer in (layer for made in flow.mades for layer in made.layers):
+            layer.weight *= layer.mask
         for norm in flow.norms:
             if isinstance(norm, FlowBatchNorm):
                 norm.running_mean.copy_(torch.randn(dim, generator=draws))
@@ -62,7 +65,7 @@ def test_an_equal_flow_built_in_zuko_agrees_and_leads_back():
     flow = trained(6, batch_norm=False)
     parts = []
     for place, made in enumerate(flow.mades):
-        layers = [made.initial_layer, made.blocks[0].linear, made.final_layer]
+        layers = made.layers
         copies = []
         for layer in layers:
             copy = zuko.nn.MaskedLinear(adjacency=layer.mask.bool()).double()
@@ -132,8 +135,15 @@ def test_gradients_by_finite_differences_also_through_batch_statistics():
     flow = trained(4, 3, hidden=5).train()
     names = [name for name, _ in flow.named_parameters()]
 
+    masks = {
+        f"mades.{place}.layers.{number}.weight": layer.mask
+        for place, made in enumerate(flow.mades)
+        for number, layer in enumerate(made.layers)
+    }
+
     def whole(x, *values):
-        return torch.func.functional_call(flow, dict(zip(names, values, strict=True)), (x,))
+        masked = {n: v * masks.get(n, 1) for n, v in zip(names, values, strict=True)}
+        return torch.func.functional_call(flow, masked, (x,))
 
     x = samples(5, 4).requires_grad_()
     values = [value.detach().requires_grad_() for value in flow.parameters()]
@@ -175,6 +185,35 @@ class Largest(TorchDispatchMode):
             if isinstance(value, torch.Tensor):
                 self.numbers = max(self.numbers, value.numel())
         return result
+
+
+def test_masked_weights_stay_zero_and_the_others_learn():
+    flow = FlowMixture(5, 3, hidden=6, generator=generator(0, "flow"))
+    before = [layer.weight.detach().clone() for made in flow.mades for layer in made.layers]
+    flow(torch.randn(16, 5, generator=generator(1, "x"))).log_likelihood.sum().backward()
+    SGD(flow.parameters()).step(0.1)
+    layers = [layer for made in flow.mades for layer in made.layers]
+    for layer, old in zip(layers, before, strict=True):
+        masked = layer.mask == 0
+        assert masked.any()
+        assert (layer.weight[masked] == 0).all()
+        assert (layer.weight != old).any()
+
+
+def test_bfloat16_products_change_little_and_leave_parameters_alone():
+    flow = FlowMixture(64, 20, generator=generator(0, "flow"))
+    x = torch.randn(200, 64, generator=generator(1, "x"))
+    exact = flow(x)
+    flow.compute_in(torch.bfloat16)
+    rounded = flow(x)
+    assert rounded.latent.dtype == torch.float32
+    assert not torch.equal(rounded.latent, exact.latent)
+    torch.testing.assert_close(rounded.latent, exact.latent, rtol=0.02, atol=0.02)
+    rounded.log_likelihood.sum().backward()
+    for parameter in flow.parameters():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32
+    flow.compute_in(torch.float32)
+    assert torch.equal(flow(x).latent, exact.latent)
 
 
 def test_no_tensor_of_samples_by_clusters_by_dimensions_is_made():

@@ -16,7 +16,9 @@ class FlowFilter(Settings):
     The defaults are those released for ImageNet-LT. `likelihood_weight` is meant at 2,048
     dimensions and is scaled to others, since likelihoods grow with them; `spread` is that of the
     clusters' centres (the square root of 5.12 / D unless given), `exponent` q of the class weights
-    n ** -q, `share` what a block takes out.
+    n ** -q, `share` what a block takes out. `precision` is that of the masked networks' products
+    in training; `auto` takes bfloat16 where the machine has units for it and there are at least
+    256 dimensions. Likelihoods and thresholds are computed in float32.
     """
 
     clusters: int = Field(default=500, ge=1)
@@ -33,6 +35,7 @@ class FlowFilter(Settings):
     purity_weight: Float = Field(default=0.02, ge=0)
     exponent: Float = Field(default=2.0, ge=0)
     balance_momentum: Float = Field(default=0.7, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 class DLSA(MethodSettings):
