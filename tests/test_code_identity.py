@@ -71,6 +71,7 @@ METHODS = {
         "ltpipe.stage2.cosine_parts",
         "ltpipe.stage2.flow_filter",
         "ltpipe.stage2.pairs",
+        "ltpipe.stage2.clusters",
         "ltpipe.models.flow",
         "ltpipe.models.masked",
         "ltpipe.training.devices",

@@ -18,9 +18,11 @@ from ltpipe.config.base import Settings, explain, merge
 from ltpipe.config.datasets import Dataset, FeaturesDataset
 from ltpipe.config.figures import (
     CascadeFigure,
+    CascadeTsne,
     Confusion,
     Figure,
     PerClassAccuracy,
+    Probing,
     SweepCurve,
     Tsne,
 )
@@ -404,20 +406,23 @@ def _check_point(experiment: Experiment, method: str, at: dict[str, float], wher
 
 def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
     match([figure.dataset], experiment.datasets, f"{where}.dataset")
-    if isinstance(figure, PerClassAccuracy):
+    if isinstance(figure, PerClassAccuracy | Probing):
         match(figure.methods, experiment.methods, f"{where}.methods")
     if isinstance(figure, CascadeFigure):
         for method in match(figure.methods, experiment.methods, f"{where}.methods"):
             cascade = experiment.methods[method].settings.filters()
             if cascade is None or cascade[1] < getattr(figure, "block", 1):
                 raise InputError(f"{where}.methods: {method} has no such block of filters")
-    if isinstance(figure, SweepCurve | Confusion):
+    if isinstance(figure, SweepCurve | Confusion | CascadeTsne):
         match([figure.method], experiment.methods, f"{where}.method")
+    if isinstance(figure, CascadeTsne) and not experiment.methods[figure.method].settings.filters():
+        raise InputError(f"{where}.method: {figure.method} has no filters")
     if isinstance(figure, Confusion) and figure.at:
         _check_point(experiment, figure.method, figure.at, f"{where}.at")
-    if isinstance(figure, Tsne):
+    if isinstance(figure, Tsne | CascadeTsne):
         settings = experiment.datasets[figure.dataset].settings
         stores = settings.stores if isinstance(settings, FeaturesDataset) else experiment.backbones
-        match(figure.backbones, stores, f"{where}.backbones")
-        if figure.fused is not None:
+        wanted = figure.backbones if isinstance(figure, Tsne) else [figure.backbone]
+        match(wanted, stores, f"{where}.backbones")
+        if isinstance(figure, Tsne) and figure.fused is not None:
             match([figure.fused.ce, figure.fused.kps], stores, f"{where}.fused")

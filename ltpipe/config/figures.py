@@ -48,10 +48,17 @@ class FusedFeatures(Settings):
 
 
 class Confusion(Settings):
+    """Classes by training count; `bins` puts neighbours together, `diagonal: false` shows errors.
+
+    DLSA's Fig. 1 has 20 bins without the diagonal.
+    """
+
     kind: Literal["confusion"]
     dataset: str
     method: str
     at: dict[str, Float] = {}
+    bins: int | None = Field(default=None, ge=2)
+    diagonal: bool = True
 
 
 class TrainingCurves(Settings):
@@ -86,6 +93,24 @@ class Separation(CascadeFigure):
     kind: Literal["separation"]
 
 
+class CascadeTsne(Settings):
+    """Test features of a backbone by the block that takes them out (DLSA's Fig. 8)."""
+
+    kind: Literal["cascade_tsne"]
+    dataset: str
+    backbone: str
+    method: str
+
+
+class Probing(Settings):
+    """Accuracy over how well a sample's group, head or tail, is known (DLSA's Fig. 2)."""
+
+    kind: Literal["probing"]
+    dataset: str
+    methods: list[str] = Field(min_length=1)
+    tail_count: int = Field(default=50, ge=0)
+
+
 Figure = Annotated[
     ClassDistribution
     | PerClassAccuracy
@@ -95,6 +120,8 @@ Figure = Annotated[
     | TrainingCurves
     | ClusterSizes
     | ClusterPurity
-    | Separation,
+    | Separation
+    | CascadeTsne
+    | Probing,
     Field(discriminator="kind"),
 ]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ltpipe.data.sampling import epoch_order
+from ltpipe.errors import InputError
+from ltpipe.features.store import FeatureStore
 from ltpipe.seeding import generator
 
 
@@ -175,3 +177,19 @@ def joined_views(tables: list[Tensor]) -> Tensor:
     if len(tables) == 1:
         return tables[0].flatten(0, 1)
     return torch.cat([table.flatten(0, 1) for table in tables])
+
+
+def drawn_views(store: FeatureStore, views: str) -> Tensor:
+    """Return what epochs draw from, (V, N, D): `cached` views, or the `plain` feature alone.
+
+    Raises:
+        InputError: views are asked for and not cached.
+    """
+    if views == "plain":
+        return torch.from_numpy(store.features)[None]
+    if store.views is None or not len(store.views):
+        raise InputError(
+            f"{store.path}: no augmented views are cached; set features.views of the backbone, "
+            "or views: plain in the method"
+        )
+    return torch.from_numpy(store.views)

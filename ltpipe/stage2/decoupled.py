@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -41,6 +42,8 @@ def finish(
     features: Features,
     logits: Callable[[int], Tensor],
     weights: dict[str, Tensor],
+    *,
+    more_rows: Sequence[pd.DataFrame] = (),
     **facts: Any,
 ) -> dict[str, Any]:
     """Evaluate each point's test logits (N, C), write the results, return the manifest's facts.
@@ -48,11 +51,18 @@ def finish(
     Args:
         logits: called with the point's place.
         weights: tensors with the points along the first axis.
+        more_rows: further rows of metrics, under their own protocol tags.
         facts: what else the manifest says.
     """
     points, protocol = features.settings.points(), features.settings.protocol()
     scores = (torch.softmax(logits(place), dim=1).cpu().numpy() for place in range(len(points)))
     write_results(
-        job, scores, points=points, protocol=protocol, test=features.test, weights=weights
+        job,
+        scores,
+        points=points,
+        protocol=protocol,
+        test=features.test,
+        weights=weights,
+        more_rows=more_rows,
     )
     return {**manifest_facts(protocol, points), **facts}

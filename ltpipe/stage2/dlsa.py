@@ -10,6 +10,7 @@ the cosines of both parts. Class counts in a loss are those of the samples that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,16 @@ from ltpipe.io import write_text_atomic
 from ltpipe.job import Job
 from ltpipe.models.flow import FlowMixture
 from ltpipe.progress import say
+from ltpipe.stage2.clusters import cluster_shares, purity
 from ltpipe.stage2.decoupled import Features, finish, open_features
 from ltpipe.stage2.embedded import GroupData, fit_group
 from ltpipe.stage2.flow_filter import Block, read_block, read_flow
+from ltpipe.stage2.results import evaluate_scores, metric_rows
 
 # A class is called tail by the paper's separation accuracy if it has at most so many samples.
 TAIL_COUNT = 50
+# The released code looks at the test set so many epochs apart.
+_TEST_EVERY = 5
 _ROWS = 4096
 
 
@@ -94,20 +99,30 @@ def run(job: Job) -> dict[str, Any]:
     train = torch.from_numpy(features.train.features).to(job.device)
     test = torch.from_numpy(features.test.features).to(job.device)
     scores = torch.zeros(len(test), features.classes, device=job.device)
+    best = torch.zeros_like(scores)
     weights: dict[str, Tensor] = {}
+    all_counts = torch.tensor(features.train.class_counts)
     for group in cascade(job, features, blocks):
         chosen = group.train if group.train.any() else np.ones_like(group.train)
         rows = torch.from_numpy(np.flatnonzero(chosen))
+        labels = torch.from_numpy(features.train.labels)[rows]
+        everything = group.name == "rest" and settings.prior == "all"
         data = GroupData(
             train[rows.to(job.device)],
-            torch.from_numpy(features.train.labels)[rows],
+            labels,
             group.lift,
             group.lift.sizes(train.shape[1]),
+            all_counts if everything else torch.bincount(labels, minlength=features.classes),
         )
-        classify, found = fit_group(data, features.train, settings, job, group.name)
-        weights |= {f"{group.name}.{name}": value[None] for name, value in found.items()}
         places = torch.from_numpy(np.flatnonzero(group.test)).to(job.device)
-        scores[places] = classify(group.lift(test[places])).to(scores.dtype)
+        inputs = group.lift(test[places])
+        watched = _BestOnTest(inputs, features.test.labels[group.test], settings.epochs)
+        classify, found = fit_group(
+            data, features.train, settings, job, group.name, watched if settings.best_test else None
+        )
+        weights |= {f"{group.name}.{name}": value[None] for name, value in found.items()}
+        scores[places] = classify(inputs).to(scores.dtype)
+        best[places] = scores[places] if watched.scores is None else watched.scores
     table = block_table(features, blocks, scores.argmax(1).cpu().numpy())
     write_text_atomic(job.output / "blocks.csv", table.to_csv(index=False))
     clusters = cluster_table(features.train.labels, blocks["train"])
@@ -117,7 +132,35 @@ def run(job: Job) -> dict[str, Any]:
             f"block {row['block']}: {row['test']} test samples, {row['separation']:.1%} of them "
             f"of tail classes, accuracy {row['accuracy']:.1%}"
         )
-    return finish(job, features, lambda place: scores, weights)
+    write_text_atomic(
+        job.output / "routes.csv", route_table(features, blocks["test"]).to_csv(index=False)
+    )
+    more = []
+    if settings.best_test:
+        found_best = evaluate_scores(
+            best.softmax(1).cpu().numpy(), features.test, job.spec["groups"]
+        )
+        more.append(metric_rows(found_best, 0, {}, "best_test"))
+    return finish(job, features, lambda place: scores, weights, more_rows=more)
+
+
+class _BestOnTest:
+    """A group's scores at the best of every fifth epoch on its test samples."""
+
+    def __init__(self, inputs: Tensor, labels: np.ndarray, epochs: int) -> None:
+        self.inputs = inputs
+        self.labels = torch.from_numpy(labels).to(inputs.device)
+        self.epochs = epochs
+        self.correct = -1
+        self.scores: Tensor | None = None
+
+    def __call__(self, done: int, classify: Callable[[Tensor], Tensor]) -> None:
+        if done % _TEST_EVERY and done != self.epochs:
+            return
+        scores = classify(self.inputs)
+        correct = int((scores.argmax(1) == self.labels).sum())
+        if correct > self.correct:
+            self.correct, self.scores = correct, scores
 
 
 def cascade(job: Job, features: Features, blocks: dict[str, list[Block]]) -> list[Group]:
@@ -184,22 +227,20 @@ def block_table(
     return pd.DataFrame(rows, columns=columns)
 
 
+def route_table(features: Features, blocks: list[Block]) -> pd.DataFrame:
+    """Return the block that takes each test sample out, 0 for the rest, and whether it is tail."""
+    block = np.zeros(len(features.test.labels), np.int64)
+    for number, found in enumerate(blocks, 1):
+        block[found.inside] = number
+    tail = np.asarray(features.train.class_counts)[features.test.labels] <= TAIL_COUNT
+    return pd.DataFrame({"index": features.test.index, "block": block, "tail": tail})
+
+
 def cluster_table(labels: np.ndarray, blocks: list[Block]) -> pd.DataFrame:
     """Return a row for each cluster of each block: its members, and its largest class's share."""
-    rows = []
-    for number, block in enumerate(blocks, 1):
-        members, classes = block.cluster[block.member], labels[block.member]
-        for cluster in np.unique(members):
-            counts = np.bincount(classes[members == cluster])
-            share = counts.max() / counts.sum()
-            rows.append((number, int(cluster), int(counts.sum()), float(share)))
-    return pd.DataFrame(rows, columns=["block", "cluster", "size", "purity"])
-
-
-def purity(cluster: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of samples that are of their cluster's largest class."""
-    if not len(labels):
-        return float("nan")
-    pairs, counts = np.unique(np.stack([cluster, labels]), axis=1, return_counts=True)
-    largest = pd.Series(counts).groupby(pairs[0]).max()
-    return float(largest.sum() / len(labels))
+    tables = [
+        cluster_shares(found.cluster[found.member], labels[found.member]).assign(block=block)
+        for block, found in enumerate(blocks, 1)
+    ]
+    columns = ["block", "cluster", "size", "purity"]
+    return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)

@@ -17,11 +17,12 @@ from ltpipe.stage2.batches import Draws, FeatureBatches, Rows
 from ltpipe.stage2.classifiers import (
     COSINE_SCALE,
     LinearModel,
+    linear_scores,
     random_directions,
     random_linear,
 )
 from ltpipe.stage2.cosine_parts import CosinePartsModel, cosine_part_scores
-from ltpipe.stage2.fit import EpochBatches, Parameters, fit
+from ltpipe.stage2.fit import EpochBatches, Model, Parameters, fit
 from ltpipe.stage2.logit_gradients import SoftmaxGradient
 from ltpipe.stage2.m2m import TranslatedBatches, mean_norm
 from ltpipe.stage2.results import linear_classifier_of
@@ -39,71 +40,80 @@ class GroupData:
     """A group's training features (n, D), labels (n,) on the CPU, and what is made of features.
 
     `lift` maps (m, D) to what the classifier sees, (m, E); `sizes` are the widths, E in all, of
-    the parts that a cosine classifier takes apart.
+    the parts that a cosine classifier takes apart; `prior_counts` (C,) are those that a balanced
+    loss goes by.
     """
 
     features: Tensor
     labels: Tensor
     lift: Callable[[Tensor], Tensor]
     sizes: list[int]
+    prior_counts: Tensor
 
 
 def fit_group(
-    data: GroupData, store: FeatureStore, settings: DLSA, job: Job, name: str
+    data: GroupData,
+    store: FeatureStore,
+    settings: DLSA,
+    job: Job,
+    name: str,
+    watch: Callable[[int, Classify], None] | None = None,
 ) -> tuple[Classify, Parameters]:
     """Train the settings' classifier on a group.
 
-    Returns a function from lifted features (m, E) to logits (m, C), and the weights.
+    Returns a function from lifted features (m, E) to logits (m, C), and the weights. `watch` is
+    given the number of epochs done and that function as it stands.
 
     Raises:
         InputError: `store` carries no stage-one classifier, and one is needed.
     """
     classes = len(store.class_names)
     seed, device = job.spec["seed"], job.device
-    counts = torch.bincount(data.labels, minlength=classes)
     sampler = "balanced" if settings.classifier in ("class-balanced-sampling", "m2m") else "shuffle"
     draws = Draws(data.labels, 1, [seed], classes=classes, sampler=sampler)
-    recipe = recipe_of(settings, 1, device)
-    description = f"{settings.classifier}, {name}"
-    plain = FeatureBatches(Rows(data.features), draws, settings.batch_size, device)
+    experts = _EXPERTS if settings.classifier == "ride" else 1
+    found = _start(data, store, settings, seed, name, experts, device)
+    batches: EpochBatches
     if settings.classifier == "m2m":
-        found = _start(data, store, settings, seed, name, 1, device)
-        batches = _translated(plain, found, data, store, counts, seed, device)
+        plain = FeatureBatches(Rows(data.features), draws, settings.batch_size, device)
+        batches = _translated(plain, found, data, store, seed, device)
     else:
-        experts = _EXPERTS if settings.classifier == "ride" else 1
-        found = _start(data, store, settings, seed, name, experts, device)
         lifted = Rows(data.lift(data.features))
         batches = FeatureBatches(lifted, draws, settings.batch_size, device)
+    diverse = None
+    model: Model
     if settings.classifier == "cosine":
         gradient = SoftmaxGradient(SoftmaxForm(), scale=COSINE_SCALE, device=device)
-        fit(found, CosinePartsModel(gradient, data.sizes), batches, recipe, description=description)
-        weight = found["weight"][0]
-        return lambda x: COSINE_SCALE * cosine_part_scores(weight, x, data.sizes), found
-    if settings.classifier == "ride":
-        diverse = _diversity(settings, counts, device)
+        model = CosinePartsModel(gradient, data.sizes)
+    elif settings.classifier == "ride":
+        diverse = _diversity(settings, _counts(data, classes), device)
         model = LinearModel(diverse, ("weight", "bias"))
-        fit(
-            found,
-            model,
-            batches,
-            recipe,
-            on_epoch=lambda epoch, _: diverse.on_epoch(epoch + 1),
-            description=description,
-        )
-        return lambda x: _linear(found, x).mean(0), found
-    prior = None
-    if settings.classifier == "balanced-softmax":
-        prior = counts.double().clamp_min(_ABSENT).log().float()
-    gradient = SoftmaxGradient(SoftmaxForm(prior=prior), device=device)
-    model = LinearModel(gradient, ("weight", "bias"))
-    fit(found, model, batches, recipe, description=description)
-    return lambda x: _linear(found, x)[0], found
+    else:
+        prior = None
+        if settings.classifier == "balanced-softmax":
+            prior = data.prior_counts.double().clamp_min(_ABSENT).log().float()
+        gradient = SoftmaxGradient(SoftmaxForm(prior=prior), device=device)
+        model = LinearModel(gradient, ("weight", "bias"))
+
+    def classify(inputs: Tensor) -> Tensor:
+        if settings.classifier == "cosine":
+            return COSINE_SCALE * cosine_part_scores(found["weight"][0], inputs, data.sizes)
+        return torch.stack([linear_scores(found, m, inputs) for m in range(experts)]).mean(0)
+
+    def on_epoch(epoch: int, _: Parameters) -> None:
+        if diverse is not None:
+            diverse.on_epoch(epoch + 1)
+        if watch is not None:
+            watch(epoch + 1, classify)
+
+    recipe = recipe_of(settings, 1, device)
+    description = f"{settings.classifier}, {name}"
+    fit(found, model, batches, recipe, on_epoch=on_epoch, description=description)
+    return classify, found
 
 
-def _linear(found: Parameters, inputs: Tensor) -> Tensor:
-    """Return each of M classifiers' logits (M, m, C) of inputs (m, E)."""
-    products = torch.einsum("me,kce->kmc", inputs, found["weight"])
-    return products + found["bias"].unsqueeze(1)
+def _counts(data: GroupData, classes: int) -> Tensor:
+    return torch.bincount(data.labels, minlength=classes)
 
 
 def _start(
@@ -154,7 +164,6 @@ def _translated(
     found: Parameters,
     data: GroupData,
     store: FeatureStore,
-    counts: Tensor,
     seed: int,
     device: torch.device,
 ) -> EpochBatches:
@@ -166,7 +175,7 @@ def _translated(
         # A view: it changes as the classifier is trained.
         found["weight"][:, :, :dimension],
         (weight[None].to(device), bias[None].to(device)),
-        counts.to(device),
+        _counts(data, len(store.class_names)).to(device),
         torch.tensor([mean_norm(store)], device=device),
         bool((data.features >= 0).all()),
         M2M.model_validate({"kind": "m2m", "backbones": {"features": "features"}}),

@@ -26,7 +26,7 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
 from ltpipe.losses.margin import LDAMLoss
 from ltpipe.seeding import generator
-from ltpipe.stage2.batches import FusedBatches, UnitRows
+from ltpipe.stage2.batches import FusedBatches, UnitRows, drawn_views
 from ltpipe.stage2.classifiers import CosineModel, cosine_scores, random_directions
 from ltpipe.stage2.fit import EpochBatches, Parameters, Recipe, fit
 from ltpipe.stage2.logit_gradients import logit_gradient
@@ -109,7 +109,9 @@ def _batches(
         # Imported only here: whoever uses the cache does not depend on how images are run.
         online = importlib.import_module("ltpipe.stage2.ffn_online")
         return online.OnlineBatches(job, settings, train["kps"], coefficients)
-    tables = {role: _views(store, settings).to(job.device) for role, store in train.items()}
+    tables = {
+        role: drawn_views(store, settings.views).to(job.device) for role, store in train.items()
+    }
     _check_same_views(train, settings)
     return FusedBatches(
         [tables["kps"]],
@@ -121,18 +123,6 @@ def _batches(
         sampler=settings.sampler,
         batch_size=settings.batch_size,
     )
-
-
-def _views(store: FeatureStore, settings: FFN) -> Tensor:
-    """Return what an epoch draws from, (V, N, D): the cached views, or the plain feature alone."""
-    if settings.views == "plain":
-        return torch.from_numpy(store.features)[None]
-    if store.views is None or not len(store.views):
-        raise InputError(
-            f"{store.path}: no augmented views are cached; set features.views of the backbone, "
-            "or views: plain in the method"
-        )
-    return torch.from_numpy(store.views)
 
 
 def _check_same_views(train: dict[str, FeatureStore], settings: FFN) -> None:

@@ -34,6 +34,7 @@ from ltpipe.losses.flow import (
 from ltpipe.models.flow import FlowMixture
 from ltpipe.progress import say, track
 from ltpipe.seeding import generator
+from ltpipe.stage2.clusters import cluster_shares
 from ltpipe.stage2.pairs import class_pairs
 from ltpipe.training.devices import precision
 from ltpipe.training.sgd import SGD
@@ -45,6 +46,8 @@ _REFERENCE_DIMENSION = 2048
 # Below so many dimensions, rounding to bfloat16 costs more time than it saves.
 _WIDE = 256
 _ROWS = 4096
+# What the released code calls a pure cluster, and a flow that has not collapsed.
+_PURE, _MORE_THAN, _FEWER_THAN = 0.7, 10, 5000
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ def run(job: Job) -> dict[str, Any]:
         history = train_flow(flow, features, labels, classes, settings, seed=seed, block=block)
     likelihoods, clusters = {}, {}
     for split, store in stores.items():
-        likelihoods[split], clusters[split] = assign(flow, store.features, job.device)
+        likelihoods[split], clusters[split] = assign(
+            flow, torch.from_numpy(store.features), job.device
+        )
     threshold = quantile_threshold(likelihoods["train"][chosen], settings.share)
     with atomic_path(job.output / "filter.safetensors") as temporary:
         state = {name: tensor.cpu().contiguous() for name, tensor in flow.state_dict().items()}
@@ -152,6 +157,7 @@ def train_flow(
     size = min(settings.batch_size, len(labels))
     steps = -(-len(labels) // size)
     history = []
+    purest = _PurestEpoch()
     flow.train()
     narrow = features.shape[1] < _WIDE and settings.precision == "auto"
     flow.compute_in(precision("fp32" if narrow else settings.precision, features.device))
@@ -186,8 +192,33 @@ def train_flow(
             )
         names = ("likelihood", "balance", "purity", "loss")
         history.append({"epoch": epoch, **dict(zip(names, means, strict=True))})
+        if settings.select == "pure-clusters":
+            purest(flow, features, labels)
     flow.compute_in(torch.float32)
+    if purest.state is not None:
+        flow.load_state_dict(purest.state)
     return history
+
+
+class _PurestEpoch:
+    """The flow of the epoch with the most pure clusters; of none where one cluster takes all.
+
+    The released code counts clusters of more than 10 samples whose largest class has more than
+    0.7 of them, in epochs whose largest cluster has fewer than 5,000.
+    """
+
+    def __init__(self) -> None:
+        self.clusters = -1
+        self.state: dict[str, Tensor] | None = None
+
+    def __call__(self, flow: FlowMixture, features: Tensor, labels: Tensor) -> None:
+        _, cluster = assign(flow, features, features.device)
+        flow.train()
+        table = cluster_shares(cluster, labels.numpy())
+        pure = int(((table["purity"] > _PURE) & (table["size"] > _MORE_THAN)).sum())
+        if table["size"].max() < _FEWER_THAN and pure > self.clusters:
+            self.clusters = pure
+            self.state = {name: value.clone() for name, value in flow.state_dict().items()}
 
 
 def _draw(
@@ -201,14 +232,13 @@ def _draw(
 
 @torch.no_grad()
 def assign(
-    flow: FlowMixture, features: np.ndarray, device: torch.device
+    flow: FlowMixture, features: Tensor, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return log-likelihoods (N,) float32 and likeliest clusters (N,) of features (N, D)."""
     flow.eval()
     likelihoods, clusters = [], []
-    for start in range(0, len(features), _ROWS):
-        rows = torch.from_numpy(features[start : start + _ROWS]).to(device)
-        output = flow(rows)
+    for rows in features.split(_ROWS) if len(features) else ():
+        output = flow(rows.to(device))
         likelihoods.append(output.log_likelihood.cpu().numpy())
         clusters.append(output.cluster_log_prob.argmax(1).cpu().numpy())
     if not likelihoods:

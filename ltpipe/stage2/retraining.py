@@ -12,7 +12,14 @@ from torch import Tensor
 from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
-from ltpipe.stage2.batches import Draws, FeatureBatches, HasRows, Rows, joined_views
+from ltpipe.stage2.batches import (
+    Draws,
+    FeatureBatches,
+    HasRows,
+    Rows,
+    drawn_views,
+    joined_views,
+)
 from ltpipe.stage2.classifiers import linear_scores
 from ltpipe.stage2.decoupled import Features, finish
 from ltpipe.stage2.fit import Parameters, Recipe
@@ -34,7 +41,7 @@ def training_batches(
     Raises:
         InputError: views are asked for and not cached, or stores hold different labels.
     """
-    tables = [_views(store, settings.views).to(device) for store in stores]
+    tables = [drawn_views(store, settings.views).to(device) for store in stores]
     for store in stores[1:]:
         if not np.array_equal(store.labels, stores[0].labels):
             raise InputError(f"{store.path} and {stores[0].path} hold different samples")
@@ -53,18 +60,6 @@ def finish_linear(job: Job, features: Features, found: Parameters) -> dict[str, 
     """Evaluate linear classifiers (P, C, D), with scales or without, on the test features."""
     test = torch.from_numpy(features.test.features).to(job.device)
     return finish(job, features, lambda place: linear_scores(found, place, test), found)
-
-
-def _views(store: FeatureStore, views: str) -> Tensor:
-    """Return what an epoch draws from, (V, N, D): the cached views, or the plain feature alone."""
-    if views == "plain":
-        return torch.from_numpy(store.features)[None]
-    if store.views is None or not len(store.views):
-        raise InputError(
-            f"{store.path}: no augmented views are cached; set features.views of the backbone, "
-            "or views: plain in the method"
-        )
-    return torch.from_numpy(store.views)
 
 
 def recipe_of(

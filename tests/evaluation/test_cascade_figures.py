@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -67,3 +71,67 @@ def test_a_run_that_left_no_table_is_named(tmp_path):
     (tmp_path / "with0/blocks.csv").unlink()
     with pytest.raises(InputError, match=r"with0/blocks\.csv: missing or damaged"):
         draw_figures(made)
+
+
+def predictions(folder, scores, labels, counts):
+    with h5py.File(folder / "predictions.h5", "w") as file:
+        file["predicted"] = scores.argmax(1)[None]
+        file["confidence"] = scores.max(1)[None]
+        file["labels"] = labels
+        file["scores"] = scores[None]
+        file.attrs["points"] = "[{}]"
+        file.attrs["class_names"] = json.dumps([f"c{c}" for c in range(len(counts))])
+        file.attrs["class_counts"] = json.dumps(counts)
+        file.attrs["groups"] = "ranks"
+
+
+def test_probing_is_the_share_of_samples_sent_right_times_the_accuracy_inside(tmp_path):
+    made = material(tmp_path, {**figure("probing", tail_count=50), "methods": ["with"]})
+    labels = np.array([0, 1, 2, 3])
+    scores = np.array(
+        # Right; right among head classes alone; right; wrong among tail classes too.
+        [[0.9, 0.1, 0, 0], [0.1, 0.3, 0.6, 0], [0, 0.1, 0.7, 0.2], [0, 0, 0.8, 0.2]]
+    )
+    for seed in (0, 1):
+        predictions(tmp_path / f"with{seed}", scores, labels, [500, 51, 50, 3])
+    (drawn,) = draw_figures(made)
+    data = pd.read_csv(tmp_path / f"figures/{drawn.name}.csv")
+    assert data["plain"].unique().tolist() == [0.5]
+    np.testing.assert_allclose(data["accuracy"], 0.75 * data["separation"])
+    assert data["separation"].min() == 0.5
+    assert data["separation"].max() == 1
+
+
+def test_blocks_of_a_cascade_in_the_plane(tmp_path):
+    drawn = {"kind": "cascade_tsne", "dataset": "d", "backbone": "b", "method": "with"}
+    made = material(tmp_path, drawn)
+    made.spec["features"].append({"dataset": "d", "backbone": "b", "seed": 0, "folder": "features"})
+    (tmp_path / "features").mkdir()
+    stream = np.random.default_rng(0)
+    with h5py.File(tmp_path / "features/test.h5", "w") as file:
+        file["features"] = stream.normal(size=(12, 4)).astype(np.float32)
+        file["labels"] = np.arange(12) % 3
+    block = [1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0]
+    routes = pd.DataFrame({"index": range(12), "block": block, "tail": [True, False] * 6})
+    routes.to_csv(tmp_path / "with0/routes.csv", index=False)
+    (found,) = draw_figures(made)
+    data = pd.read_csv(tmp_path / f"figures/{found.name}.csv")
+    assert data["block"].tolist() == block
+    assert data[["x", "y"]].notna().all(axis=None)
+    routes.head(5).to_csv(tmp_path / "with0/routes.csv", index=False)
+    with pytest.raises(InputError, match="routes 5 samples"):
+        draw_figures(made)
+
+
+def test_confusion_of_neighbouring_classes_together_without_the_diagonal(tmp_path):
+    settings = {"kind": "confusion", "dataset": "d", "method": "with", "at": {}}
+    made = material(tmp_path, {**settings, "bins": 2, "diagonal": False})
+    labels = np.array([0, 0, 1, 2, 2, 3])
+    predicted = np.array([0, 1, 2, 2, 0, 1])
+    for seed in (0, 1):
+        predictions(tmp_path / f"with{seed}", np.eye(4)[predicted], labels, [1, 5, 9, 20])
+    (drawn,) = draw_figures(made)
+    data = pd.read_csv(tmp_path / f"figures/{drawn.name}.csv")
+    # Ranks 1 and 2 are classes 3 and 2, ranks 3 and 4 are classes 1 and 0.
+    assert data["true_class"].tolist() == ["1-2", "3-4"]
+    np.testing.assert_allclose(data[["1-2", "3-4"]], [[0, 2 / 3], [1 / 3, 0]])

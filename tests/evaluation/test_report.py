@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ltpipe.config.figures import Confusion
 from ltpipe.errors import InputError
 from ltpipe.evaluation.report import write_report
 from ltpipe.provenance import write_manifest
@@ -74,7 +75,9 @@ def experiment(tmp_path_factory):
                 "backbones": ["ce", "kps"],
                 "fused": {"ce": "ce", "kps": "kps", "w1": 0.5},
             },
-            {"kind": "confusion", "dataset": "digits", "method": "FFN", "at": {"w1": 0.5}},
+            Confusion(kind="confusion", dataset="digits", method="FFN", at={"w1": 0.5}).model_dump(
+                mode="json"
+            ),
             {"kind": "training_curves", "dataset": "digits"},
         ],
     }

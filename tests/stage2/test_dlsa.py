@@ -41,7 +41,12 @@ def test_every_classifier_keeps_the_promises_of_methods(classifier, blocks, tmp_
 
 @pytest.mark.parametrize(
     "settings",
-    [{"use_latent": False}, {"initial": "backbone"}, {"filter": {**SMALL, "batch_norm": False}}],
+    [
+        {"use_latent": False, "prior": "all", "best_test": True},
+        {"initial": "backbone"},
+        {"filter": {**SMALL, "batch_norm": False}},
+        {"filter": {**SMALL, "select": "pure-clusters", "precision": "bf16"}},
+    ],
 )
 def test_other_settings_keep_them_too(settings, tmp_path):
     check_method("dlsa", tmp_path, **{"filter": SMALL, "blocks": 2, **FAST, **settings})
@@ -239,3 +244,91 @@ def test_settings_are_the_released_ones():
     assert (settings.clusters, settings.share, settings.exponent) == (500, 0.3, 2.0)
     method = DLSA.model_validate({"kind": "dlsa", "backbones": {"features": "x"}})
     assert (method.blocks, method.epochs, method.batch_size) == (3, 150, 128)
+
+
+def test_the_rest_balances_by_its_own_samples_or_by_all_as_released(tmp_path, monkeypatch):
+    folder = store(tmp_path, 0)
+    filtered(folder, SMALL)
+    seen = {}
+    original = dlsa.fit_group
+
+    def noted(data, store, settings, job, name, watch=None):
+        seen[settings.prior, name] = data
+        return original(data, store, settings, job, name, watch)
+
+    monkeypatch.setattr(dlsa, "fit_group", noted)
+    run(folder, tmp_path / "group", 1)
+    run(folder, tmp_path / "all", 1, prior="all")
+    for (prior, name), data in seen.items():
+        own = np.bincount(data.labels, minlength=6).tolist()
+        expected = COUNTS if (prior, name) == ("all", "rest") else own
+        assert data.prior_counts.tolist() == expected
+    assert len(seen) == 4
+
+
+def test_the_best_test_epoch_is_a_row_of_its_own(tmp_path):
+    folder = store(tmp_path, 0)
+    filtered(folder, SMALL)
+    run(folder, tmp_path / "plain", 1)
+    spec = {"filter": SMALL, "blocks": 1, **FAST, "best_test": True, "kind": "dlsa"}
+    inputs = {"features.features": folder, "filter.1": folder / "filter1"}
+    (tmp_path / "best").mkdir()
+    job = Job({"method": spec, "groups": "ranks", "seed": 0}, inputs, tmp_path / "best", CPU)
+    dlsa.run(job)
+    table = pd.read_csv(tmp_path / "best/metrics.csv")
+    accuracy = table[table["metric"] == "accuracy"].set_index("protocol")["value"]
+    assert set(accuracy.index) == {"last", "best_test"}
+    assert accuracy["best_test"] >= accuracy["last"]
+    last = table[table["protocol"] == "last"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(last, pd.read_csv(tmp_path / "plain/metrics.csv"))
+
+
+def test_the_best_of_every_fifth_epoch_and_the_last_counts():
+    inputs = torch.eye(3)
+    watched = dlsa._BestOnTest(inputs, np.array([0, 1, 2]), 7)
+    right = torch.eye(3)
+    partly = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]])
+    for done, scores in [(1, right), (5, partly), (6, right), (7, partly + 1)]:
+        watched(done, lambda x, scores=scores: scores)
+    assert torch.equal(watched.scores, partly)
+
+
+def test_the_flow_with_the_most_pure_clusters_is_kept(monkeypatch):
+    labels = torch.tensor([0] * 30 + [1] * 30 + [2] * 12)
+    together, two, three = (
+        np.zeros(72, np.int64),
+        np.repeat([0, 1], [30, 42]),
+        np.repeat([0, 1, 2], [30, 30, 12]),
+    )
+    found = iter([together, two, three, two])
+    monkeypatch.setattr(flow_filter, "assign", lambda *_: (None, next(found)))
+    flow = torch.nn.Linear(1, 1)
+    purest = flow_filter._PurestEpoch()
+    kept = []
+    for epoch in range(4):
+        torch.nn.init.constant_(flow.weight, epoch)
+        purest(flow, torch.zeros(72, 1), labels)
+        kept.append((purest.clusters, float(purest.state["weight"])))
+    # 30 of 42 samples of one class are more than 0.7 of a cluster: two pure clusters there.
+    assert kept == [(0, 0.0), (2, 1.0), (3, 2.0), (3, 2.0)]
+
+
+def test_a_collapsed_flow_is_never_the_purest(monkeypatch):
+    labels = torch.zeros(5000, dtype=torch.int64)
+    monkeypatch.setattr(flow_filter, "assign", lambda *_: (None, np.zeros(5000, np.int64)))
+    purest = flow_filter._PurestEpoch()
+    purest(torch.nn.Linear(1, 1), torch.zeros(5000, 1), labels)
+    assert purest.state is None
+
+
+def test_routes_say_which_block_takes_each_test_sample(tmp_path):
+    folder = store(tmp_path, 0)
+    filtered(folder, SMALL)
+    filtered(folder, SMALL, block=2, previous=folder / "filter1")
+    run(folder, tmp_path / "out", 2)
+    routes = pd.read_csv(tmp_path / "out/routes.csv")
+    blocks = [flow_filter.read_block(folder / f"filter{n}", "test") for n in (1, 2)]
+    assert (routes["block"] == 1).tolist() == blocks[0].inside.tolist()
+    assert (routes["block"] == 2).tolist() == blocks[1].inside.tolist()
+    assert (routes["block"] == 0).tolist() == blocks[1].passed.tolist()
+    assert routes["tail"].tolist() == [False] * 120 + [True] * 240

@@ -18,7 +18,8 @@ class FlowFilter(Settings):
     clusters' centres (the square root of 5.12 / D unless given), `exponent` q of the class weights
     n ** -q, `share` what a block takes out. `precision` is that of the masked networks' products
     in training; `auto` takes bfloat16 where the machine has units for it and there are at least
-    256 dimensions. Likelihoods and thresholds are computed in float32.
+    256 dimensions. Likelihoods and thresholds are computed in float32. `select: pure-clusters`
+    keeps the epoch with the most pure clusters among training samples, as the released code does.
     """
 
     clusters: int = Field(default=500, ge=1)
@@ -36,6 +37,7 @@ class FlowFilter(Settings):
     exponent: Float = Field(default=2.0, ge=0)
     balance_momentum: Float = Field(default=0.7, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    select: Literal["last", "pure-clusters"] = "last"
 
 
 class DLSA(MethodSettings):
@@ -43,8 +45,11 @@ class DLSA(MethodSettings):
 
     `classifier` is what is trained on each group; `blocks: 0` trains it on all samples, without
     filters, which is what DLSA is compared with. `use_latent: false` passes the feature twice
-    instead of the flow's latent vector, as the released code does by mistake. `initial: backbone`
-    starts the feature's part of linear classifiers from stage one's.
+    instead of the flow's latent vector, as the released code does by mistake. `prior: all` lets the
+    classifier of what no block takes out balance by the counts of the whole training set, as that
+    code does, and not by those of its own samples. `initial: backbone` starts the feature's part of
+    linear classifiers from stage one's. `best_test` adds, under its own protocol tag, what each
+    classifier's best epoch of every fifth on its own test samples gives.
     """
 
     kind: Literal["dlsa"]
@@ -55,7 +60,9 @@ class DLSA(MethodSettings):
         "balanced-softmax"
     )
     use_latent: bool = True
+    prior: Literal["group", "all"] = "group"
     initial: Literal["random", "backbone"] = "random"
+    best_test: bool = False
     epochs: int = Field(default=150, ge=1)
     batch_size: int = Field(default=128, ge=1)
     learning_rate: Float = Field(default=0.01, gt=0)

@@ -13,7 +13,13 @@ import matplotlib
 
 from ltpipe.evaluation.figures.accuracy import confusion, per_class_accuracy, sweep_curve
 from ltpipe.evaluation.figures.base import STYLE, Drawn, Material
-from ltpipe.evaluation.figures.cascade import cluster_purity, cluster_sizes, separation
+from ltpipe.evaluation.figures.cascade import (
+    cascade_tsne,
+    cluster_purity,
+    cluster_sizes,
+    probing,
+    separation,
+)
 from ltpipe.evaluation.figures.data import class_distribution, tsne
 from ltpipe.evaluation.figures.training import training_curves
 
@@ -32,6 +38,8 @@ def draw_figures(material: Material) -> list[Drawn]:
         "cluster_sizes": cluster_sizes,
         "cluster_purity": cluster_purity,
         "separation": separation,
+        "cascade_tsne": cascade_tsne,
+        "probing": probing,
     }
     with matplotlib.rc_context(STYLE):
         return [draw[settings["kind"]](material, settings) for settings in material.spec["figures"]]

@@ -159,13 +159,18 @@ def confusion(material: Material, settings: Mapping[str, Any]) -> Drawn:
         names = np.array(found.class_names)[order]
     assert total is not None
     sorted_matrix = total[np.ix_(order, order)]
+    if settings["bins"] is not None:
+        sorted_matrix, names = _binned(sorted_matrix, settings["bins"])
     share = sorted_matrix / np.maximum(sorted_matrix.sum(1, keepdims=True), 1)
+    if not settings["diagonal"]:
+        np.fill_diagonal(share, 0)
     data = pd.DataFrame(share, columns=names)
     data.insert(0, "true_class", names)
     name = f"confusion-{method}-{dataset}".lower()
     with file_of(material, name, data, width=5.6, height=4.8) as figure:
         axes = figure.subplots()
-        image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+        highest = 1.0 if settings["diagonal"] else max(float(share.max()), 0.01)
+        image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100 * highest)
         axes.grid(visible=False)
         if len(names) <= 20:
             axes.set_xticks(
@@ -179,14 +184,31 @@ def confusion(material: Material, settings: Mapping[str, Any]) -> Drawn:
                     ha="center",
                     va="center",
                     fontsize=8,
-                    color="white" if share[row, column] > 0.55 else "#333333",
+                    color="white" if share[row, column] > 0.55 * highest else "#333333",
                 )
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class, largest first")
+        what = "class" if settings["bins"] is None else "classes"
+        axes.set_xlabel(f"predicted {what}")
+        axes.set_ylabel(f"true {what}, largest first")
         figure.colorbar(image, label="% of the true class", shrink=0.85)
     point = ", ".join(f"{key} = {value:g}" for key, value in settings["at"].items())
     return Drawn(
         name,
         f"Confusion of {material.label(method)}, {material.dataset(dataset)['label']}",
-        "Percent of each true class, all seeds together" + (f", {point}" if point else "") + ".",
+        (
+            "Percent of each true class"
+            if settings["bins"] is None
+            else "Percent of each row's samples"
+        )
+        + ", all seeds together"
+        + (f", {point}" if point else "")
+        + ("." if settings["diagonal"] else "; the diagonal is left out."),
     )
+
+
+def _binned(matrix: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the matrix of `bins` runs of neighbouring classes, and the ranks that each covers."""
+    parts = [part for part in np.array_split(np.arange(len(matrix)), bins) if len(part)]
+    starts = [part[0] for part in parts]
+    summed = np.add.reduceat(np.add.reduceat(matrix, starts, 0), starts, 1)
+    names = [f"{p[0] + 1}" if len(p) == 1 else f"{p[0] + 1}-{p[-1] + 1}" for p in parts]
+    return summed, np.array(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ltpipe.errors import InputError
-from ltpipe.evaluation.figures.base import Drawn, Material, file_of
+from ltpipe.evaluation.figures.base import COLOURS, Drawn, Material, file_of
+from ltpipe.evaluation.figures.data import in_the_plane, some_samples, unit_features
+from ltpipe.evaluation.records import read_predictions
 
 
 def _cascade(material: Material, settings: Mapping[str, Any], file: str) -> pd.DataFrame:
@@ -18,14 +21,16 @@ def _cascade(material: Material, settings: Mapping[str, Any], file: str) -> pd.D
     parts = []
     for method in settings["methods"]:
         for seed, folder in enumerate(material.folders(settings["dataset"], method)):
-            try:
-                part = pd.read_csv(folder / file)
-            except (OSError, ValueError):
-                raise InputError(
-                    f"{folder / file}: missing or damaged; run {method} again"
-                ) from None
+            part = _read_table(folder / file, method)
             parts.append(part.assign(method=method, seed=seed))
     return pd.concat(parts, ignore_index=True)
+
+
+def _read_table(path: Path, method: str) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError):
+        raise InputError(f"{path}: missing or damaged; run {method} again") from None
 
 
 def cluster_sizes(material: Material, settings: Mapping[str, Any]) -> Drawn:
@@ -123,4 +128,88 @@ def separation(material: Material, settings: Mapping[str, Any]) -> Drawn:
         f"Separation accuracy, {label}",
         "Share of tail classes (at most 50 training images) among the test samples that a block "
         "takes out; mean and standard deviation over seeds. Dashed: their share in the test set.",
+    )
+
+
+def cascade_tsne(material: Material, settings: Mapping[str, Any]) -> Drawn:
+    """Test features in the plane, a panel a block, head and tail classes in two colours."""
+    dataset, method = settings["dataset"], settings["method"]
+    units, _ = unit_features(material, dataset, settings["backbone"])
+    routes = _read_table(material.folders(dataset, method)[0] / "routes.csv", method)
+    if len(routes) != len(units):
+        raise InputError(
+            f"figures: {method} routes {len(routes)} samples, {settings['backbone']} has "
+            f"{len(units)} features"
+        )
+    kept = some_samples(len(units))
+    xy = in_the_plane(units[kept])
+    data = routes.iloc[kept].assign(x=xy[:, 0], y=xy[:, 1])
+    blocks = sorted(routes["block"].unique(), key=lambda block: (block == 0, block))
+    name = f"cascade-tsne-{method}-{dataset}".lower()
+    with file_of(material, name, data, width=3.0 * len(blocks), height=3.6) as figure:
+        all_axes = np.atleast_1d(figure.subplots(1, len(blocks), sharex=True, sharey=True))
+        for axes, block in zip(all_axes, blocks, strict=True):
+            axes.scatter(data["x"], data["y"], s=3, color="#e3e3e3", linewidths=0)
+            inside = data[data["block"] == block]
+            for tail, label in ((False, "head classes"), (True, "tail classes")):
+                part = inside[inside["tail"] == tail]
+                colour = COLOURS[1] if tail else COLOURS[0]
+                axes.scatter(part["x"], part["y"], s=9, color=colour, linewidths=0, label=label)
+            share = inside["tail"].mean() if len(inside) else float("nan")
+            title = "rest" if block == 0 else f"block {block}"
+            axes.set_title(f"{title}: {len(inside)}, {share:.0%} tail", fontsize=11)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        handles, texts = all_axes[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside lower center", ncols=2, markerscale=2)
+    return Drawn(
+        name,
+        f"What each block takes out, {material.dataset(dataset)['label']}",
+        f"{len(kept)} test images by t-SNE of unit features, first seed of "
+        f"{material.label(method)}; grey: all of them.",
+    )
+
+
+def probing(material: Material, settings: Mapping[str, Any]) -> Drawn:
+    """The expected accuracy if a sample is sent to its true group with a given probability.
+
+    Within a group, the highest score among the group's classes decides; a sample that is sent to
+    the other group is lost. The dashed lines are the classifiers as they are.
+    """
+    dataset = settings["dataset"]
+    certainty = np.linspace(0.5, 1, 11)
+    rows = []
+    for method in settings["methods"]:
+        for seed, folder in enumerate(material.folders(dataset, method)):
+            found = read_predictions(folder)
+            if found.scores is None:
+                raise InputError(
+                    f"figures: {method} on {dataset} has too many scores to be kept; probing "
+                    "needs them"
+                )
+            tail = np.asarray(found.class_counts) <= settings["tail_count"]
+            other = tail[found.labels][:, None] != tail[None]
+            inside = np.where(other, -np.inf, found.scores[0]).argmax(1) == found.labels
+            plain = (found.predicted[0] == found.labels).mean()
+            rows += [(method, seed, a, a * inside.mean(), plain) for a in certainty]
+    data = pd.DataFrame(rows, columns=["method", "seed", "separation", "accuracy", "plain"])
+    name = f"probing-{dataset}"
+    with file_of(material, name, data) as figure:
+        axes = figure.subplots()
+        for place, method in enumerate(settings["methods"]):
+            mean = (
+                data[data["method"] == method].groupby("separation")[["accuracy", "plain"]].mean()
+            )
+            colour = COLOURS[place % len(COLOURS)]
+            label = material.label(method)
+            axes.plot(100 * mean.index, 100 * mean["accuracy"], "o-", color=colour, label=label)
+            axes.axhline(100 * mean["plain"].iloc[0], color=colour, linestyle="--", linewidth=1)
+        axes.set_xlabel("samples sent to their true group, head or tail, %")
+        axes.set_ylabel("test accuracy, %")
+        figure.legend(loc="outside lower center")
+    return Drawn(
+        name,
+        f"If head and tail were told apart, {material.dataset(dataset)['label']}",
+        f"Expected accuracy, mean over seeds; classes of at most {settings['tail_count']} training "
+        "images are tail. Dashed: the same classifiers without being told.",
     )

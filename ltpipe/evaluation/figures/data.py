@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -60,24 +59,14 @@ def tsne(material: Material, settings: Mapping[str, Any]) -> Drawn:
     fused = settings["fused"]
     wanted = [*settings["backbones"], *([] if fused is None else [fused["ce"], fused["kps"]])]
     for backbone in dict.fromkeys(wanted):
-        features, labels = _read_features(material.feature_file(dataset, backbone))
-        norms = np.linalg.norm(features, axis=1, keepdims=True)
-        units[backbone] = features / np.maximum(norms, 1e-12)
+        units[backbone], labels = unit_features(material, dataset, backbone)
     panels = {backbone: units[backbone] for backbone in settings["backbones"]}
     if fused is not None:
         weight = fused["w1"]
         mixture = weight * units[fused["kps"]] + (1 - weight) * units[fused["ce"]]
         panels[f"fused, w1 = {weight:g}"] = mixture
-    kept = np.arange(len(labels))
-    if len(kept) > _MAX_TSNE_SAMPLES:
-        kept = np.sort(np.random.default_rng(0).permutation(kept)[:_MAX_TSNE_SAMPLES])
-    perplexity = min(30.0, max(2.0, (len(kept) - 1) / 3))
-    places = {
-        title: TSNE(random_state=0, init="pca", perplexity=perplexity, n_jobs=1).fit_transform(
-            values[kept]
-        )
-        for title, values in panels.items()
-    }
+    kept = some_samples(len(labels))
+    places = {title: in_the_plane(values[kept]) for title, values in panels.items()}
     data = pd.concat(
         pd.DataFrame({"panel": title, "x": xy[:, 0], "y": xy[:, 1], "label": labels[kept]})
         for title, xy in places.items()
@@ -115,11 +104,29 @@ def tsne(material: Material, settings: Mapping[str, Any]) -> Drawn:
     )
 
 
-def _read_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def some_samples(number: int) -> np.ndarray:
+    """Return the places of all of `number` samples, or of some where they are too many."""
+    if number <= _MAX_TSNE_SAMPLES:
+        return np.arange(number)
+    return np.sort(np.random.default_rng(0).permutation(number)[:_MAX_TSNE_SAMPLES])
+
+
+def in_the_plane(values: np.ndarray) -> np.ndarray:
+    """Return the places (n, 2) of values (n, D) by t-SNE."""
+    perplexity = min(30.0, max(2.0, (len(values) - 1) / 3))
+    found = TSNE(random_state=0, init="pca", perplexity=perplexity, n_jobs=1)
+    return found.fit_transform(values)
+
+
+def unit_features(material: Material, dataset: str, backbone: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first seed's test features (N, D) at unit length, and labels (N,)."""
+    path = material.feature_file(dataset, backbone)
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return file["features"][()], file["labels"][()]
+            features, labels = file["features"][()], file["labels"][()]
     except FileNotFoundError:
         raise InputError(f"{path}: no such feature file") from None
     except (OSError, KeyError, RuntimeError):
         raise InputError(f"{path}: not a readable feature file; delete it and run again") from None
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(norms, 1e-12), labels
