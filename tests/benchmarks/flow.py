@@ -1,6 +1,6 @@
 """Measure a training step of DLSA's filter beside the usual form of its mixture.
 
-python tests/benchmarks/flow.py [--quick]
+python tests/benchmarks/flow.py [--quick | --epoch]
 
 The product form needs one matrix product for all distances to centres, lays masks on the weights
 once, and runs the masked networks in bfloat16 where that pays. The peer makes a (B, K, D)
@@ -22,14 +22,17 @@ import peers
 import torch
 from torch import nn
 
+from ltpipe.config.methods import FlowFilter
 from ltpipe.losses.flow import BalanceLoss, likelihood_weights, weighted_likelihood_loss
 from ltpipe.models.flow import FlowMixture
 from ltpipe.seeding import generator
+from ltpipe.stage2.flow_filter import train_flow
 from ltpipe.training.devices import precision
 from ltpipe.training.sgd import SGD
 
 DIMENSION, CLUSTERS, BATCH, CLASSES = 2048, 500, 256, 1000
 RATE = 0.01
+IMAGES = 115_846
 STEPS = {"product": 8, "broadcast": 3}
 STATUS = Path("/proc/self/status")
 
@@ -116,6 +119,20 @@ def take_steps(form: str) -> Steps:
     return Steps(min(times), megabytes("VmHWM") - before)
 
 
+def one_epoch() -> Steps:
+    """Train a filter for one epoch on features of ImageNet-LT's size.
+
+    Classes are equally large: pairs of classes are drawn uniformly, whatever their sizes.
+    """
+    labels = torch.arange(IMAGES) % CLASSES
+    features = torch.randn(IMAGES, DIMENSION, generator=generator(0, "x"))
+    flow = FlowMixture(DIMENSION, CLUSTERS, generator=generator(0, "flow"))
+    before = megabytes("VmRSS")
+    started = time.perf_counter()
+    train_flow(flow, features, labels, CLASSES, FlowFilter(epochs=1), seed=0, block=1)
+    return Steps(time.perf_counter() - started, megabytes("VmHWM") - before)
+
+
 def megabytes(field: str) -> float:
     """Return an entry of this process's status, NaN where the system keeps none.
 
@@ -133,10 +150,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--form", choices=STEPS, help="run this form alone, in this process")
     parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()))
+    parser.add_argument("--epoch", action="store_true", help="one epoch at ImageNet-LT's size")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.form:
         print(*take_steps(options.form))
+        return
+    if options.epoch:
+        epoch = one_epoch()
+        print(
+            f"one epoch, {IMAGES:,} x {DIMENSION}, {CLUSTERS} clusters, batches of 1,024 pairs: "
+            f"{epoch.seconds:.0f} s, {epoch.megabytes:,.0f} MB beside the features' "
+            f"{IMAGES * DIMENSION * 4 / 1e6:,.0f} MB"
+        )
         return
     found = filter_step(options.quick)
     for form, steps in zip(STEPS, found, strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import re
 
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -55,3 +57,35 @@ def test_filters_are_trained_once_and_outlive_their_classifiers(workspace: Works
     again = {title for title in workspace.planned() if title.startswith("Train")}
     assert len(again) == 2
     assert all(title.startswith("Train filter") for title in again)
+
+
+def test_the_authors_feature_files_go_in_as_they_are(workspace: Workspace):
+    stream = np.random.default_rng(0)
+    centres = 3 * stream.normal(size=(6, 16))
+    for split, sizes in (("train", [80, 40, 20, 10, 5, 3]), ("test", [10] * 6)):
+        labels = np.repeat(np.arange(6), sizes)
+        with h5py.File(workspace.work / f"features_{split}.h5", "w") as file:
+            features = centres[labels] + stream.normal(size=(len(labels), 16))
+            file["features"] = features.astype(np.float32)
+            # Their code writes labels as floats.
+            file["labels"] = labels.astype(np.float32)
+    values = experiment()
+    dlsa = {**values["methods"]["DLSA"], "backbones": {"features": "paco"}}
+    values |= {
+        "datasets": {
+            "theirs": {
+                "source": "features",
+                "stores": {"paco": {"train": "features_train.h5", "test": "features_test.h5"}},
+            }
+        },
+        "backbones": {},
+        "methods": {"DLSA": dlsa, "plain": {**dlsa, "blocks": 0}},
+        "tables": {"main": {"rows": [{"method": "DLSA"}, {"method": "plain"}]}},
+        "figures": [{"kind": "separation", "dataset": "theirs", "methods": ["DLSA"]}],
+    }
+    workspace.write(values, "theirs.yaml")
+    workspace.snakemake(config="theirs.yaml")
+    table = workspace.work / "results/experiments/small/tables/main.csv"
+    accuracy = pd.read_csv(table).query("metric == 'accuracy'")
+    assert len(accuracy) == 2
+    assert (accuracy["mean"] > 0.5).all()
