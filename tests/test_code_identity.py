@@ -72,6 +72,7 @@ METHODS = {
         "ltpipe.stage2.flow_filter",
         "ltpipe.stage2.pairs",
         "ltpipe.stage2.clusters",
+        "ltpipe.memory",
         "ltpipe.models.flow",
         "ltpipe.models.masked",
         "ltpipe.training.devices",

@@ -24,6 +24,7 @@ from torch import nn
 
 from ltpipe.config.methods import FlowFilter
 from ltpipe.losses.flow import BalanceLoss, likelihood_weights, weighted_likelihood_loss
+from ltpipe.memory import keep_freed_memory
 from ltpipe.models.flow import FlowMixture
 from ltpipe.seeding import generator
 from ltpipe.stage2.flow_filter import train_flow
@@ -100,6 +101,7 @@ def take_steps(form: str) -> Steps:
             theirs.step()
             theirs.zero_grad()
     else:
+        keep_freed_memory()
         mixture = FlowMixture(DIMENSION, CLUSTERS, generator=generator(0, "flow"))
         mixture.compute_in(precision("auto", torch.device("cpu")))
         flow, step = mixture, functools.partial(SGD(mixture.parameters()).step, RATE)
@@ -126,6 +128,7 @@ def one_epoch() -> Steps:
     """
     labels = torch.arange(IMAGES) % CLASSES
     features = torch.randn(IMAGES, DIMENSION, generator=generator(0, "x"))
+    keep_freed_memory()
     flow = FlowMixture(DIMENSION, CLUSTERS, generator=generator(0, "flow"))
     before = megabytes("VmRSS")
     started = time.perf_counter()
