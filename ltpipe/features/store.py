@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,10 @@ from ltpipe.io import atomic_path
 
 FORMAT = "ltpipe-features/1"
 _BLOCK_BYTES = 64 << 20
+# From this size on, a data set is mapped and not read, so that features may exceed the memory.
+MAPPED_FROM_BYTES = 256 << 20
+# Mapped arrays are read-only, and so are tensors that share them: nothing here writes to either.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 # name -> number of axes and kind of number; the first axis of most is the sample.
 _OPTIONAL = {
     "views": (3, "f"),
@@ -37,7 +42,7 @@ _OPTIONAL = {
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The contents of one feature file, in memory.
+    """The contents of one feature file: in memory, or mapped and read-only if they are large.
 
     Shapes: `features` (N, D) float32, `labels` (N,) int64, `index` (N,) int64 places in the
     source; optional `views` (V, N, D), `view_strength` (V,), `logits` (N, C'), `text` (C, D), and
@@ -61,7 +66,7 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path | str, skip: Sequence[str] = ()) -> FeatureStore:
-        """Read the file whole and check every data set's checksum.
+        """Open the file and check every data set's checksum.
 
         `skip` names optional data sets to leave on disk, such as `views`.
 
@@ -106,11 +111,8 @@ def _read(path: Path, skip: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[
         for name in ("features", "labels", "index", *_OPTIONAL):
             if name in skip or (name in _OPTIONAL and name not in file):
                 continue
-            dataset = file[name]
-            array = np.empty(dataset.shape, dataset.dtype)
-            if array.size:
-                dataset.read_direct(array)
-            if checksum(array) != dataset.attrs.get("crc32"):
+            array = _array(path, file[name])
+            if checksum(array) != file[name].attrs.get("crc32"):
                 raise InputError(
                     f"{path}: data set {name!r} is damaged (checksum differs); delete the file "
                     "and run again"
@@ -122,6 +124,17 @@ def _read(path: Path, skip: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[
             if key not in ("format", "complete")
         }
     return values, attributes
+
+
+def _array(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    """Return a data set's values: small ones read, large ones mapped where they lie in the file."""
+    offset = dataset.id.get_offset()
+    if dataset.nbytes >= MAPPED_FROM_BYTES and offset is not None:
+        return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+    array = np.empty(dataset.shape, dataset.dtype)
+    if array.size:
+        dataset.read_direct(array)
+    return array
 
 
 def _check(store: FeatureStore) -> None:

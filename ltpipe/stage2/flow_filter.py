@@ -90,7 +90,10 @@ def run(job: Job) -> dict[str, Any]:
     chosen = np.flatnonzero(members["train"])
     seed, block = job.spec["seed"], job.spec["block"]
     flow = _new_flow(settings, train.features.shape[1], seed, block).to(job.device)
-    features = torch.from_numpy(train.features[chosen]).to(job.device)
+    # Large features are mapped: all of them together need no copy.
+    everything = len(chosen) == len(train.labels)
+    members_only = train.features if everything else train.features[chosen]
+    features = torch.from_numpy(members_only).to(job.device)
     labels = torch.from_numpy(train.labels[chosen])
     classes = len(train.class_names)
     history = []
