@@ -28,6 +28,7 @@ NOT_PART_OF_RESULTS = (
     "ltpipe.config",
     "ltpipe.registry",
     "ltpipe.losses",
+    "ltpipe.divergence",
     "ltpipe.errors",
     "ltpipe.io",
     "ltpipe.job",

@@ -225,6 +225,12 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "contrastive learning with class centres, a momentum encoder and a queue",
             "Cui et al., ICCV 2021",
         ),
+        "cws": Entry(
+            "ltpipe.stage1.cws",
+            "run",
+            "classes split into shells around moving centres, relabelled in every batch",
+            "CWS",
+        ),
     },
     "method": {
         "own-classifier": Entry(
@@ -244,6 +250,18 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "run",
             "the CE and KPS classifiers' outputs mixed, nothing trained",
             "FFN, Fig. 4",
+        ),
+        "label-mapping": Entry(
+            "ltpipe.stage2.label_mapping",
+            "run",
+            "from subclass scores to classes: a perceptron, the alternating one, or the sum",
+            "CWS",
+        ),
+        "cached-splitting": Entry(
+            "ltpipe.stage2.cached_splitting",
+            "run",
+            "cached features split into shells, a classifier over them, a mapping",
+            "CWS",
         ),
         "dlsa": Entry(
             "ltpipe.stage2.dlsa",

@@ -382,6 +382,12 @@ def _check_references(experiment: Experiment) -> None:
                     f"methods.{method}.backbones.{role}: there is no {what} {name!r}"
                     f"{nearest(name, choices)}; known: {', '.join(choices)}"
                 )
+            if not is_features:
+                try:
+                    experiment.methods[method].settings.check_backbone(role, choices[name].settings)
+                except ValueError as error:
+                    where = f"methods.{method}.backbones.{role}"
+                    raise InputError(f"{where}: {name!r} does not fit: {error}") from None
         if is_features and experiment.methods[method].settings.needs_images():
             raise InputError(
                 f"methods.{method}.online: data set {dataset!r} has embeddings and no images"

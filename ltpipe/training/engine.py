@@ -22,7 +22,6 @@ from ltpipe.config.backbones import Backbone, BackboneSettings
 from ltpipe.data.augment import normalise
 from ltpipe.data.loading import Pixels
 from ltpipe.data.sampling import epoch_order
-from ltpipe.errors import InputError
 from ltpipe.losses.base import Loss
 from ltpipe.models.building import place
 from ltpipe.progress import say, track
@@ -100,12 +99,11 @@ def run_epochs(
 ) -> list[Epoch]:
     """Run all epochs of `task` and return its history; the last epoch's weights count.
 
+    A run whose loss is no longer a number ends there: its history's last loss is not finite.
+
     Args:
         samples: how many samples an epoch sees, by which its sums are divided.
         checkpoint: where to leave the state every few epochs, and from where to go on.
-
-    Raises:
-        InputError: the loss is no longer a number.
     """
     history = _resume(task, checkpoint)
     bar = track(range(len(history), settings.epochs), description, settings.epochs, len(history))
@@ -116,12 +114,9 @@ def run_epochs(
         record = Epoch(
             epoch, rate, total / samples, correct / samples, time.perf_counter() - started
         )
-        if not math.isfinite(record.loss):
-            raise InputError(
-                f"{description}: the loss is {record.loss} after epoch {epoch}; the run does not "
-                "converge with these settings (try a lower learning_rate or precision: fp32)"
-            )
         history.append(record)
+        if not math.isfinite(record.loss):
+            break
         bar.set_postfix(loss=f"{record.loss:.3f}", accuracy=f"{record.accuracy:.1%}")
         done = epoch + 1
         wanted = checkpoint is not None and checkpoint.due(done) and done < settings.epochs

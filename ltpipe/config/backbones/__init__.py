@@ -8,14 +8,17 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Rule, Schedule
+from ltpipe.config.backbones.cws import CWS, Mapper
 from ltpipe.config.backbones.systems import BBN, Backbone, PaCo
 
 __all__ = [
     "BBN",
+    "CWS",
     "AnyBackbone",
     "Backbone",
     "BackboneSettings",
     "FeatureSettings",
+    "Mapper",
     "PaCo",
     "Rule",
     "Schedule",
@@ -23,7 +26,7 @@ __all__ = [
 ]
 
 
-AnyBackbone = Annotated[Backbone | BBN | PaCo, Field(discriminator="system")]
+AnyBackbone = Annotated[Backbone | BBN | PaCo | CWS, Field(discriminator="system")]
 
 
 def backbone_settings(values: Mapping[str, Any]) -> Any:

@@ -134,6 +134,17 @@ class BackboneSettings(Settings):
                 raise ValueError(f"trained: {self.network} is trained as a whole")
         return self
 
+    def check_start(self, rule: Rule) -> None:
+        """Refuse a deferred rule that would wait beyond the last epoch."""
+        if rule.first_epoch(self.epochs) >= self.epochs:
+            raise ValueError(
+                f"rule.start {rule.start} lies beyond the last of {self.epochs} epochs"
+            )
+
+    def splits_classes(self) -> bool:
+        """Return whether the classifier's outputs stand for subclasses instead of classes."""
+        return False
+
     def train_identity(self) -> dict[str, Any]:
         """Return what decides the trained weights."""
         return self.identity()

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ltpipe.config.methods.base import MethodSettings, OneBackbone
+from ltpipe.config.methods.cws import CachedSplitting, LabelMapping
 from ltpipe.config.methods.decoupled import (
     LWS,
     M2M,
@@ -34,8 +35,10 @@ __all__ = [
     "M2M",
     "NCM",
     "RIDE",
+    "CachedSplitting",
     "Classifier",
     "FlowFilter",
+    "LabelMapping",
     "LogitAdjusted",
     "LogitFusion",
     "Method",
@@ -61,7 +64,9 @@ Method = Annotated[
     | TauNorm
     | LogitAdjusted
     | NCM
-    | DLSA,
+    | DLSA
+    | LabelMapping
+    | CachedSplitting,
     Field(discriminator="kind"),
 ]
 
