@@ -14,7 +14,8 @@ from typing import Any
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.base import canonical_json, digest
 from ltpipe.config.datasets import FeaturesDataset
-from ltpipe.config.experiment import Experiment, Named, match
+from ltpipe.config.experiment import Experiment, Named, match, places_on_line
+from ltpipe.config.figures import SettingCurve, TrainingCurves
 from ltpipe.config.methods import FlowFilter, settings_of
 from ltpipe.registry import module_of
 
@@ -348,7 +349,7 @@ def _report(
         "stage1": stage1,
         "features": features,
         "tables": {name: _table(experiment, name, set(data)) for name in file.tables},
-        "figures": [figure.model_dump(mode="json") for figure in file.figures],
+        "figures": [_figure(experiment, figure) for figure in file.figures],
     }
     return Cell(
         kind="report",
@@ -357,6 +358,15 @@ def _report(
         spec=spec,
         inputs=dict(cells),
     )
+
+
+def _figure(experiment: Experiment, figure: Any) -> dict[str, Any]:
+    values = figure.model_dump(mode="json")
+    if isinstance(figure, SettingCurve):
+        values["lines"] = {line: places_on_line(experiment, figure, line) for line in figure.lines}
+    if isinstance(figure, TrainingCurves):
+        values["backbones"] = match(figure.backbones, experiment.backbones, "figures.backbones")
+    return values
 
 
 def _describe(dataset: Named, data: Cell) -> dict[str, Any]:

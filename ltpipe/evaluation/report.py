@@ -126,6 +126,13 @@ def _note(
             f"the paper's numbers (protocol: {table['paper_protocol'].iloc[0]}) with ours minus "
             "theirs"
         )
+    lost = table[table["converged"] < table["seeds"]].drop_duplicates(["dataset", "label"])
+    if len(lost):
+        reasons = "; ".join(dict.fromkeys(lost["diverged"]))
+        parts.append(
+            "–: did not converge; (k/n): k of n runs did, and the mean is theirs. Reasons: "
+            + reasons
+        )
     notes = {spec["datasets"][name]["note"] for name in settings["datasets"]} - {""}
     return ". ".join([*parts, *sorted(notes)]) + "."
 

@@ -83,7 +83,9 @@ def run(job: Job) -> dict[str, Any]:
         outputs = sum(subclasses)
         scale = build_loss(backbone.loss, subset.class_counts).logits(torch.ones(1)).item()
         attributes |= {"subclasses": subclasses, "logit_scale": scale}
-    attributes |= {"diverged": reason for reason in read_divergence(job.inputs["stage1"]).values()}
+    lost = read_divergence(job.inputs["stage1"])
+    if lost:
+        attributes["diverged"] = lost[0]
     started = time.perf_counter()
     images = 0
     dimension = 0

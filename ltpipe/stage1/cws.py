@@ -84,7 +84,12 @@ def run(job: Job) -> dict[str, Any]:
         table = pd.DataFrame(mapping.history[:epochs].numpy(), columns=["loss", "accuracy"])
         table.insert(0, "epoch", range(epochs))
         _write(job, "mapping.csv", table)
-    return {"subclasses": subclasses, **finish(job, training, history)}
+    empty = int((task.occupancy[epochs - 1] == 0).sum())
+    lost = ""
+    if empty and settings.empty == "fatal":
+        lost = f"{empty} of {sum(subclasses)} subclasses have no sample in the last epoch"
+    facts = {"subclasses": subclasses, "empty_subclasses": empty}
+    return {**facts, **finish(job, training, history, lost)}
 
 
 def numbers_of(settings: CWS, data: TrainingSet) -> list[int]:

@@ -46,7 +46,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def view_logits(store: FeatureStore, views: str, device: torch.device) -> Tensor:
-    """Return subclass logits (V, N, S) of a training store's views, or of the plain images (1, N, S).
+    """Return subclass logits (V, N, S) of a training store's views; V = 1 for `plain` images.
 
     Raises:
         InputError: the store has no classifier, or no views where they are asked for.

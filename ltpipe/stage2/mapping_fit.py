@@ -11,7 +11,7 @@ from torch import Tensor
 from ltpipe.losses.building import build_loss
 from ltpipe.models.mapping import fresh_mapping, map_scores, mapping_input
 from ltpipe.seeding import generator
-from ltpipe.stage2.batches import Draws, FeatureBatches, HasRows, Rows
+from ltpipe.stage2.batches import Draws, HasRows, Rows
 from ltpipe.stage2.fit import Parameters, fit, stacked
 from ltpipe.stage2.logit_gradients import LogitGradient, logit_gradient
 from ltpipe.stage2.retraining import recipe_of

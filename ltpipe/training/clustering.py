@@ -84,7 +84,7 @@ class Clustering:
         return ids
 
     def restart(self) -> Tensor:
-        """Return how many samples each subclass was given since the last call (P,), from 0 again."""
+        """Return how many samples each subclass was given (P,), and count from 0 again."""
         counts = self.counts
         self.counts = torch.zeros_like(counts)
         return counts
@@ -115,6 +115,6 @@ def shells(distances: Tensor, largest: Tensor, numbers: Tensor) -> Tensor:
         numbers: (B,) int64.
     """
     places = torch.ceil(distances * numbers / largest) - 1
-    # 0 / 0, where all samples lie in the centre, is no number; nor is anything of a run that failed.
+    # 0 / 0, where all samples lie in the centre, is no number; nor is what a failed run computes.
     places = torch.nan_to_num(places, nan=0.0).clamp_min(0)
     return places.minimum((numbers - 1).to(places.dtype)).long()

@@ -32,7 +32,7 @@ def records(values):
     """Rows of (dataset, method, seed, point, parameters, protocol, metric, value)."""
     columns = ["dataset", "method", "seed", "point", "parameters", "protocol", "metric", "value"]
     table = pd.DataFrame(values, columns=columns)
-    return table.assign(label=table["method"], kind="x", **{"class": math.nan})
+    return table.assign(label=table["method"], kind="x", diverged="", **{"class": math.nan})
 
 
 ROWS = records(

@@ -37,8 +37,10 @@ class CWS(BackboneSettings):
     `alpha` are the moving average: `smooth` keeps alpha of the old centre, `printed` takes alpha of
     the new mean, as the paper prints it. `scope` is where a class's largest distance is taken:
     over its samples in the batch, as a moving maximum, or over the whole set before each epoch.
-    `unit` measures on features of unit length. `mapping: alternating` trains the perceptron from
-    subclasses to classes one epoch after each of the backbone's, `cached` leaves it to stage two.
+    `unit` measures on features of unit length. `empty: fatal` says of a run that leaves a subclass
+    without samples in its last epoch that it did not converge. `mapping: alternating` trains the
+    perceptron from subclasses to classes one epoch after each of the backbone's, `cached` leaves it
+    to stage two.
     """
 
     system: Literal["cws"]
@@ -49,6 +51,7 @@ class CWS(BackboneSettings):
     alpha: Float = Field(default=0.99, ge=0, le=1)
     scope: Literal["batch", "running-max", "epoch"] = "batch"
     unit: bool = False
+    empty: Literal["kept", "fatal"] = "kept"
     mapping: Literal["cached", "alternating"] = "cached"
     mapper: Mapper = Mapper()
 

@@ -21,6 +21,7 @@ from ltpipe.evaluation.figures.cascade import (
     separation,
 )
 from ltpipe.evaluation.figures.data import class_distribution, tsne
+from ltpipe.evaluation.figures.splitting import setting_curve, subclass_occupancy
 from ltpipe.evaluation.figures.training import training_curves
 
 __all__ = ["Drawn", "Material", "draw_figures"]
@@ -35,6 +36,8 @@ def draw_figures(material: Material) -> list[Drawn]:
         "tsne": tsne,
         "confusion": confusion,
         "training_curves": training_curves,
+        "setting_curve": setting_curve,
+        "subclass_occupancy": subclass_occupancy,
         "cluster_sizes": cluster_sizes,
         "cluster_purity": cluster_purity,
         "separation": separation,
