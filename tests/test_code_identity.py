@@ -85,6 +85,28 @@ METHODS = {
         "ltpipe.losses.softmax",
         "ltpipe.losses.weights",
     },
+    "label-mapping": RETRAINED
+    | {
+        "ltpipe.stage2.label_mapping",
+        "ltpipe.stage2.mapping_fit",
+        "ltpipe.models.mapping",
+        "ltpipe.training.rules",
+        "ltpipe.losses.building",
+        "ltpipe.losses.softmax",
+        "ltpipe.losses.weights",
+    },
+    "cached-splitting": RETRAINED
+    | {
+        "ltpipe.stage2.cached_splitting",
+        "ltpipe.stage2.mapping_fit",
+        "ltpipe.models.mapping",
+        "ltpipe.training.clustering",
+        "ltpipe.training.rules",
+        "ltpipe.training.subclasses",
+        "ltpipe.losses.building",
+        "ltpipe.losses.softmax",
+        "ltpipe.losses.weights",
+    },
     "tau-norm": DECOUPLED | {"ltpipe.stage2.tau_norm"},
     "logit-adjusted": DECOUPLED | {"ltpipe.stage2.logit_adjusted", "ltpipe.losses.base"},
     "ncm": DECOUPLED | {"ltpipe.stage2.ncm"},

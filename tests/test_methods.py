@@ -22,7 +22,9 @@ SMALL = {
         "momentum": 0.9,
         "batch_size": 16,
         "epochs": 20,
-    }
+    },
+    # The paper's lists are for ten classes or a hundred.
+    "cached-splitting": {"subclasses": "counts"},
 }
 
 
@@ -58,6 +60,11 @@ def test_ffn_keeps_them_in_other_settings(settings, tmp_path):
         ("tau-norm", {"select": "none", "tau": [0.0, 0.5, 1.0]}),
         ("logit-adjusted", {"tau": [0.0, 1.0]}),
         ("ncm", {"distance": "cosine"}),
+        ("label-mapping", {"mapping": "marginal"}),
+        ("label-mapping", {"loss": {"name": "ldam"}, "rule": {"name": "drs"}, "hidden": 20}),
+        ("label-mapping", {"learning_rate": [0.01, 0.1], "rule": {"name": "rs"}, "views": "plain"}),
+        ("cached-splitting", {"mapping": "mlp", "subclasses": [3, 2, 1, 1, 1]}),
+        ("cached-splitting", {"learning_rate": [0.01, 0.1], "subclasses": "counts-and-spread"}),
     ],
 )
 def test_decoupled_classifiers_keep_them_in_other_settings(kind, settings, tmp_path):

@@ -1,4 +1,4 @@
-"""CWS's stage one: what the loss is given, what a job leaves, and what the mapping may not touch."""
+"""CWS's stage one: what the loss is given, what a job leaves, what the mapping may not touch."""
 
 from __future__ import annotations
 

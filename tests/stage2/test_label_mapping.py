@@ -213,9 +213,7 @@ def test_all_three_mappings_are_what_they_say(trained, tmp_path):
     shares /= shares.sum(1, keepdims=True)
     ends = np.cumsum(SUBCLASSES)
     starts = ends - SUBCLASSES
-    expected = np.stack(
-        [shares[:, a:b].sum(1) for a, b in zip(starts, ends, strict=True)], axis=1
-    )
+    expected = np.stack([shares[:, a:b].sum(1) for a, b in zip(starts, ends, strict=True)], axis=1)
     np.testing.assert_allclose(scores_of(folders["marginal"]), expected, atol=1e-6)
     kept = load_file(stage1 / "splitting.safetensors")
     weights = load_file(folders["alternating"] / "models.safetensors")
