@@ -23,20 +23,12 @@ from ltpipe.errors import InputError
 from ltpipe.io import write_text_atomic
 from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
-from ltpipe.models.building import place
 from ltpipe.models.mapping import Splitting, owners, write_splitting
 from ltpipe.seeding import generator
-from ltpipe.stage1.job import finish, open_images, open_training
+from ltpipe.stage1.job import open_images, open_training, train_task
 from ltpipe.training import distributed
 from ltpipe.training.clustering import Clustering
-from ltpipe.training.engine import (
-    TrainingSet,
-    autocast,
-    build_optimizer,
-    epoch_stream,
-    run_epochs,
-    training_state,
-)
+from ltpipe.training.engine import Epoch, NetworkTask, TrainingSet, epoch_stream
 from ltpipe.training.mapping import AlternatingMapping
 from ltpipe.training.rules import phases
 from ltpipe.training.subclasses import image_spread, subclass_counts
@@ -61,35 +53,31 @@ def run(job: Job) -> dict[str, Any]:
     task = SplittingTask(
         training.network, training.data, settings, subclasses, job.spec["seed"], job.device
     )
-    history = run_epochs(
-        task,
-        settings,
-        len(training.data.labels),
-        checkpoint=training.checkpoint,
-        description=f"{settings.network} CWS {settings.loss.name}, seed {job.spec['seed']}",
-    )
-    mapping = task.mapping
+    facts = train_task(job, training, task, functools.partial(_conclude, job, task))
+    return {"subclasses": subclasses, **facts}
+
+
+def _conclude(job: Job, task: SplittingTask, history: list[Epoch]) -> str:
+    """Leave what the task knows beside its weights; say whether empty subclasses lose the run."""
+    settings, mapping, epochs = task.settings, task.mapping, len(history)
     write_splitting(
         job.output,
         Splitting(
-            subclasses,
+            task.subclasses,
             task.clustering.centres,
             {} if mapping is None else mapping.trained(),
             "" if mapping is None else settings.mapper.input,
         ),
     )
-    epochs = len(history)
-    _write(job, "occupancy.csv", occupancy_table(task.occupancy[:epochs], subclasses))
+    _write(job, "occupancy.csv", occupancy_table(task.occupancy[:epochs], task.subclasses))
     if mapping is not None:
         table = pd.DataFrame(mapping.history[:epochs].numpy(), columns=["loss", "accuracy"])
         table.insert(0, "epoch", range(epochs))
         _write(job, "mapping.csv", table)
     empty = int((task.occupancy[epochs - 1] == 0).sum())
-    lost = ""
-    if empty and settings.empty == "fatal":
-        lost = f"{empty} of {sum(subclasses)} subclasses have no sample in the last epoch"
-    facts = {"subclasses": subclasses, "empty_subclasses": empty}
-    return {**facts, **finish(job, training, history, lost)}
+    if not empty or settings.empty == "kept":
+        return ""
+    return f"{empty} of {sum(task.subclasses)} subclasses have no sample in the last epoch"
 
 
 def numbers_of(settings: CWS, data: TrainingSet) -> list[int]:
@@ -100,7 +88,7 @@ def numbers_of(settings: CWS, data: TrainingSet) -> list[int]:
     return subclass_counts(wanted, data.class_counts, spread)
 
 
-class SplittingTask:
+class SplittingTask(NetworkTask):
     """A network over subclasses, the clustering that names them, and maybe a mapping behind.
 
     Attributes:
@@ -117,12 +105,12 @@ class SplittingTask:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.network: Any = place(network, device)
-        self.data = data
-        self.settings = settings
+        shares = [n / number for n, number in zip(data.class_counts, subclasses, strict=True)]
+        first = torch.tensor(shares).repeat_interleave(torch.tensor(subclasses))
+        self.pseudo_counts = first.round().long().clamp_min(1)
+        loss = build_loss(settings.loss, self.pseudo_counts.tolist())
+        super().__init__(network, loss, data, settings, seed, device)
         self.subclasses = subclasses
-        self.seed = seed
-        self.device = device
         self.owners = owners(subclasses).to(device)
         self.clustering = Clustering(
             subclasses,
@@ -133,18 +121,12 @@ class SplittingTask:
             unit=settings.unit,
             device=device,
         )
-        self.autocast = functools.partial(autocast, settings, device)
-        self.optimizer = build_optimizer([self.network], settings)
-        forward = self._outputs
-        self.forward = torch.compile(forward) if settings.compile else forward
-        shares = [n / number for n, number in zip(data.class_counts, subclasses, strict=True)]
-        first = torch.tensor(shares).repeat_interleave(torch.tensor(subclasses))
-        self.pseudo_counts = first.round().long().clamp_min(1)
+        # The clustering needs the features too.
+        self.forward = torch.compile(self._outputs) if settings.compile else self._outputs
         self.occupancy = torch.zeros(settings.epochs, sum(subclasses), dtype=torch.int64)
         self.mapping = None
         if settings.mapping == "alternating":
-            outputs = build_loss(settings.loss, self.pseudo_counts.tolist())
-            self.mapping = AlternatingMapping(settings, data, subclasses, outputs, seed, device)
+            self.mapping = AlternatingMapping(settings, data, subclasses, loss, seed, device)
 
     def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.network.features(images)
@@ -154,9 +136,9 @@ class SplittingTask:
         settings = self.settings
         counts = self.pseudo_counts.tolist()
         phase = phases(settings.rule, counts, settings.epochs)[epoch]
-        loss = build_loss(settings.loss, counts).to(self.device)
-        loss.reweight(None if phase.weights is None else phase.weights.to(self.device))
-        loss.on_epoch(epoch)
+        self.loss = build_loss(settings.loss, counts).to(self.device)
+        self.loss.reweight(None if phase.weights is None else phase.weights.to(self.device))
+        self.loss.on_epoch(epoch)
         given = self._label_all() if settings.scope == "epoch" else None
         self.network.train()
         order = epoch_order(
@@ -175,7 +157,7 @@ class SplittingTask:
                     pseudo = self.clustering.assign(features, target)
                 else:
                     pseudo = given[order[start : start + len(target)].to(self.device)]
-                value = loss(outputs, pseudo)
+                value = self.loss(outputs, pseudo)
             start += len(target)
             value.backward()
             self.optimizer.step(rate)
@@ -206,8 +188,7 @@ class SplittingTask:
         mapping = {} if self.mapping is None else self.mapping.state()
         clustering = {f"clustering.{k}": v for k, v in self.clustering.state().items()}
         counts = {"pseudo_counts": self.pseudo_counts, "occupancy": self.occupancy}
-        network = training_state(self.network, self.optimizer)
-        return {**network, **clustering, **counts, **mapping}
+        return {**super().state(), **clustering, **counts, **mapping}
 
 
 def occupancy_table(occupancy: Tensor, subclasses: list[int]) -> pd.DataFrame:

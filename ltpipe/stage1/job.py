@@ -86,8 +86,8 @@ def train_task(
 ) -> dict[str, Any]:
     """Run all epochs of `task`, write its results, return what the manifest says of the run.
 
-    `conclude` is given the history first: it may leave files of its own, and it says why a run whose
-    losses are finite did not converge, or nothing.
+    `conclude` is given the history first: it may leave files of its own, and it says why a run
+    whose losses are finite did not converge, or nothing.
     """
     settings = training.settings
     history = run_epochs(
@@ -100,9 +100,7 @@ def train_task(
     return _finish(job, training, history, conclude(history))
 
 
-def _finish(
-    job: Job, training: Training, history: list[Epoch], diverged: str
-) -> dict[str, Any]:
+def _finish(job: Job, training: Training, history: list[Epoch], diverged: str) -> dict[str, Any]:
     """Write model.safetensors and history.csv, and return what the manifest says of the run.
 
     A run that did not converge, because its loss is not finite or for the reason that `diverged`

@@ -16,7 +16,7 @@ from ltpipe.config.methods import CachedSplitting
 from ltpipe.job import Job
 from ltpipe.models.mapping import marginal_scores, owners
 from ltpipe.seeding import generator
-from ltpipe.stage2.batches import Rows, UnitRows, joined_views
+from ltpipe.stage2.batches import Rows, UnitRows, drawn_views, joined_views
 from ltpipe.stage2.classifiers import (
     CosineModel,
     LinearModel,
@@ -28,7 +28,7 @@ from ltpipe.stage2.classifiers import (
 from ltpipe.stage2.decoupled import Features, finish, open_features
 from ltpipe.stage2.fit import Parameters, fit, stacked
 from ltpipe.stage2.mapping_fit import Phased, fit_mapping, head_of, mapped_logits
-from ltpipe.stage2.retraining import recipe_of, views_of
+from ltpipe.stage2.retraining import recipe_of
 from ltpipe.training.clustering import Clustering
 from ltpipe.training.subclasses import spread_of, subclass_counts
 
@@ -54,7 +54,7 @@ def run(job: Job) -> dict[str, Any]:
             return marginal_scores(_logits(found, place, test, settings), subclasses).log()
 
         return finish(job, features, scores, weights, subclasses=subclasses)
-    tables = [view.to(job.device).float() for view in views_of(train, settings.views)]
+    tables = [view.to(job.device).float() for view in drawn_views(train, settings.views)]
     logits = torch.stack([_logits(found, 0, view, settings) for view in tables])
     mapping = fit_mapping(
         logits, labels, settings, train.class_counts, job.spec["seed"], job.device
@@ -68,7 +68,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def _fit_classifier(features: Features, pseudo: Tensor, counts: list[int], job: Job) -> Parameters:
     settings, train = features.settings, features.train
-    table = joined_views([views_of(train, settings.views).to(job.device)])
+    table = joined_views([drawn_views(train, settings.views).to(job.device)])
     width, total, draws = table.shape[1], len(counts), generator(job.spec["seed"], "classifier")
     rows: Rows
     if head_of(settings) == "cosine":
@@ -99,4 +99,4 @@ def _logits(found: Parameters, place: int, inputs: Tensor, settings: Any) -> Ten
     if head_of(settings) == "cosine":
         scale = settings.loss.scale
         return scale * cosine_scores(found["weight"][place], F.normalize(inputs, dim=1))
-    return linear_scores(found["weight"][place], found["bias"][place], inputs)
+    return linear_scores(found, place, inputs)

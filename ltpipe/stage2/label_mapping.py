@@ -17,10 +17,10 @@ from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
 from ltpipe.models.mapping import map_scores, mapping_input, marginal_scores, owners, read_splitting
+from ltpipe.stage2.batches import drawn_views
 from ltpipe.stage2.classifiers import cosine_scores, linear_scores
 from ltpipe.stage2.decoupled import Features, finish, open_features
 from ltpipe.stage2.mapping_fit import fit_mapping, mapped_logits
-from ltpipe.stage2.retraining import views_of
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -53,10 +53,10 @@ def view_logits(store: FeatureStore, views: str, device: torch.device) -> Tensor
     """
     if store.classifier_weight is None:
         raise InputError(f"{store.path}: carries no stage-one classifier, so views have no logits")
-    weight = torch.from_numpy(store.classifier_weight).to(device)
-    bias = None
-    if store.classifier_bias is not None:
-        bias = torch.from_numpy(store.classifier_bias).to(device)
+    weight, bias = store.classifier_weight, store.classifier_bias
+    classifier = {"weight": torch.from_numpy(weight)[None].to(device)}
+    if bias is not None:
+        classifier["bias"] = torch.from_numpy(bias)[None].to(device)
     cosine = store.attributes.get("head", "linear") == "cosine"
     scale = float(store.attributes.get("logit_scale", 1.0))
 
@@ -64,10 +64,10 @@ def view_logits(store: FeatureStore, views: str, device: torch.device) -> Tensor
         inputs = view.to(device).float()
         if cosine:
             units = torch.nn.functional.normalize(inputs, dim=1)
-            return scale * cosine_scores(weight, units)
-        return scale * linear_scores(weight, bias, inputs)
+            return scale * cosine_scores(classifier["weight"][0], units)
+        return scale * linear_scores(classifier, 0, inputs)
 
-    return torch.stack([logits(view) for view in views_of(store, views)])
+    return torch.stack([logits(view) for view in drawn_views(store, views)])
 
 
 def subclasses_of(store: FeatureStore) -> list[int]:
