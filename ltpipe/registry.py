@@ -225,6 +225,12 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "contrastive learning with class centres, a momentum encoder and a queue",
             "Cui et al., ICCV 2021",
         ),
+        "hrjba-branch": Entry(
+            "ltpipe.stage1.hrjba",
+            "run",
+            "one branch of the hybrid network: the head classes or the tail classes",
+            "HRJBA",
+        ),
         "cws": Entry(
             "ltpipe.stage1.cws",
             "run",
@@ -262,6 +268,18 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "run",
             "cached features split into shells, a classifier over them, a mapping",
             "CWS",
+        ),
+        "hrjba": Entry(
+            "ltpipe.stage2.hrjba",
+            "run",
+            "head and tail branch joined: by an oracle, a router, or a classifier on both",
+            "HRJBA",
+        ),
+        "oracle-mask": Entry(
+            "ltpipe.stage2.oracle_mask",
+            "run",
+            "stage one's classifier, told whether a sample is of a head or a tail class",
+            "HRJBA",
         ),
         "dlsa": Entry(
             "ltpipe.stage2.dlsa",

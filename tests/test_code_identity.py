@@ -70,6 +70,7 @@ METHODS = {
         "ltpipe.stage2.embedded",
         "ltpipe.stage2.cosine_parts",
         "ltpipe.stage2.flow_filter",
+        "ltpipe.stage2.blocks",
         "ltpipe.stage2.pairs",
         "ltpipe.stage2.clusters",
         "ltpipe.memory",
@@ -85,6 +86,20 @@ METHODS = {
         "ltpipe.losses.softmax",
         "ltpipe.losses.weights",
     },
+    "hrjba": RETRAINED
+    | {
+        "ltpipe.stage2.hrjba",
+        "ltpipe.stage2.groups",
+        "ltpipe.stage2.routing",
+        "ltpipe.stage2.blocks",
+        "ltpipe.stage2.classifier",
+        "ltpipe.data.head_tail",
+        "ltpipe.losses.building",
+        "ltpipe.losses.softmax",
+        "ltpipe.losses.weights",
+    },
+    "oracle-mask": DECOUPLED
+    | {"ltpipe.stage2.oracle_mask", "ltpipe.stage2.groups", "ltpipe.data.head_tail"},
     "label-mapping": RETRAINED
     | {
         "ltpipe.stage2.label_mapping",

@@ -69,6 +69,15 @@ class TrainingCurves(Settings):
     backbones: list[str] = Field(default=["*"], min_length=1)
 
 
+class TailAccuracy(Settings):
+    """Accuracy on the samples of the rarest classes, by their number (HRJBA's Figs. 6, 7)."""
+
+    kind: Literal["tail_accuracy"]
+    dataset: str
+    methods: list[str] = Field(min_length=1)
+    sizes: list[int] = Field(min_length=1)
+
+
 class SettingCurve(Settings):
     """A metric over a numeric setting of the methods' backbones (CWS's Fig. 4).
 
@@ -146,6 +155,7 @@ Figure = Annotated[
     | Confusion
     | TrainingCurves
     | SettingCurve
+    | TailAccuracy
     | SubclassOccupancy
     | ClusterSizes
     | ClusterPurity

@@ -286,8 +286,9 @@ def _stage2(experiment: Experiment, dataset: Named, method: Named, seed: int) ->
         spec["tuning"] = {role: inputs[f"tuning.{role}"].digest for role in settings.roles()}
     cascade = settings.filters()
     if cascade is not None:
-        store = inputs["features.features"]
-        chain = _filters(dataset, settings.roles()["features"], store, cascade, seed)
+        role = settings.filter_role()
+        store = inputs[f"features.{role}"]
+        chain = _filters(dataset, settings.roles()[role], store, cascade, seed)
         inputs |= {f"filter.{number}": cell for number, cell in enumerate(chain, 1)}
         spec["filters"] = [cell.digest for cell in chain]
     if settings.needs_images():

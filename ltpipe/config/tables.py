@@ -46,6 +46,8 @@ class Table(Settings):
             "auc",
             "ece",
             "nll",
+            "head_group",
+            "tail_group",
         ]
     ] = ["accuracy", "many", "medium", "few"]
     expected: Expected | None = None

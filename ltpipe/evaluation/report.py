@@ -126,6 +126,11 @@ def _note(
             f"the paper's numbers (protocol: {table['paper_protocol'].iloc[0]}) with ours minus "
             "theirs"
         )
+    if table["protocol"].str.startswith("oracle").any():
+        parts.append(
+            "[oracle]: told of each test sample whether its true class is a head or a tail class, "
+            "so it competes with none but its like"
+        )
     lost = table[table["converged"] < table["seeds"]].drop_duplicates(["dataset", "label"])
     if len(lost):
         reasons = "; ".join(dict.fromkeys(lost["diverged"]))

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltpipe.config.backbones import FeatureSettings, backbone_settings
+from ltpipe.config.backbones import FeatureSettings, HybridBranch, backbone_settings
 from ltpipe.data.augment import normalise
+from ltpipe.data.head_tail import group_classes
 from ltpipe.data.loading import ImageSplit, Pixels, open_split
 from ltpipe.data.subset import Subset, read_subset
 from ltpipe.divergence import read_divergence
@@ -83,6 +84,11 @@ def run(job: Job) -> dict[str, Any]:
         outputs = sum(subclasses)
         scale = build_loss(backbone.loss, subset.class_counts).logits(torch.ones(1)).item()
         attributes |= {"subclasses": subclasses, "logit_scale": scale}
+    if isinstance(backbone, HybridBranch):
+        counts = subset.class_counts
+        classes = group_classes(counts, backbone.tail_share, backbone.group)
+        outputs = len(classes)
+        attributes["classes"] = classes
     lost = read_divergence(job.inputs["stage1"])
     if lost:
         attributes["diverged"] = lost[0]

@@ -83,17 +83,19 @@ def train_task(
     training: Training,
     task: Task,
     conclude: Callable[[list[Epoch]], str] = lambda history: "",
+    samples: int | None = None,
 ) -> dict[str, Any]:
     """Run all epochs of `task`, write its results, return what the manifest says of the run.
 
     `conclude` is given the history first: it may leave files of its own, and it says why a run
-    whose losses are finite did not converge, or nothing.
+    whose losses are finite did not converge, or nothing. `samples` is how many an epoch trains on,
+    all unless given.
     """
     settings = training.settings
     history = run_epochs(
         task,
         settings,
-        len(training.data.labels),
+        samples or len(training.data.labels),
         checkpoint=training.checkpoint,
         description=f"{settings.network} ({settings.system}), seed {job.spec['seed']}",
     )

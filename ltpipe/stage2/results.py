@@ -204,8 +204,13 @@ def class_logits(store: FeatureStore) -> np.ndarray | None:
     """Return the store's logits (N, C), or None where there are none.
 
     Raises:
-        InputError: the backbone's classifier is over subclasses.
+        InputError: the backbone's classifier is over subclasses, or over a part of the classes.
     """
+    if "classes" in store.attributes:
+        raise InputError(
+            f"{store.path}: the backbone's classifier knows a part of the classes; method hrjba "
+            "joins two such parts"
+        )
     if "subclasses" in store.attributes:
         raise InputError(
             f"{store.path}: the backbone's classifier is over subclasses; method label-mapping "

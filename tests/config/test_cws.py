@@ -19,7 +19,7 @@ def experiment(method, figures=(), backbone=None):
         "seeds": [0],
         "datasets": {"digits-lt": None},
         "backbones": {
-            "split": {"use": "resnet8-cws", **(backbone or {})},
+            "split": {"use": "resnet8-cws-alternating", **(backbone or {})},
             "ce": {"use": "resnet8-ce"},
         },
         "methods": {"M": method, "CE": {"use": "own-classifier", "backbones": {"features": "ce"}}},
@@ -73,7 +73,7 @@ def test_methods_on_features_alone_are_not(method):
 
 
 def test_the_alternating_mapping_needs_a_stage_one_that_trains_it():
-    changed = {"system": "cws", "use": "resnet8-short"}
+    changed = {"use": "resnet8-cws"}
     with pytest.raises(InputError, match="trains no mapping; set mapping: alternating"):
         plan(on("label-mapping-alternating"), backbone=changed)
     other = {"use": "label-mapping-alternating", "backbones": {"features": "ce"}}

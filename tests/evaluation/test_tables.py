@@ -19,6 +19,7 @@ from ltpipe.evaluation.tables import (
     to_text,
     wide,
 )
+from ltpipe.stage2.groups import GROUP_METRICS
 from ltpipe.stage2.results import SCALARS
 
 EXPECTED = Path(__file__).resolve().parents[2] / "data/expected"
@@ -114,7 +115,7 @@ def test_the_best_mean_is_marked_and_bars_are_escaped():
 
 def test_tables_settings_and_methods_name_the_same_metrics():
     (names,) = get_args(Table.model_fields["metrics"].annotation)
-    assert set(get_args(names)) == set(METRIC_TITLES) == set(SCALARS)
+    assert set(get_args(names)) == set(METRIC_TITLES) == {*SCALARS, *GROUP_METRICS}
 
 
 LOST = ROWS.assign(

@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter
 
 from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Rule, Schedule
 from ltpipe.config.backbones.cws import CWS, Mapper
+from ltpipe.config.backbones.hrjba import HybridBranch
 from ltpipe.config.backbones.systems import BBN, Backbone, PaCo
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Backbone",
     "BackboneSettings",
     "FeatureSettings",
+    "HybridBranch",
     "Mapper",
     "PaCo",
     "Rule",
@@ -26,7 +28,7 @@ __all__ = [
 ]
 
 
-AnyBackbone = Annotated[Backbone | BBN | PaCo | CWS, Field(discriminator="system")]
+AnyBackbone = Annotated[Backbone | BBN | PaCo | CWS | HybridBranch, Field(discriminator="system")]
 
 
 def backbone_settings(values: Mapping[str, Any]) -> Any:

@@ -27,10 +27,12 @@ from ltpipe.config.methods.decoupled import (
 )
 from ltpipe.config.methods.dlsa import DLSA, FlowFilter
 from ltpipe.config.methods.fusion import FFN, LogitFusion
+from ltpipe.config.methods.hrjba import HRJBA, OracleMask
 
 __all__ = [
     "DLSA",
     "FFN",
+    "HRJBA",
     "LWS",
     "M2M",
     "NCM",
@@ -45,6 +47,7 @@ __all__ = [
     "MethodSettings",
     "MiSLAS",
     "OneBackbone",
+    "OracleMask",
     "OwnClassifier",
     "Retrained",
     "TauNorm",
@@ -65,6 +68,8 @@ Method = Annotated[
     | LogitAdjusted
     | NCM
     | DLSA
+    | HRJBA
+    | OracleMask
     | LabelMapping
     | CachedSplitting,
     Field(discriminator="kind"),

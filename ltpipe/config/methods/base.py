@@ -60,10 +60,18 @@ class MethodSettings(Settings):
             raise ValueError(
                 "its classifier is over subclasses; method label-mapping leads from them to classes"
             )
+        if not backbone.covers_all_classes() and self.reads_classifier(role):
+            raise ValueError(
+                "its classifier knows a part of the classes; method hrjba joins two such parts"
+            )
 
     def filters(self) -> tuple[FlowFilter, int] | None:
         """Return the filter that the method's cascade is made of, and its number of blocks."""
         return None
+
+    def filter_role(self) -> str:
+        """Return the role whose features the filters see."""
+        return "features"
 
 
 class OneBackbone(Settings):

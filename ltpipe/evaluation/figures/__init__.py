@@ -11,7 +11,12 @@ from typing import Any
 
 import matplotlib
 
-from ltpipe.evaluation.figures.accuracy import confusion, per_class_accuracy, sweep_curve
+from ltpipe.evaluation.figures.accuracy import (
+    confusion,
+    per_class_accuracy,
+    sweep_curve,
+    tail_accuracy,
+)
 from ltpipe.evaluation.figures.base import STYLE, Drawn, Material
 from ltpipe.evaluation.figures.cascade import (
     cascade_tsne,
@@ -33,6 +38,7 @@ def draw_figures(material: Material) -> list[Drawn]:
         "class_distribution": class_distribution,
         "per_class_accuracy": per_class_accuracy,
         "sweep_curve": sweep_curve,
+        "tail_accuracy": tail_accuracy,
         "tsne": tsne,
         "confusion": confusion,
         "training_curves": training_curves,

@@ -25,7 +25,7 @@ def setting_curve(material: Material, settings: Mapping[str, Any]) -> Drawn:
     of_dataset = records[
         (records["dataset"] == dataset)
         & (records["metric"] == metric)
-        & records["protocol"].str.startswith("last")
+        & ~records["protocol"].str.startswith("best_test")
     ]
     rows = []
     for line, places in settings["lines"].items():

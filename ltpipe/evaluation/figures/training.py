@@ -15,7 +15,8 @@ from ltpipe.evaluation.records import read_history
 def training_curves(material: Material, settings: Mapping[str, Any]) -> Drawn:
     """Loss and training accuracy of each backbone over epochs, mean over seeds."""
     dataset = settings["dataset"]
-    wanted = settings["backbones"]
+    trained = [row["backbone"] for row in material.spec["stage1"]]
+    wanted = settings.get("backbones", trained)
     tables = []
     for row in material.spec["stage1"]:
         if row["dataset"] == dataset and row["backbone"] in wanted:
