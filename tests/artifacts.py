@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ltpipe.config.plan import job_module
 from ltpipe.data import drawing
 from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
-from ltpipe.features import extract
 from ltpipe.io import write_json_atomic
 from ltpipe.job import Job
 from ltpipe.stage1 import supervised
@@ -75,5 +76,5 @@ def embed(
         "features": {"precision": "fp32", "views": 2, **features},
         "seed": seed,
     }
-    run_job(extract, spec, base, stage1=stage1, data=data)
+    run_job(importlib.import_module(job_module(spec)), spec, base, stage1=stage1, data=data)
     return base

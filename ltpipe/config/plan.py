@@ -33,6 +33,10 @@ JOBS = {
 }
 
 
+# Systems whose networks are dumped in a way of their own.
+_DUMPS = {"vision-language": "ltpipe.features.vision_language"}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One artifact: `kind` of job, its `folder`, the `spec` that defines it, what it reads.
@@ -62,6 +66,22 @@ class Cell:
         return hash((self.kind, self.folder))
 
 
+def job_module(spec: Mapping[str, Any]) -> str:
+    """Return the module that runs the job of `spec`, its function being `run`."""
+    kind = spec["kind"]
+    if kind == "stage2":
+        return module_of("method", spec["method"]["kind"])
+    system = spec.get("backbone", {}).get("system", "supervised")
+    if kind == "stage1":
+        return module_of("system", system)
+    return _DUMPS.get(system, JOBS[kind]) if kind == "features" else JOBS[kind]
+
+
+def _network_module(backbone: Mapping[str, Any]) -> str:
+    towers = backbone.get("system") == "vision-language"
+    return module_of("tower" if towers else "network", backbone["network"])
+
+
 def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the modules that make the artifact of `spec`; its code is theirs and their imports'.
 
@@ -70,22 +90,19 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """
     kind = spec["kind"]
     if kind == "stage2":
-        method = module_of("method", spec["method"]["kind"])
+        method = job_module(spec)
         entries = [method, *_loss_modules(spec["method"])]
         if "dataset" in spec:
             entries += [f"{method}_online", module_of("source", spec["dataset"]["source"])]
         for backbone in spec.get("backbones", {}).values():
-            entries.append(module_of("network", backbone["network"]))
+            entries.append(_network_module(backbone))
         return tuple(dict.fromkeys(entries))
     backbone = spec.get("backbone", {})
-    if kind == "stage1":
-        entries = [module_of("system", backbone.get("system", "supervised"))]
-    else:
-        entries = [JOBS[kind]]
+    entries = [job_module(spec)]
     if "dataset" in spec and kind != "report":
         entries.append(module_of("source", spec["dataset"]["source"]))
     if backbone:
-        entries.append(module_of("network", backbone["network"]))
+        entries.append(_network_module(backbone))
         loss = backbone_settings(backbone).loss
         entries += [] if loss is None else [module_of("loss", loss.name)]
     return tuple(entries)

@@ -77,7 +77,7 @@ def run(job: Job) -> dict[str, Any]:
     splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
     for name in splits:
         if not len(getattr(subset, f"{name}_index")):
-            _write_empty(job, name, subset, dimension)
+            write_empty(job, name, subset, dimension)
             continue
         split = open_split(job.spec["dataset"], subset, name, job.device, job.root)
         network = build_network(backbone, len(subset.class_names), split.channels)
@@ -174,7 +174,8 @@ def _write_split(
     return dimension
 
 
-def _write_empty(job: Job, name: str, subset: Subset, dimension: int) -> None:
+def write_empty(job: Job, name: str, subset: Subset, dimension: int) -> None:
+    """Write the file of a split that has no samples."""
     write_features(
         job.output / f"{name}.h5",
         features=np.empty((0, dimension), np.float32),

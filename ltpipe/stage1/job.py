@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,16 @@ class Training:
     checkpoint: Checkpoint
 
 
-def open_training(job: Job) -> Training:
-    """Open the training images and build the network that `job.spec` asks for."""
+def open_training(job: Job, build: Callable[[Any, int, int], Any] = build_network) -> Training:
+    """Open the training images and build the network that `job.spec` asks for.
+
+    `build` makes it of the settings, the number of classes and that of the images' channels.
+    """
     settings = backbone_settings(job.spec["backbone"])
     subset = read_subset(job.inputs["data"] / "subset.h5")
     split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
     torch.manual_seed(stream_seed(job.spec["seed"], "weights"))
-    network = build_network(settings, len(subset.class_names), split.channels)
+    network = build(settings, len(subset.class_names), split.channels)
     processes = {"processes": distributed.size()} if distributed.size() > 1 else {}
     identity = canonical_json(
         {"spec": job.spec, "code": job.code, "draw": subset.digest, **processes}
@@ -77,15 +81,13 @@ def _finish(job: Job, training: Training, history: list[Epoch]) -> dict[str, Any
         save_weights(training.network, job.output / "model.safetensors")
         _write_history(history, job.output / "history.csv")
         training.checkpoint.clear()
-    last = history[-1]
     seconds = sum(record.seconds for record in history)
     samples = len(training.data.labels)
     settings = training.settings
     if distributed.rank() == 0:
         say(
             f"trained {settings.network} ({settings.system}) on {describe(job.device)}: "
-            f"{len(history)} epochs in {seconds:.1f} s, loss {last.loss:.4f}, "
-            f"training accuracy {last.accuracy:.1%}"
+            f"{len(history)} epochs in {seconds:.1f} s{_last(history)}"
         )
     return {
         "precision": str(precision(settings.precision, job.device)).removeprefix("torch."),
@@ -96,4 +98,11 @@ def _finish(job: Job, training: Training, history: list[Epoch]) -> dict[str, Any
 
 
 def _write_history(history: list[Epoch], path: Path) -> None:
-    write_text_atomic(path, pd.DataFrame(history).to_csv(index=False))
+    columns = [field.name for field in fields(Epoch)]
+    write_text_atomic(path, pd.DataFrame(history, columns=columns).to_csv(index=False))
+
+
+def _last(history: list[Epoch]) -> str:
+    if not history:
+        return ""
+    return f", loss {history[-1].loss:.4f}, training accuracy {history[-1].accuracy:.1%}"

@@ -9,6 +9,11 @@ from pydantic import Field, TypeAdapter
 
 from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Rule, Schedule
 from ltpipe.config.backbones.systems import BBN, Backbone, PaCo
+from ltpipe.config.backbones.vision_language import (
+    Ladder,
+    VisionLanguage,
+    VisionLanguageFeatures,
+)
 
 __all__ = [
     "BBN",
@@ -16,14 +21,17 @@ __all__ = [
     "Backbone",
     "BackboneSettings",
     "FeatureSettings",
+    "Ladder",
     "PaCo",
     "Rule",
     "Schedule",
+    "VisionLanguage",
+    "VisionLanguageFeatures",
     "backbone_settings",
 ]
 
 
-AnyBackbone = Annotated[Backbone | BBN | PaCo, Field(discriminator="system")]
+AnyBackbone = Annotated[Backbone | BBN | PaCo | VisionLanguage, Field(discriminator="system")]
 
 
 def backbone_settings(values: Mapping[str, Any]) -> Any:

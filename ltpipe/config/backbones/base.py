@@ -134,6 +134,10 @@ class BackboneSettings(Settings):
                 raise ValueError(f"trained: {self.network} is trained as a whole")
         return self
 
+    def origin(self) -> str:
+        """Return in words what the network starts from, where tables are to say so."""
+        return ""
+
     def train_identity(self) -> dict[str, Any]:
         """Return what decides the trained weights."""
         return self.identity()

@@ -26,9 +26,11 @@ from ltpipe.config.methods.decoupled import (
 )
 from ltpipe.config.methods.dlsa import DLSA, FlowFilter
 from ltpipe.config.methods.fusion import FFN, LogitFusion
+from ltpipe.config.methods.vision_language import ECVL, ZeroShot
 
 __all__ = [
     "DLSA",
+    "ECVL",
     "FFN",
     "LWS",
     "M2M",
@@ -45,6 +47,7 @@ __all__ = [
     "OwnClassifier",
     "Retrained",
     "TauNorm",
+    "ZeroShot",
     "settings_of",
 ]
 
@@ -61,7 +64,9 @@ Method = Annotated[
     | TauNorm
     | LogitAdjusted
     | NCM
-    | DLSA,
+    | DLSA
+    | ECVL
+    | ZeroShot,
     Field(discriminator="kind"),
 ]
 
