@@ -148,6 +148,7 @@ def build_plan(experiment: Experiment) -> Plan:
                 "kind": method.settings.kind,
                 "seed": seed,
                 "folder": cell.folder,
+                "origins": _origins(experiment, method),
             }
         )
         for role, name in method.settings.roles().items():
@@ -162,6 +163,13 @@ def build_plan(experiment: Experiment) -> Plan:
                     stage1.append({**row, "folder": store.inputs["stage1"].folder})
     report = _report(experiment, cells, data, results, _unique(stage1), _unique(features))
     return Plan(experiment, cells, report)
+
+
+def _origins(experiment: Experiment, method: Named) -> list[str]:
+    """Return what the method's backbones start from, where tables are to say so."""
+    named = [experiment.backbones.get(name) for name in method.settings.roles().values()]
+    found = [backbone.settings.origin() for backbone in named if backbone is not None]
+    return [origin for origin in dict.fromkeys(found) if origin]
 
 
 def _unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

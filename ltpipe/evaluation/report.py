@@ -126,6 +126,11 @@ def _note(
             f"the paper's numbers (protocol: {table['paper_protocol'].iloc[0]}) with ours minus "
             "theirs"
         )
+    rows = {row["method"] for row in settings["rows"]}
+    shown = [row for row in spec["results"] if row["method"] in rows]
+    origins = dict.fromkeys(origin for row in shown for origin in row.get("origins", []))
+    if origins:
+        parts.append(f"Towers: {'; '.join(origins)}")
     notes = {spec["datasets"][name]["note"] for name in settings["datasets"]} - {""}
     return ". ".join([*parts, *sorted(notes)]) + "."
 

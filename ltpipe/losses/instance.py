@@ -5,31 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ltpipe.losses.base import at_least_float32
 
-
-def instance_contrast(first: Tensor, second: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """Return each sample's contrastive loss (..., B), the mean over its two views.
+@torch.no_grad()
+def instance_contrast(views: Tensor, index: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return each sample's contrastive loss (..., B) and the gradient of its mean, by hand.
 
     A view's positive is the sample's other view, its negatives are both views of the batch's other
-    images. The same image drawn twice is no negative of itself.
+    images; a sample's loss is the mean over its two views. The same image drawn twice is no
+    negative of itself. The gradient (..., 2 B, D) is that of the mean loss by the views.
 
     ECVL, eq. 11; Chen et al., "A Simple Framework for Contrastive Learning of Visual
     Representations", ICML 2020, eq. 1.
 
     Args:
-        first, second: unit vectors (..., B, D) of the two views.
+        views: unit vectors (..., 2 B, D): all first views, then all second ones.
         index: (..., B) int64, which image each sample is.
     """
-    views = at_least_float32(torch.cat([first, second], dim=-2))
-    similarity = views @ views.transpose(-1, -2) / temperature
-    images = torch.cat([index, index], dim=-1)
     batch = index.shape[-1]
-    place = torch.arange(2 * batch, device=index.device)
-    positive = place.unsqueeze(1) == (place + batch) % (2 * batch)
-    same = images.unsqueeze(-1) == images.unsqueeze(-2)
-    logits = similarity.masked_fill(same & ~positive, -torch.inf)
-    losses = torch.logsumexp(logits, dim=-1) - torch.cat(
-        2 * [torch.linalg.vecdot(first, second) / temperature], dim=-1
-    )
-    return (losses[..., :batch] + losses[..., batch:]) / 2
+    logits = views @ views.transpose(-1, -2)
+    logits.div_(temperature)
+    positive = torch.diagonal(logits, batch, -2, -1).clone()
+    same = (index.unsqueeze(-1) == index.unsqueeze(-2)).repeat(*[1] * (index.ndim - 1), 2, 2)
+    logits.masked_fill_(same, -torch.inf)
+    for offset in (batch, -batch):
+        torch.diagonal(logits, offset, -2, -1).copy_(positive)
+    totals = torch.logsumexp(logits, dim=-1, keepdim=True)
+    losses = totals.squeeze(-1).unflatten(-1, (2, batch)).mean(-2) - positive
+    # By a logit: its softmax, less one for the positive.
+    shares = logits.sub_(totals).exp_()
+    for offset in (batch, -batch):
+        torch.diagonal(shares, offset, -2, -1).sub_(1)
+    gradient = (shares + shares.transpose(-1, -2)) @ views
+    return losses, gradient.div_(2 * batch * temperature)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,10 @@ def build_towers(settings: VisionLanguage, *, with_weights: bool = True) -> Any:
     published = _published(open_clip, settings)
     if published.get("quick_gelu"):
         config["quick_gelu"] = True
+    path = None
+    if with_weights and settings.weights is not None:
+        file = settings.weights_file()
+        path = _download(open_clip, settings, published) if file is None else Path(file)
     towers = open_clip.CLIP(**config).eval()
     words = open_clip.SimpleTokenizer().vocab_size
     if not towers.vocab_size == words == _VOCABULARY:
@@ -85,9 +90,7 @@ def build_towers(settings: VisionLanguage, *, with_weights: bool = True) -> Any:
             f"network {settings.network}: its text tower knows {towers.vocab_size} tokens, "
             f"open_clip's tokenizer {words}; both must be CLIP's {_VOCABULARY}"
         )
-    if with_weights and settings.weights is not None:
-        file = settings.weights_file()
-        path = _download(open_clip, settings, published) if file is None else Path(file)
+    if path is not None:
         load_towers(towers, path)
     with torch.no_grad():
         towers.logit_scale.fill_(math.log(settings.logit_scale))
@@ -155,7 +158,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # That an archive looks like one is said below.
+                warnings.simplefilter("ignore", UserWarning)
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(
             f"weights file {path} does not exist; put open_clip's weights there, or name a tag"

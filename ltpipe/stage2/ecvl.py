@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import importlib
 import time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ltpipe.config.methods import ECVL
 from ltpipe.data.sampling import epoch_order
@@ -83,8 +82,20 @@ def _source(job: Job, settings: ECVL, train: FeatureStore) -> Views:
     )
 
 
+class Adapted(NamedTuple):
+    """Features (P, B, D), what the adapter's layer made of them, and the result of unit length."""
+
+    features: Tensor
+    hidden: Tensor
+    units: Tensor
+    norms: Tensor
+
+
 class Adapter:
-    """``lambda ReLU(W f + b) + (1 - lambda) f`` for P models (eq. 7 without its loss factor)."""
+    """``lambda ReLU(W f + b) + (1 - lambda) f`` for P models (eq. 7 without its loss factor).
+
+    Its gradients are by hand: autograd's overhead would be most of a small step.
+    """
 
     def __init__(self, settings: ECVL, dimension: int, seed: int, device: torch.device) -> None:
         points = settings.points()
@@ -98,26 +109,40 @@ class Adapter:
         shares = [point.get("lambda", settings.adapter.share) for point in points]
         self.share = torch.tensor(shares, device=device).view(-1, 1, 1)
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Return adapted features (P, B, D)."""
-        return self._adapt(features, self.weight, self.bias, self.share)
+    @torch.no_grad()
+    def units(self, features: Tensor) -> Adapted:
+        """Return adapted features of unit length from features (P, B, D)."""
+        hidden = torch.bmm(features, self.weight.transpose(1, 2))
+        if self.bias is not None:
+            hidden += self.bias.unsqueeze(1)
+        if self.relu:
+            hidden.relu_()
+        adapted = torch.lerp(features, hidden, self.share)
+        norms = torch.linalg.vector_norm(adapted, dim=-1, keepdim=True).clamp_min_(1e-12)
+        return Adapted(features, hidden, adapted.div_(norms), norms)
+
+    @torch.no_grad()
+    def backward(self, adapted: Adapted, by_units: Tensor) -> None:
+        """Leave the gradients of what has the gradient `by_units` (P, B, D) by the unit vectors."""
+        units = adapted.units
+        radial = torch.linalg.vecdot(by_units, units).unsqueeze(-1)
+        by_hidden = torch.addcmul(by_units, radial, units, value=-1).div_(adapted.norms)
+        by_hidden.mul_(self.share)
+        if self.relu:
+            by_hidden.mul_(adapted.hidden > 0)
+        self.weight.grad = torch.bmm(by_hidden.transpose(1, 2), adapted.features)
+        if self.bias is not None:
+            self.bias.grad = by_hidden.sum(1)
 
     @torch.no_grad()
     def at(self, place: int, features: Tensor) -> Tensor:
-        """Return features (N, D) as one point adapts them."""
-        chosen = slice(place, place + 1)
-        bias = None if self.bias is None else self.bias[chosen]
-        return self._adapt(features[None], self.weight[chosen], bias, self.share[chosen])[0]
-
-    def _adapt(
-        self, features: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor
-    ) -> Tensor:
-        hidden = torch.bmm(features, weight.transpose(1, 2))
-        if bias is not None:
-            hidden = hidden + bias.unsqueeze(1)
+        """Return features (N, D) as one point adapts them, not of unit length."""
+        hidden = features @ self.weight[place].T
+        if self.bias is not None:
+            hidden += self.bias[place]
         if self.relu:
-            hidden = hidden.relu()
-        return torch.lerp(features, hidden, share)
+            hidden.relu_()
+        return torch.lerp(features, hidden, self.share[place])
 
     def weights(self) -> dict[str, Tensor]:
         """Return what is trained, the points along the first axis."""
@@ -153,7 +178,7 @@ class Phase2:
         self.views = 2 if settings.momentum or measured else 1
         # Without the momentum loss the contrast is measured and not trained on.
         weights = [point.get("mu", settings.mu) for point in self.points]
-        self.mu = torch.tensor(weights, device=device) * settings.momentum
+        self.mu = torch.tensor(weights, device=device).view(-1, 1, 1) * settings.momentum
         self.memory: Memory | None = None
         if measured:
             self.memory = Memory(
@@ -190,27 +215,28 @@ class Phase2:
         order = self._order(epoch, scores)
         asked = scores if settings.randaugment else None
         draws = generator(self.seed, "views", epoch)
-        for batch in self.source.epoch(order, asked, self.views, settings.batch_size, draws):
-            index, target, features = batch
-            units = self._units(features)
-            value = self._text_loss(units[0], target)
-            if self.views == 2:
-                losses = instance_contrast(units[0], units[1], index, settings.temperature)
-                value = value + (self.mu * losses.mean(1)).sum()
-                if self.memory is not None and settings.memory_update == "drawn":
-                    self.memory.add(index, losses)
-            value.backward()
-            self.optimizer.step(rate)
+        size = settings.batch_size
+        for index, target, features in self.source.epoch(order, asked, self.views, size, draws):
+            self._step(index, target, features, rate)
         if self.memory is not None:
             if settings.memory_update == "all":
                 self._measure_all(epoch, asked)
             self.memory.end_epoch()
 
-    def _text_loss(self, units: Tensor, target: Tensor) -> Tensor:
-        """Return the points' summed cross-entropies over the prompts of all classes."""
-        logits = self.scale * units @ self.text.T
-        found = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
-        return found / target.shape[1]
+    def _step(self, index: Tensor, target: Tensor, features: Tensor, rate: float) -> None:
+        adapted = self.adapter.units(features.flatten(1, 2))
+        batch = target.shape[1]
+        by_units = torch.zeros_like(adapted.units)
+        if self.views == 2:
+            losses, by_contrast = instance_contrast(adapted.units, index, self.settings.temperature)
+            torch.mul(by_contrast, self.mu, out=by_units)
+            if self.memory is not None and self.settings.memory_update == "drawn":
+                self.memory.add(index, losses)
+        by_units[:, :batch] += text_gradient(
+            adapted.units[:, :batch], self.text, target, self.scale
+        )
+        self.adapter.backward(adapted, by_units)
+        self.optimizer.step(rate)
 
     def _order(self, epoch: int, scores: Tensor | None) -> Tensor:
         """Return which samples the epoch visits, (P, T) on the CPU."""
@@ -231,7 +257,6 @@ class Phase2:
         order = epoch_order(self.labels, self.classes, settings.sampler, draws, settings.per_class)
         return order.expand(len(self.points), -1)
 
-    @torch.no_grad()
     def _measure_all(self, epoch: int, asked: Tensor | None) -> None:
         """Measure every image's contrastive loss once, with the epoch's last weights."""
         assert self.memory is not None
@@ -240,13 +265,22 @@ class Phase2:
         rows = order.expand(len(self.points), -1)
         batches = self.source.epoch(rows, asked, 2, self.settings.batch_size, draws)
         for index, _, features in batches:
-            first, second = self._units(features)
-            losses = instance_contrast(first, second, index, self.settings.temperature)
-            self.memory.add(index, losses)
+            units = self.adapter.units(features.flatten(1, 2)).units
+            self.memory.add(index, instance_contrast(units, index, self.settings.temperature)[0])
 
-    def _units(self, features: Tensor) -> list[Tensor]:
-        """Return each view's adapted features (P, B, D) as unit vectors."""
-        return [F.normalize(self.adapter(view), dim=-1) for view in features]
+
+@torch.no_grad()
+def text_gradient(units: Tensor, text: Tensor, target: Tensor, scale: float) -> Tensor:
+    """Return the gradient (P, B, D) of each model's mean cross-entropy over the prompts (eq. 6).
+
+    Args:
+        units: adapted features of unit length (P, B, D).
+        text: the classes' texts (C, D).
+        target: (P, B) int64.
+    """
+    shares = torch.softmax(scale * (units @ text.T), dim=-1)
+    shares.scatter_add_(-1, target.unsqueeze(-1), -torch.ones_like(shares[..., :1]))
+    return (shares @ text).mul_(scale / target.shape[1])
 
 
 def memory_order(

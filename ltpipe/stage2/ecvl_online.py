@@ -67,4 +67,4 @@ class OnlineViews:
                         asked = memory[0, chosen[0]]
                         batch = ladder_augment(batch, asked, self.ladder, draws)
                     features.append(self.embed(batch))
-            yield chosen, self.labels[chosen], torch.stack(features).unsqueeze(1)
+            yield chosen, self.labels[chosen], torch.stack(features).unsqueeze(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 
-# Which samples (P, B), their classes (P, B), and K views of each (K, P, B, D).
+# Which samples (P, B), their classes (P, B), and K views of each (P, K, B, D).
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
@@ -73,15 +73,18 @@ class CachedViews:
             draws: a CPU generator; the points share its draws.
         """
         device = self.rows.device
-        uniform = torch.rand((views, 1, order.shape[1]), generator=draws).to(device)
+        uniform = torch.rand((views, order.shape[1]), generator=draws).to(device)
         order = order.to(device)
         rung = torch.zeros_like(order)
         if memory is not None:
             rung = self.nearest(memory.gather(1, order))
+        order, rung = order.unsqueeze(1), rung.unsqueeze(1)
         numbers = self.numbers[rung]
         which = self.first[rung] + (uniform * numbers).long().minimum(numbers - 1)
         rows = which * self.samples + order
-        parts = zip(order.split(batch_size, 1), rows.split(batch_size, 2), strict=True)
-        for index, chosen in parts:
+        order = order.squeeze(1)
+        labels = self.labels[order]
+        parts = zip(*(part.split(batch_size, -1) for part in (order, labels, rows)), strict=True)
+        for index, target, chosen in parts:
             features = self.rows.index_select(0, chosen.flatten()).float()
-            yield index, self.labels[index], features.view(*chosen.shape, -1)
+            yield index, target, features.view(*chosen.shape, -1)
