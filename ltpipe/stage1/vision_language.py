@@ -34,14 +34,13 @@ from ltpipe.models.vision_language import (
 )
 from ltpipe.progress import say
 from ltpipe.seeding import generator
-from ltpipe.stage1.job import finish, open_training
+from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
 from ltpipe.training.adamw import AdamW
 from ltpipe.training.engine import (
     TrainingSet,
     autocast,
     batch_sums,
-    run_epochs,
     training_state,
 )
 from ltpipe.training.sgd import SGD
@@ -65,18 +64,10 @@ def run(job: Job) -> dict[str, Any]:
     task = RetrievalTask(
         training.network, prompts, training.data, settings, job.spec["seed"], job.device
     )
-    history = run_epochs(
-        task,
-        settings,
-        len(training.data.labels),
-        checkpoint=training.checkpoint,
-        description=f"{settings.network} towers, seed {job.spec['seed']}",
-    )
-    task.write_back()
     file = settings.weights_file()
     origin = {"towers": settings.origin()}
     return {
-        **finish(job, training, history),
+        **train_task(job, training, task),
         **(origin if file is None else {**origin, "weights_sha256": file_sha256(file)}),
     }
 
@@ -150,6 +141,7 @@ class RetrievalTask:
                 with torch.no_grad():
                     self.towers.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
             sums += batch_sums(value, features.detach() @ texts.detach().T, target)
+        self._write_back()
         total, correct = sums.tolist()
         return total, correct
 
@@ -157,7 +149,6 @@ class RetrievalTask:
         return {**training_state(self.towers, self.optimizer), "table": self.table}
 
     @torch.no_grad()
-    def write_back(self) -> None:
+    def _write_back(self) -> None:
         """Put the trained rows of the token table into the towers."""
         self.towers.token_embedding.weight[self.prompts.rows] = self.table
-        self.towers.eval()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ltpipe.data.sampling import epoch_order
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 from ltpipe.seeding import generator
 

@@ -69,7 +69,7 @@ def run(job: Job) -> dict[str, Any]:
     if fit.memory is not None:
         weights["memory"] = fit.memory.scores()
     facts = {"seconds_per_epoch": round(seconds / settings.epochs, 6), "online": settings.online}
-    return finish(job, features, logits, weights, **facts, **towers_of(train))
+    return finish(job, features, logits, weights, towers=towers_of(train), **facts)
 
 
 def _source(job: Job, settings: ECVL, train: FeatureStore) -> Views:

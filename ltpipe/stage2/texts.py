@@ -30,6 +30,6 @@ def text_logits(features: Tensor, text: Tensor, scale: float) -> Tensor:
     return scale * F.normalize(features, dim=-1) @ text.T
 
 
-def towers_of(store: FeatureStore) -> dict[str, str]:
-    """Return what the manifest says of the towers: whether they are pretrained, and from what."""
-    return {"towers": str(store.attributes.get("towers", "from elsewhere"))}
+def towers_of(store: FeatureStore) -> str:
+    """Return in words whether the store's towers are pretrained, and from what."""
+    return str(store.attributes.get("towers", "from elsewhere"))

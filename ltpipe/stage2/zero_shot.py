@@ -26,4 +26,4 @@ def run(job: Job) -> dict[str, Any]:
     def logits(place: int) -> Tensor:
         return text_logits(test, text, scale)
 
-    return finish(job, features, logits, {"text": text[None]}, **towers_of(features.train))
+    return finish(job, features, logits, {"text": text[None]}, towers=towers_of(features.train))
