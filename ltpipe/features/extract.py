@@ -119,11 +119,7 @@ def _write_split(
     place = torch.argsort(order).numpy()
 
     def stream(view: int | None) -> Iterator[np.ndarray]:
-        draws = (
-            None
-            if view is None
-            else generator(settings.view_seed, "view", seed, view, device=job.device)
-        )
+        draws = view_draws(settings, seed, view, job.device)
         for batch in split.batches.epoch(order, batch_size, draws):
             yield embed(batch).cpu().numpy()
 
@@ -149,10 +145,7 @@ def _write_split(
     write_features(
         job.output / f"{name}.h5",
         features=features,
-        labels=split.labels.numpy(),
-        index=split.index,
-        class_names=subset.class_names,
-        class_counts=subset.class_counts,
+        **described(split, subset),
         attributes={
             "backbone": backbone.network,
             "head": backbone.head,
@@ -172,6 +165,25 @@ def _write_split(
         classifier_bias=state["bias"].numpy() if "bias" in state else None,
     )
     return dimension
+
+
+def view_draws(
+    settings: FeatureSettings, seed: int, view: int | None, device: torch.device
+) -> torch.Generator | None:
+    """Return the stream of a view's augmentation, the same for every backbone; None for none."""
+    if view is None:
+        return None
+    return generator(settings.view_seed, "view", seed, view, device=device)
+
+
+def described(split: ImageSplit, subset: Subset) -> dict[str, Any]:
+    """Return what a split's file says of its samples and classes."""
+    return {
+        "labels": split.labels.numpy(),
+        "index": split.index,
+        "class_names": subset.class_names,
+        "class_counts": subset.class_counts,
+    }
 
 
 def write_empty(job: Job, name: str, subset: Subset, dimension: int) -> None:

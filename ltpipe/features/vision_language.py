@@ -21,7 +21,7 @@ from ltpipe.data.augment import normalise
 from ltpipe.data.loading import ImageSplit, Pixels, open_split
 from ltpipe.data.randaugment import rand_augment
 from ltpipe.data.subset import Subset, read_subset
-from ltpipe.features.extract import Embed, write_empty
+from ltpipe.features.extract import Embed, described, view_draws, write_empty
 from ltpipe.features.store import Blocks, write_features
 from ltpipe.io import file_sha256
 from ltpipe.job import Job
@@ -154,11 +154,7 @@ def _write_split(
     order = torch.arange(samples)
 
     def stream(view: int | None, change: Callable[[Tensor], Tensor]) -> Iterator[np.ndarray]:
-        draws = (
-            None
-            if view is None
-            else generator(settings.view_seed, "view", seed, view, device=job.device)
-        )
+        draws = view_draws(settings, seed, view, job.device)
         for batch in split.batches.epoch(order, settings.batch_size, draws):
             yield embed(change(batch)).cpu().numpy()
 
@@ -177,10 +173,7 @@ def _write_split(
     write_features(
         job.output / f"{name}.h5",
         features=features,
-        labels=split.labels.numpy(),
-        index=split.index,
-        class_names=subset.class_names,
-        class_counts=subset.class_counts,
+        **described(split, subset),
         attributes={**attributes, "mean": split.pixels.mean, "std": split.pixels.std},
         views=views,
         view_strength=None if views is None else np.array(strengths, np.float32),
