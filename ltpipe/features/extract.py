@@ -74,12 +74,10 @@ def run(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     images = 0
     dimension = 0
-    splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
-    for name in splits:
-        if not len(getattr(subset, f"{name}_index")):
+    for name, split in open_splits(job, subset):
+        if split is None:
             write_empty(job, name, subset, dimension)
             continue
-        split = open_split(job.spec["dataset"], subset, name, job.device, job.root)
         network = build_network(backbone, len(subset.class_names), split.channels)
         load_weights(network, weights)
         dtype = precision(settings.precision, job.device)
@@ -165,6 +163,16 @@ def _write_split(
         classifier_bias=state["bias"].numpy() if "bias" in state else None,
     )
     return dimension
+
+
+def open_splits(job: Job, subset: Subset) -> Iterator[tuple[str, ImageSplit | None]]:
+    """Yield each split's name and images, the training ones first; None where it has none."""
+    splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
+    for name in splits:
+        if len(getattr(subset, f"{name}_index")):
+            yield name, open_split(job.spec["dataset"], subset, name, job.device, job.root)
+        else:
+            yield name, None
 
 
 def view_draws(

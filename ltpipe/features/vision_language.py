@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from ltpipe.config.backbones import (
     backbone_settings,
 )
 from ltpipe.data.augment import normalise
-from ltpipe.data.loading import ImageSplit, Pixels, open_split
+from ltpipe.data.loading import ImageSplit, Pixels
 from ltpipe.data.randaugment import rand_augment
 from ltpipe.data.subset import Subset, read_subset
-from ltpipe.features.extract import Embed, described, view_draws, write_empty
+from ltpipe.features.extract import Embed, described, open_splits, view_draws, write_empty
 from ltpipe.features.store import Blocks, write_features
 from ltpipe.io import file_sha256
 from ltpipe.job import Job
@@ -73,12 +73,10 @@ def run(job: Job) -> dict[str, Any]:
         "ladder": "" if settings.ladder is None else json.dumps(settings.ladder.model_dump()),
     }
     dimension, images, seconds, latency = text.shape[1], 0, 0.0, float("nan")
-    splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
-    for name in splits:
-        if not len(getattr(subset, f"{name}_index")):
+    for name, split in open_splits(job, subset):
+        if split is None:
             write_empty(job, name, subset, dimension)
             continue
-        split = open_split(job.spec["dataset"], subset, name, job.device, job.root)
         embed = tower_embedder(towers, split.pixels, dtype, job.device)
         started = time.perf_counter()
         with torch.inference_mode():
