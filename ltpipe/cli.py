@@ -305,10 +305,9 @@ def _compute(
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     import torch
 
-    from ltpipe.config.plan import JOBS
+    from ltpipe.config.plan import job_module
     from ltpipe.data.sources import data_root
     from ltpipe.job import Job
-    from ltpipe.registry import load
     from ltpipe.training.devices import describe, lease
     from ltpipe.training.distributed import is_launched, joined
 
@@ -317,12 +316,7 @@ def _compute(
 
     torch.set_num_threads(max(1, options.threads))
     inputs = _read_inputs(options)
-    if spec["kind"] == "stage1":
-        run = load("system", spec["backbone"].get("system", "supervised"))
-    elif spec["kind"] == "stage2":
-        run = load("method", spec["method"]["kind"])
-    else:
-        run = importlib.import_module(JOBS[spec["kind"]]).run
+    run = importlib.import_module(job_module(spec)).run
     # Drawing and taking over only move data; they leave GPUs to others.
     wanted = "cpu" if spec["kind"] in ("data", "import") else options.device
     with lease(wanted) as device, joined(device):

@@ -130,7 +130,8 @@ def code_identity(entries: Iterable[str]) -> str:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that numbers depend on."""
     found = {"python": platform.python_version(), "ltpipe": __version__}
-    for name in ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "nflows", "snakemake"):
+    names = ("torch", "torchvision", "open_clip_torch", "numpy", "h5py", "scikit-learn", "nflows")
+    for name in (*names, "snakemake"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -24,6 +24,8 @@ class Entry:
 
 
 _CIFAR_RESNET = "He et al., CVPR 2016"
+_TOWERS = "ltpipe.models.vision_language"
+_CLIP = "Radford et al., ICML 2021"
 
 REGISTRY: dict[str, dict[str, Entry]] = {
     "source": {
@@ -113,6 +115,34 @@ REGISTRY: dict[str, dict[str, Entry]] = {
                 ("resnet50", "torchvision ResNet-50"),
             )
         },
+    },
+    "tower": {
+        **{
+            f"{name}{variant}": Entry(
+                _TOWERS, "build_towers", f"CLIP towers {name} of open_clip{remark}", _CLIP
+            )
+            for name in (
+                "RN50",
+                "RN101",
+                "RN50x4",
+                "RN50x16",
+                "RN50x64",
+                "ViT-B-32",
+                "ViT-B-16",
+                "ViT-L-14",
+                "ViT-L-14-336",
+            )
+            for variant, remark in (("", ""), ("-quickgelu", " with OpenAI's activation"))
+        },
+        "small-resnet": Entry(
+            _TOWERS,
+            "build_towers",
+            "small CLIP towers for tiny images: a ResNet of four blocks",
+            _CLIP,
+        ),
+        "small-vit": Entry(
+            _TOWERS, "build_towers", "small CLIP towers for 8x8 images: a transformer", _CLIP
+        ),
     },
     "loss": {
         "ce": Entry(
@@ -237,6 +267,12 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "classes split into shells around moving centres, relabelled in every batch",
             "CWS",
         ),
+        "vision-language": Entry(
+            "ltpipe.stage1.vision_language",
+            "run",
+            "image and text towers, fine-tuned on prompts of the class names",
+            "ECVL, phase I; BALLAD: Ma et al., 2021",
+        ),
     },
     "method": {
         "own-classifier": Entry(
@@ -286,6 +322,18 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "run",
             "a cascade of flow filters, each with a cluster-aided classifier",
             "DLSA",
+        ),
+        "ecvl": Entry(
+            "ltpipe.stage2.ecvl",
+            "run",
+            "an adapter on CLIP features, momentum loss, memory-controlled RandAugment",
+            "ECVL; BALLAD: Ma et al., 2021",
+        ),
+        "zero-shot": Entry(
+            "ltpipe.stage2.zero_shot",
+            "run",
+            "the nearest class text of each image, nothing trained",
+            "Radford et al., ICML 2021",
         ),
         "classifier": Entry(
             "ltpipe.stage2.classifier",

@@ -21,7 +21,9 @@ from ltpipe.job import Job
 from ltpipe.registry import load
 from ltpipe.stage2.results import SCALARS
 
-CLASSES, DIM, VIEWS, TEST_PER_CLASS = 5, 8, 3, 20
+CLASSES, DIM, TEST_PER_CLASS = 5, 8, 20
+# Three views of the training augmentation, two of a RandAugment ladder.
+STRENGTHS = (0.0, 0.0, 0.0, 0.5, 1.0)
 FILES = ("models.safetensors", "predictions.h5", "metrics.csv")
 
 
@@ -32,11 +34,12 @@ class MethodError(AssertionError):
 def check_method(kind: str, folder: Path, roles: list[str] | None = None, **settings: Any) -> None:
     """Run the method registered as `kind` on made features and check what all methods promise.
 
-    The features are those of five separable classes with 60 to 3 training samples, with views,
-    logits and a classifier. The promises: models.safetensors, predictions.h5 and metrics.csv of
-    the right shapes, points along the first axis; the same seed gives the same bytes; the test
-    labels change neither weights nor predictions (of the protocol `oracle`, which is told of them,
-    weights alone); the best point beats chance; scores are probabilities; the weights load.
+    The features are those of five separable classes with 60 to 3 training samples, with views of
+    rising strength, class texts, logits and a classifier. The promises: models.safetensors,
+    predictions.h5 and metrics.csv of the right shapes, points along the first axis; the same seed
+    gives the same bytes; the test labels change neither weights nor predictions (of the protocol
+    `oracle`, which is told of them, weights alone); the best point beats chance; scores are
+    probabilities; the weights load.
 
     Args:
         kind: the method's registered name.
@@ -126,7 +129,7 @@ def make_store(folder: Path, number: int, *, shuffle_test_labels: bool = False) 
         labels = np.repeat(np.arange(CLASSES), sizes)
         clean = centres[labels] + 0.4 * stream.normal(size=(len(labels), DIM))
         features = (clean @ rotation).astype(np.float32)
-        noise = 0.2 * stream.normal(size=(VIEWS, *features.shape))
+        noise = 0.2 * stream.normal(size=(len(STRENGTHS), *features.shape))
         shown = labels.copy()
         if split == "test" and shuffle_test_labels:
             shown = np.random.default_rng(0).permutation(labels)
@@ -136,8 +139,10 @@ def make_store(folder: Path, number: int, *, shuffle_test_labels: bool = False) 
             labels=shown,
             class_names=[f"class {label}" for label in range(CLASSES)],
             class_counts=counts,
-            attributes={"view_seed": 0, "seed": 0},
+            attributes={"view_seed": 0, "seed": 0, "logit_scale": 10.0},
             views=(features + noise).astype(np.float16) if split == "train" else None,
+            view_strength=np.array(STRENGTHS, np.float32) if split == "train" else None,
+            text=(centres @ rotation).astype(np.float32),
             logits=(features @ (centres @ rotation).T).astype(np.float32),
             classifier_weight=(centres @ rotation).astype(np.float32),
             classifier_bias=np.zeros(CLASSES, np.float32),

@@ -36,6 +36,7 @@ FIT = {
 }
 DECOUPLED = RESULTS | {"ltpipe.stage2.decoupled"}
 RETRAINED = DECOUPLED | FIT | {"ltpipe.stage2.retraining"}
+TEXTS = {"ltpipe.stage2.texts"}
 METHODS = {
     "own-classifier": RESULTS | {"ltpipe.stage2.own_classifier"},
     "logit-fusion": RESULTS | {"ltpipe.stage2.logit_fusion"},
@@ -124,6 +125,18 @@ METHODS = {
     },
     "tau-norm": DECOUPLED | {"ltpipe.stage2.tau_norm"},
     "logit-adjusted": DECOUPLED | {"ltpipe.stage2.logit_adjusted", "ltpipe.losses.base"},
+    "ecvl": DECOUPLED
+    | FIT - {"ltpipe.stage2.batches"}
+    | TEXTS
+    | {
+        "ltpipe.stage2.ecvl",
+        "ltpipe.stage2.ladder",
+        "ltpipe.stage2.memory",
+        "ltpipe.losses.instance",
+        "ltpipe.training.adamw",
+        "ltpipe.training.sgd",
+    },
+    "zero-shot": DECOUPLED | TEXTS | {"ltpipe.stage2.zero_shot"},
     "ncm": DECOUPLED | {"ltpipe.stage2.ncm"},
 }
 

@@ -64,13 +64,22 @@ SYSTEMS = {
     },
     "hrjba-branch": {**CE, "system": "hrjba-branch", "group": "head", "tail_share": 0.3},
     "cws": {**CE, "system": "cws", "subclasses": [2, 1, 1, 1, 1, 1, 1, 1, 1, 1]},
+    "vision-language": {
+        "system": "vision-language",
+        "network": "small-resnet",
+        "batch_norm": "train",
+        "logit_scale": 10.0,
+        "batch_size": 16,
+        "precision": "fp32",
+    },
 }
+RATES = {"vision-language": 0.003}
 
 
 @pytest.mark.parametrize("name", REGISTRY["system"])
 def test_a_system_repeats_itself_learns_and_can_be_embedded(name, tmp_path):
     data = draw(tmp_path)
-    backbone = {**SYSTEMS[name], "epochs": 8, "learning_rate": 0.05}
+    backbone = {**SYSTEMS[name], "epochs": 8, "learning_rate": RATES.get(name, 0.05)}
     weights = []
     for folder in ("first", "again"):
         spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": 5}

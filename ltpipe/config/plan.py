@@ -34,6 +34,10 @@ JOBS = {
 }
 
 
+# Systems whose networks are dumped in a way of their own.
+_DUMPS = {"vision-language": "ltpipe.features.vision_language"}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One artifact: `kind` of job, its `folder`, the `spec` that defines it, what it reads.
@@ -63,6 +67,22 @@ class Cell:
         return hash((self.kind, self.folder))
 
 
+def job_module(spec: Mapping[str, Any]) -> str:
+    """Return the module that runs the job of `spec`, its function being `run`."""
+    kind = spec["kind"]
+    if kind == "stage2":
+        return module_of("method", spec["method"]["kind"])
+    system = spec.get("backbone", {}).get("system", "supervised")
+    if kind == "stage1":
+        return module_of("system", system)
+    return _DUMPS.get(system, JOBS[kind]) if kind == "features" else JOBS[kind]
+
+
+def _network_module(backbone: Mapping[str, Any]) -> str:
+    towers = backbone.get("system") == "vision-language"
+    return module_of("tower" if towers else "network", backbone["network"])
+
+
 def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the modules that make the artifact of `spec`; its code is theirs and their imports'.
 
@@ -71,22 +91,19 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """
     kind = spec["kind"]
     if kind == "stage2":
-        method = module_of("method", spec["method"]["kind"])
+        method = job_module(spec)
         entries = [method, *_loss_modules(spec["method"])]
         if "dataset" in spec:
             entries += [f"{method}_online", module_of("source", spec["dataset"]["source"])]
         for backbone in spec.get("backbones", {}).values():
-            entries.append(module_of("network", backbone["network"]))
+            entries.append(_network_module(backbone))
         return tuple(dict.fromkeys(entries))
     backbone = spec.get("backbone", {})
-    if kind == "stage1":
-        entries = [module_of("system", backbone.get("system", "supervised"))]
-    else:
-        entries = [JOBS[kind]]
+    entries = [job_module(spec)]
     if "dataset" in spec and kind != "report":
         entries.append(module_of("source", spec["dataset"]["source"]))
     if backbone:
-        entries.append(module_of("network", backbone["network"]))
+        entries.append(_network_module(backbone))
         loss = backbone_settings(backbone).loss
         entries += [] if loss is None else [module_of("loss", loss.name)]
     return tuple(entries)
@@ -132,6 +149,7 @@ def build_plan(experiment: Experiment) -> Plan:
                 "kind": method.settings.kind,
                 "seed": seed,
                 "folder": cell.folder,
+                "origins": _origins(experiment, method),
             }
         )
         for role, name in method.settings.roles().items():
@@ -146,6 +164,13 @@ def build_plan(experiment: Experiment) -> Plan:
                     stage1.append({**row, "folder": store.inputs["stage1"].folder})
     report = _report(experiment, cells, data, results, _unique(stage1), _unique(features))
     return Plan(experiment, cells, report)
+
+
+def _origins(experiment: Experiment, method: Named) -> list[str]:
+    """Return what the method's backbones start from, where tables are to say so."""
+    named = [experiment.backbones.get(name) for name in method.settings.roles().values()]
+    found = [backbone.settings.origin() for backbone in named if backbone is not None]
+    return [origin for origin in dict.fromkeys(found) if origin]
 
 
 def _unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ class Table(Settings):
             "many",
             "medium",
             "few",
+            "head_tail_gap",
             "balanced_accuracy",
             "macro_f1",
             "mcc",

@@ -138,6 +138,11 @@ def _note(
             "–: did not converge; (k/n): k of n runs did, and the mean is theirs. Reasons: "
             + reasons
         )
+    rows = {row["method"] for row in settings["rows"]}
+    shown = [row for row in spec["results"] if row["method"] in rows]
+    origins = dict.fromkeys(origin for row in shown for origin in row.get("origins", []))
+    if origins:
+        parts.append(f"Towers: {'; '.join(origins)}")
     notes = {spec["datasets"][name]["note"] for name in settings["datasets"]} - {""}
     return ". ".join([*parts, *sorted(notes)]) + "."
 

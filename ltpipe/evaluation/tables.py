@@ -37,6 +37,7 @@ METRIC_TITLES = {
     "many": "many",
     "medium": "medium",
     "few": "few",
+    "head_tail_gap": "head-tail gap",
     "balanced_accuracy": "balanced",
     "macro_f1": "macro F1",
     "mcc": "MCC",
@@ -49,7 +50,7 @@ METRIC_TITLES = {
 }
 # Fractions are shown in percent; these are not fractions, or not usually shown as such.
 PLAIN = {"mcc", "nmi", "auc", "ece", "nll"}
-_LOW_IS_BETTER = {"ece", "nll"}
+_LOW_IS_BETTER = {"head_tail_gap", "ece", "nll"}
 
 
 def build_table(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -95,12 +96,10 @@ def run(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     images = 0
     dimension = 0
-    splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
-    for name in splits:
-        if not len(getattr(subset, f"{name}_index")):
-            _write_empty(job, name, subset, dimension, attributes)
+    for name, split in open_splits(job, subset):
+        if split is None:
+            write_empty(job, name, subset, dimension, attributes)
             continue
-        split = open_split(job.spec["dataset"], subset, name, job.device, job.root)
         network = build_network(backbone, outputs, split.channels)
         if "diverged" in attributes:
             for parameter in network.parameters():
@@ -147,11 +146,7 @@ def _write_split(
     place = torch.argsort(order).numpy()
 
     def stream(view: int | None) -> Iterator[np.ndarray]:
-        draws = (
-            None
-            if view is None
-            else generator(settings.view_seed, "view", seed, view, device=job.device)
-        )
+        draws = view_draws(settings, seed, view, job.device)
         for batch in split.batches.epoch(order, batch_size, draws):
             yield embed(batch).cpu().numpy()
 
@@ -177,10 +172,7 @@ def _write_split(
     write_features(
         job.output / f"{name}.h5",
         features=features,
-        labels=split.labels.numpy(),
-        index=split.index,
-        class_names=subset.class_names,
-        class_counts=subset.class_counts,
+        **described(split, subset),
         attributes={
             "backbone": backbone.network,
             "head": backbone.head,
@@ -203,9 +195,43 @@ def _write_split(
     return dimension
 
 
-def _write_empty(
-    job: Job, name: str, subset: Subset, dimension: int, attributes: dict[str, Any]
+def open_splits(job: Job, subset: Subset) -> Iterator[tuple[str, ImageSplit | None]]:
+    """Yield each split's name and images, the training ones first; None where it has none."""
+    splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
+    for name in splits:
+        if len(getattr(subset, f"{name}_index")):
+            yield name, open_split(job.spec["dataset"], subset, name, job.device, job.root)
+        else:
+            yield name, None
+
+
+def view_draws(
+    settings: FeatureSettings, seed: int, view: int | None, device: torch.device
+) -> torch.Generator | None:
+    """Return the stream of a view's augmentation, the same for every backbone; None for none."""
+    if view is None:
+        return None
+    return generator(settings.view_seed, "view", seed, view, device=device)
+
+
+def described(split: ImageSplit, subset: Subset) -> dict[str, Any]:
+    """Return what a split's file says of its samples and classes."""
+    return {
+        "labels": split.labels.numpy(),
+        "index": split.index,
+        "class_names": subset.class_names,
+        "class_counts": subset.class_counts,
+    }
+
+
+def write_empty(
+    job: Job,
+    name: str,
+    subset: Subset,
+    dimension: int,
+    attributes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
+    """Write the file of a split that has no samples."""
     write_features(
         job.output / f"{name}.h5",
         features=np.empty((0, dimension), np.float32),

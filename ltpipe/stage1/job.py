@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,22 @@ def open_images(job: Job) -> Images:
     return Images(subset, split, data)
 
 
-def open_training(job: Job, images: Images | None = None, outputs: int | None = None) -> Training:
+def open_training(
+    job: Job,
+    images: Images | None = None,
+    outputs: int | None = None,
+    build: Callable[[Any, int, int], Any] = build_network,
+) -> Training:
     """Build the network that `job.spec` asks for, and open its images unless they are given.
 
-    `outputs` is the width of its classifier, the number of classes unless given.
+    `outputs` is the width of its classifier, the number of classes unless given; `build` makes the
+    network of the settings, that width and the number of the images' channels.
     """
     settings = backbone_settings(job.spec["backbone"])
     images = images or open_images(job)
     subset, split = images.subset, images.split
     torch.manual_seed(stream_seed(job.spec["seed"], "weights"))
-    network = build_network(settings, outputs or len(subset.class_names), split.channels)
+    network = build(settings, outputs or len(subset.class_names), split.channels)
     processes = {"processes": distributed.size()} if distributed.size() > 1 else {}
     identity = canonical_json(
         {"spec": job.spec, "code": job.code, "draw": subset.digest, **processes}
@@ -109,9 +115,8 @@ def _finish(job: Job, training: Training, history: list[Epoch], diverged: str) -
     gives, leaves its weights as they are and a record of the reason. Of several processes the
     first writes.
     """
-    last = history[-1]
-    if not math.isfinite(last.loss):
-        diverged = f"the loss is {last.loss} after epoch {last.epoch}"
+    if history and not math.isfinite(history[-1].loss):
+        diverged = f"the loss is {history[-1].loss} after epoch {history[-1].epoch}"
     if distributed.rank() == 0:
         save_weights(training.network, job.output / "model.safetensors")
         _write_history(history, job.output / "history.csv")
@@ -123,8 +128,7 @@ def _finish(job: Job, training: Training, history: list[Epoch], diverged: str) -
     if distributed.rank() == 0:
         say(
             f"trained {settings.network} ({settings.system}) on {describe(job.device)}: "
-            f"{len(history)} epochs in {seconds:.1f} s, loss {last.loss:.4f}, "
-            f"training accuracy {last.accuracy:.1%}"
+            f"{len(history)} epochs in {seconds:.1f} s{_last(history)}"
         )
         if diverged:
             say(f"did not converge: {diverged} (a lower learning_rate or precision: fp32 may help)")
@@ -138,4 +142,11 @@ def _finish(job: Job, training: Training, history: list[Epoch], diverged: str) -
 
 
 def _write_history(history: list[Epoch], path: Path) -> None:
-    write_text_atomic(path, pd.DataFrame(history).to_csv(index=False))
+    columns = [field.name for field in fields(Epoch)]
+    write_text_atomic(path, pd.DataFrame(history, columns=columns).to_csv(index=False))
+
+
+def _last(history: list[Epoch]) -> str:
+    if not history:
+        return ""
+    return f", loss {history[-1].loss:.4f}, training accuracy {history[-1].accuracy:.1%}"

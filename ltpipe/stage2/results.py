@@ -27,6 +27,7 @@ SCALARS = (
     "many",
     "medium",
     "few",
+    "head_tail_gap",
     "balanced_accuracy",
     "macro_f1",
     "mcc",

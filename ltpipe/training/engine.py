@@ -35,6 +35,15 @@ from ltpipe.training.schedules import learning_rate
 from ltpipe.training.sgd import SGD
 
 
+class HasBuffers(Protocol):
+    """An optimizer whose state is a list of tensors."""
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What it keeps from step to step."""
+        ...
+
+
 class Batches(Protocol):
     """A stream of uint8 image batches, as ltpipe.data.images.open_batches gives it."""
 
@@ -227,7 +236,11 @@ def epoch_stream(
 
 def autocast(settings: BackboneSettings, device: torch.device) -> Any:
     """Return the context in which forward passes and losses run."""
-    dtype = precision(settings.precision, device)
+    return autocast_to(precision(settings.precision, device), device)
+
+
+def autocast_to(dtype: torch.dtype, device: torch.device) -> Any:
+    """Return the context in which products are computed in `dtype`."""
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
@@ -249,7 +262,7 @@ def forward_of(network: nn.Module, settings: BackboneSettings, device: torch.dev
     return torch.compile(wrapped) if settings.compile else wrapped
 
 
-def training_state(network: nn.Module, optimizer: SGD) -> dict[str, Tensor]:
+def training_state(network: nn.Module, optimizer: HasBuffers) -> dict[str, Tensor]:
     """Return the tensors of a network and its optimizer by name."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     momenta = {f"momentum.{i}": buffer for i, buffer in enumerate(optimizer.buffers)}

@@ -11,6 +11,11 @@ from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Rule
 from ltpipe.config.backbones.cws import CWS, Mapper
 from ltpipe.config.backbones.hrjba import HybridBranch
 from ltpipe.config.backbones.systems import BBN, Backbone, PaCo
+from ltpipe.config.backbones.vision_language import (
+    Ladder,
+    VisionLanguage,
+    VisionLanguageFeatures,
+)
 
 __all__ = [
     "BBN",
@@ -20,15 +25,20 @@ __all__ = [
     "BackboneSettings",
     "FeatureSettings",
     "HybridBranch",
+    "Ladder",
     "Mapper",
     "PaCo",
     "Rule",
     "Schedule",
+    "VisionLanguage",
+    "VisionLanguageFeatures",
     "backbone_settings",
 ]
 
 
-AnyBackbone = Annotated[Backbone | BBN | PaCo | CWS | HybridBranch, Field(discriminator="system")]
+AnyBackbone = Annotated[
+    Backbone | BBN | PaCo | CWS | HybridBranch | VisionLanguage, Field(discriminator="system")
+]
 
 
 def backbone_settings(values: Mapping[str, Any]) -> Any:

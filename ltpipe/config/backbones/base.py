@@ -154,6 +154,10 @@ class BackboneSettings(Settings):
         """Return whether the classifier has an output for every class."""
         return True
 
+    def origin(self) -> str:
+        """Return in words what the network starts from, where tables are to say so."""
+        return ""
+
     def train_identity(self) -> dict[str, Any]:
         """Return what decides the trained weights."""
         return self.identity()

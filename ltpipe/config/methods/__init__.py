@@ -28,9 +28,11 @@ from ltpipe.config.methods.decoupled import (
 from ltpipe.config.methods.dlsa import DLSA, FlowFilter
 from ltpipe.config.methods.fusion import FFN, LogitFusion
 from ltpipe.config.methods.hrjba import HRJBA, OracleMask
+from ltpipe.config.methods.vision_language import ECVL, ZeroShot
 
 __all__ = [
     "DLSA",
+    "ECVL",
     "FFN",
     "HRJBA",
     "LWS",
@@ -51,6 +53,7 @@ __all__ = [
     "OwnClassifier",
     "Retrained",
     "TauNorm",
+    "ZeroShot",
     "settings_of",
 ]
 
@@ -71,7 +74,9 @@ Method = Annotated[
     | HRJBA
     | OracleMask
     | LabelMapping
-    | CachedSplitting,
+    | CachedSplitting
+    | ECVL
+    | ZeroShot,
     Field(discriminator="kind"),
 ]
 
