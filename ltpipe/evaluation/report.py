@@ -114,7 +114,8 @@ def _note(
     spec: Mapping[str, Any], table: pd.DataFrame, settings: Mapping[str, Any], base: Path
 ) -> str:
     """Say in words what the numbers of a table are."""
-    seeds = sorted(table["seeds"].unique())
+    # A row that has no such metric has no seeds either.
+    seeds = sorted(set(table["seeds"]) - {0})
     over = "1 seed" if seeds == [1] else f"mean ± sd over {'/'.join(map(str, seeds))} seeds"
     protocols = ", ".join(dict.fromkeys(table["protocol"]))
     parts = [f"Test set, {over}; protocol: {protocols}"]

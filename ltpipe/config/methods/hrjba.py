@@ -26,9 +26,9 @@ class HRJBA(Retrained):
     `temperature` their probabilities, each branch's temperature fitted on held-out samples and its
     share `prior` even or that of its classes; `energy` the branch of higher free energy, with a
     bias fitted there too; `gate` a logistic regression on both branches' features (`soft` mixes by
-    its probability instead of choosing); `flow` DLSA's filter, which takes tail samples out;
-    `retrain` trains a classifier of all classes on both branches' features. `tail_share` is that of
-    the branches. The recipe is that of `gate` and `retrain`, `loss` that of `retrain`.
+    its probability instead of choosing); `flow` DLSA's filter on the head branch's features, which
+    takes tail samples out; `retrain` trains a classifier of all classes on both branches' features.
+    `tail_share` is that of the branches. The recipe is that of `gate` and `retrain`, `loss` that of `retrain`.
     """
 
     kind: Literal["hrjba"]
@@ -70,7 +70,8 @@ class HRJBA(Retrained):
         return (self.filter, 1) if self.routing == "flow" else None
 
     def filter_role(self) -> str:
-        return "tail"
+        # There, classes that the branch never saw lie apart from those it knows.
+        return "head"
 
     def check_backbone(self, role: str, backbone: Any) -> None:
         if backbone.covers_all_classes():
