@@ -28,7 +28,8 @@ class HRJBA(Retrained):
     bias fitted there too; `gate` a logistic regression on both branches' features (`soft` mixes by
     its probability instead of choosing); `flow` DLSA's filter on the head branch's features, which
     takes tail samples out; `retrain` trains a classifier of all classes on both branches' features.
-    `tail_share` is that of the branches. The recipe is that of `gate` and `retrain`, `loss` that of `retrain`.
+    `tail_share` is that of the branches. The recipe is that of `gate` and `retrain`, `loss` that of
+    `retrain`.
     """
 
     kind: Literal["hrjba"]
