@@ -90,9 +90,45 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, help="results/experiments/NAME")
     command.set_defaults(run=_table)
 
+    command = commands.add_parser(
+        "explain",
+        help="heat maps of a trained backbone on images of your own",
+        description="Draw where a trained backbone sees a class in image files (CAM, Grad-CAM).",
+    )
+    command.add_argument("folder", type=Path, help="results/stage1/DATASET/BACKBONE/DIGEST/seed0")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    command.add_argument("--method", choices=["grad-cam", "cam"], default="grad-cam")
+    command.add_argument(
+        "--class", dest="label", metavar="NAME", help="default: the class that is predicted"
+    )
+    command.add_argument(
+        "--channels", type=int, default=0, metavar="N", help="maps of N single channels, too"
+    )
+    command.add_argument(
+        "--untrained", action="store_true", help="the same network before training, too"
+    )
+    command.add_argument("--output", type=Path, default=Path("heatmaps"), metavar="FOLDER")
+    command.set_defaults(run=_explain)
+
     for name, (kind, summary) in _JOBS.items():
         _add_job(commands, name, kind, summary)
     return parser
+
+
+def _explain(options: argparse.Namespace) -> int:
+    heatmaps = importlib.import_module("ltpipe.evaluation.heatmaps")
+    drawn = heatmaps.draw_heatmaps(
+        options.folder,
+        options.images,
+        options.output,
+        method=options.method,
+        label=options.label,
+        channels=options.channels,
+        untrained=options.untrained,
+    )
+    for path in drawn:
+        print(path)
+    return 0
 
 
 def _add_job(commands: Any, name: str, kind: str, summary: str) -> None:
