@@ -69,7 +69,8 @@ def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) 
     (work / "tables").mkdir()
     (work / "figures").mkdir()
     shown, texts = [], []
-    for name, settings in spec["tables"].items():
+    for name in spec["table_order"]:
+        settings = spec["tables"][name]
         table = build_table(records, settings, spec["datasets"], expected_dir)
         if table.empty:
             raise InputError(f"tables.{name}: none of its methods was run on its data sets")
