@@ -72,7 +72,7 @@ def test_ffn_keeps_them_in_other_settings(settings, tmp_path):
         ("hrjba", {"routing": "energy"}),
         ("hrjba", {"routing": "gate"}),
         ("hrjba", {"routing": "gate", "soft": True, "views": "plain"}),
-        ("hrjba", {"routing": "flow", "filter": SMALL["dlsa"]["filter"]}),
+        ("hrjba", {"routing": "flow", "filter": {**SMALL["dlsa"]["filter"], "epochs": 25}}),
         ("hrjba", {"loss": {"name": "balanced-softmax"}, "learning_rate": [0.01, 0.1]}),
     ],
 )

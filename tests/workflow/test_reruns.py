@@ -94,13 +94,13 @@ def test_another_grid_reruns_the_method_and_the_old_one_is_found_again(workspace
 
 
 def test_a_methods_code_reruns_the_method(workspace: Workspace):
-    workspace.edit("stage2/ffn.py", "def _views(", "UNUSED = 1\n\n\ndef _views(")
+    workspace.edit("stage2/ffn.py", "def _batches(", "UNUSED = 1\n\n\ndef _batches(")
     assert titles(workspace.snakemake()) == {FFN, REPORT}
     assert workspace.planned() == set()
 
 
 def test_remarks_in_code_do_not_count(workspace: Workspace):
-    workspace.edit("stage2/ffn.py", "def _views(", "# a remark\n\n\ndef _views(")
+    workspace.edit("stage2/ffn.py", "def _batches(", "# a remark\n\n\ndef _batches(")
     workspace.edit("stage2/fit.py", '"""The one fit loop', '"""Another sentence. The one fit loop')
     assert workspace.planned() == set()
 
@@ -156,7 +156,7 @@ def test_code_that_changed_after_planning_is_refused(workspace: Workspace):
     workspace.write(changed(w1=[0.5]))
     commands = workspace.snakemake("-n", "-p", "--until", "classify").stdout
     command = next(line.strip() for line in commands.splitlines() if "ltpipe classify" in line)
-    workspace.edit("stage2/ffn.py", "def _views(", "UNUSED = 1\n\n\ndef _views(")
+    workspace.edit("stage2/ffn.py", "def _batches(", "UNUSED = 1\n\n\ndef _batches(")
     command = command.partition("Shell command: ")[2].split(" > ")[0]
     command = command.replace("ltpipe classify", f"{sys.executable} -m ltpipe classify")
     done = subprocess.run(
