@@ -378,6 +378,8 @@ def _report(
         # Canonical JSON sorts the names of tables; a reader expects them as the file has them.
         "table_order": list(file.tables),
         "figures": [_figure(experiment, figure) for figure in file.figures],
+        # Specs are passed on with sorted keys; what is shown keeps the file's order.
+        "order": {"tables": list(file.tables), "datasets": list(data)},
     }
     return Cell(
         kind="report",
