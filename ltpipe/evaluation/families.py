@@ -48,7 +48,7 @@ SYSTEMS = {
     "DLSA": Family(
         "dlsa",
         "DLSA: a cascade of flow filters",
-        "Each filter takes out samples in pure clusters; the next classifier sees the others.",
+        "Each filter takes the likeliest samples out for a classifier; the next sees the others.",
     ),
 }
 # Figures of backbones that only one system has.
