@@ -194,7 +194,9 @@ def draw_graph(groups: list[Group]) -> Drawing:
             jobs = sum(len(group.members) for group in rest)
             y = _TOP + len(shown) * _STEP
             text = f"and {len(rest)} more"
-            boxes.append(Box(x, y, text, _jobs(jobs), f"{text}: " + ", ".join(g.name for g in rest)))
+            boxes.append(
+                Box(x, y, text, _jobs(jobs), f"{text}: " + ", ".join(g.name for g in rest))
+            )
             place |= {artifact.folder: (x, y) for g in rest for artifact in g.members}
         tallest = max(tallest, len(shown) + (not whole))
     ends = {

@@ -195,9 +195,7 @@ def _sections(
                     "settings": _flat(artifacts[first[name]["folder"]].manifest["spec"]["method"]),
                 }
             )
-        sections.append(
-            {"family": family, "methods": rows, "figures": figures.pop(family, [])}
-        )
+        sections.append({"family": family, "methods": rows, "figures": figures.pop(family, [])})
     return {
         "sections": sections,
         "reliability": figures.pop("calibration", []),

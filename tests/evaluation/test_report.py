@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
-from ltpipe.config.figures import Confusion, Reliability
 from ltpipe.config.base import canonical_json
+from ltpipe.config.figures import Confusion, Reliability
 from ltpipe.errors import InputError
 from ltpipe.evaluation.artifacts import STEPS, draw_graph, group_artifacts, read_artifacts
 from ltpipe.evaluation.records import read_predictions
@@ -202,7 +202,9 @@ def test_each_system_has_a_section_with_its_figures(experiment, tmp_path):
     write_report(spec, tmp_path / "a", EXPECTED, base)
     page = (tmp_path / "a/report.html").read_text()
     parts = dict(re.findall(r'<h2 id="([a-z]+)">(.*?)(?=<h2 |</main>)', page, re.DOTALL))
-    names = {key: set(re.findall(r'<figure id="figure-([^"]+)"', part)) for key, part in parts.items()}
+    names = {
+        key: set(re.findall(r'<figure id="figure-([^"]+)"', part)) for key, part in parts.items()
+    }
     assert "sweep-ffn-digits" in names["ffn"] and "confusion-ffn-digits" in names["ffn"]
     assert names["calibration"] == {"reliability-ce-ffn-digits"}
     assert names["backbones"] == {"class-distribution-digits", "training-digits"}
@@ -230,7 +232,9 @@ def test_a_graph_of_a_thousand_jobs_stays_small(experiment):
     spec, base = experiment
     (example,) = [a for a in read_artifacts(spec, base).values() if a.kind == "data"]
     many = [
-        replace(example, kind="stage2", name=f"{'a-method-with-a-long-name-'}{n // 5}", folder=f"f{n}")
+        replace(
+            example, kind="stage2", name=f"{'a-method-with-a-long-name-'}{n // 5}", folder=f"f{n}"
+        )
         for n in range(1000)
     ]
     drawing = draw_graph(group_artifacts([example, *many]))

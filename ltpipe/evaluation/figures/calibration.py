@@ -57,9 +57,7 @@ def reliability_diagram(material: Material, settings: Mapping[str, Any]) -> Draw
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, method, table in zip(panels, settings["methods"], tables, strict=False):
             axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
-            axes.bar(
-                table["above"], table["accuracy"], 1 / _BINS, align="edge", color=COLOURS[0]
-            )
+            axes.bar(table["above"], table["accuracy"], 1 / _BINS, align="edge", color=COLOURS[0])
             axes.plot(table["confidence"], table["accuracy"], "o", color=COLOURS[1], markersize=4)
             gap = (table["share"] * (table["confidence"] - table["accuracy"]).abs()).sum()
             axes.set_title(f"{material.label(method)}\nECE {gap:.3f}", fontsize=10)
