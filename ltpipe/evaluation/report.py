@@ -68,11 +68,11 @@ def write_report(
 
 def _in_order(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return the spec with its tables and data sets in the experiment file's order."""
-    ordered = {
-        section: {name: spec[section][name] for name in names}
-        for section, names in spec["order"].items()
+    return {
+        **spec,
+        "tables": {name: spec["tables"][name] for name in spec["table_order"]},
+        "datasets": {name: spec["datasets"][name] for name in spec["dataset_order"]},
     }
-    return {**spec, **ordered}
 
 
 def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) -> str:

@@ -96,7 +96,8 @@ def experiment(tmp_path_factory):
             ).model_dump(mode="json"),
             {"kind": "training_curves", "dataset": "digits"},
         ],
-        "order": {"tables": ["main", "alone"], "datasets": ["digits"]},
+        "table_order": ["main", "alone"],
+        "dataset_order": ["digits"],
     }
 
     def manifest(folder, artifact, **inputs):
