@@ -48,7 +48,9 @@ class Comparison:
     level: float
 
 
-def paired_interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+def paired_interval(
+    differences: Sequence[float] | np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
     """Return the t interval of the mean of paired differences.
 
     The mean plus and minus t(n - 1, (1 + level) / 2) sd / sqrt(n), sd with n - 1 in the divisor
