@@ -269,42 +269,56 @@ def _look_at(source: Source, sample: int) -> ImageFacts:
     chosen = np.arange(total)
     if sample and sample < total:
         chosen = np.unique(np.linspace(0, total - 1, sample).astype(np.int64))
-    sizes, modes, damaged, pixels = [], Counter[str](), [], []
-    start, training = 0, 0
+    opened: list[_Opened] = []
+    damaged = []
+    training = start = 0
     for part in parts:
         end = start + len(part.labels)
         for place in chosen[(chosen >= start) & (chosen < end)] - start:
             try:
-                pixels.append(part.images.load(np.array([place]))[0])
+                part.images.load(np.array([place]))
+                opened.append(_open(part, int(place)))
             except InputError as error:
                 damaged.append(str(error))
-                continue
-            size, mode = _header(part, int(place))
-            sizes.append(size)
-            modes[mode] += 1
         start = end
-        training = training or len(pixels)
-    if not pixels:
+        training = training or len(opened)
+    if not opened:
         raise InputError(f"no image can be read; the first of {len(damaged)}: {damaged[0]}")
-    values = np.stack(pixels)
+    mean, square = np.mean([image.moments for image in opened[:training]], axis=0)
     return ImageFacts(
         total=total,
-        sizes=np.array(sizes),
-        modes=dict(modes.most_common()),
-        grey=bool((values == values[..., :1]).all()),
-        mean=float(values[:training].mean() / 255),
-        std=float(values[:training].std() / 255),
+        sizes=np.array([image.size for image in opened]),
+        modes=dict(Counter(image.mode for image in opened).most_common()),
+        grey=all(image.grey for image in opened),
+        mean=float(mean),
+        std=float(np.sqrt(square - mean**2)),
         damaged=damaged,
         looked_at=len(chosen),
     )
 
 
-def _header(part: Part, place: int) -> tuple[tuple[int, int], str]:
+@dataclass(frozen=True)
+class _Opened:
+    """An image's (height, width), mode, whether it is grey, and its mean and mean square."""
+
+    size: tuple[int, int]
+    mode: str
+    grey: bool
+    moments: tuple[float, float]
+
+
+def _open(part: Part, place: int) -> _Opened:
     paths: list[Path] = part.images.paths  # type: ignore[attr-defined]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(paths[place]) as image:
-            return (image.height, image.width), image.mode
+            values = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+            return _Opened(
+                size=(image.height, image.width),
+                mode=image.mode,
+                grey=bool((values == values[..., :1]).all()),
+                moments=(float(values.mean()), float((values**2).mean())),
+            )
 
 
 def _feature_file(path: Path) -> Path | None:

@@ -45,7 +45,7 @@ def describe(survey: Survey) -> list[str]:
     for rule in ("thresholds", "ranks"):
         groups = "/".join(str(number) for number in survey.group_sizes(rule).values())
         words = _words(survey, rule).removeprefix("many/medium/few: ")
-        lines.append(f"  many/medium/few    {groups} classes by {words}")
+        lines.append(f"  many/medium/few    {groups} classes ({words})")
     if survey.split_off:
         lines.append("  test set           none found: 0.2 of each class is set apart")
     else:
@@ -98,7 +98,7 @@ def warnings(survey: Survey) -> list[str]:
     ):
         if counts.any():
             names = [survey.class_names[c] for c in np.flatnonzero(counts)]
-            found.append(f"{len(names)} {text}: {_some(names)}")
+            found.append(f"{text}: {_some(names)}")
     if survey.images is not None and survey.images.damaged:
         damaged = survey.images.damaged
         found += damaged[:_SHOWN]
