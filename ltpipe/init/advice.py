@@ -225,7 +225,8 @@ def _methods(survey: Survey, fused: bool, reasons: list[str]) -> list[Method]:
     if fused:
         roles = "backbones: {ce: ce, kps: kps}"
         methods.append(
-            Method("FFN", ["use: ffn", roles, "w1: 0.5"], "both backbones' features fused")
+            # The released code's small steps suit schedules of some hundred thousand samples.
+            Method("FFN", ["use: ffn-paper", roles, "w1: 0.5"], "both backbones' features fused")
         )
     mean = number / len(survey.train)
     if mean < _DLSA_MEAN or survey.imbalance < _BALANCED:
