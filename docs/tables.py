@@ -87,12 +87,11 @@ def _from_markdown(text: str, heading: str | None) -> list[str]:
 
 def _from_csv(path: Path) -> list[str]:
     with path.open(encoding="utf-8", newline="") as handle:
-        rows = [(row["name"], f"{float(row['ratio']):,.3g}") for row in csv.DictReader(handle)]
-    return [
-        "| what | ratio |",
-        "| --- | ---: |",
-        *(f"| {name} | {ratio} |" for name, ratio in rows),
-    ]
+        rows = [(row["name"], float(row["ratio"])) for row in csv.DictReader(handle)]
+    lines = ["| what | ratio |", "| --- | ---: |"]
+    for name, ratio in rows:
+        lines.append(f"| {name} | {f'{ratio:,.0f}' if ratio >= 100 else f'{ratio:.3g}'} |")
+    return lines
 
 
 def _chosen(lines: list[str], wanted: list[str]) -> list[str]:
