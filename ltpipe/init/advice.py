@@ -94,7 +94,8 @@ def _imbalance_in_words(survey: Survey) -> str:
         return (
             f"{ratio}: mildly long-tailed; rebalanced classifiers are set up beside the plain one"
         )
-    return f"{ratio}: long-tailed; rebalanced classifiers and FFN's fused features are set up"
+    fused = "" if survey.images is None else " and FFN's fused features"
+    return f"{ratio}: long-tailed; rebalanced classifiers{fused} are set up"
 
 
 def _groups(survey: Survey) -> str:
@@ -138,7 +139,7 @@ def _stage_one(
     reasons.append(
         f"images of {short:.0f} pixels on the shorter side: {network} at {sides[0]} x {sides[1]}"
     )
-    reasons.append(f"{number:,} training images: {backbone['epochs']} epochs")
+    reasons.append(f"{number:,} training images; epochs: {backbone['epochs']}")
     if large and not pretrained:
         reasons.append(
             "ImageNet's weights help small sets most: --pretrained starts from them (fetched once)"
@@ -200,6 +201,8 @@ def _methods(survey: Survey, fused: bool, reasons: list[str]) -> list[Method]:
     role = f"backbones: {{features: {features}}}"
     # As the catalogue's for CIFAR, and for small sets the same number of steps.
     length = ["epochs: 30", "batch_size: 32"] if number < _SMALL_SET else []
+    if survey.images is None:
+        length.append("views: plain")  # embeddings come without augmented views
 
     def retrained(name: str, use: str, why: str) -> Method:
         return Method(name, [f"use: {use}", role, *length], why)
@@ -236,23 +239,13 @@ def _methods(survey: Survey, fused: bool, reasons: list[str]) -> list[Method]:
             )
         return methods
     reasons.append(f"{mean:.0f} images a class on average: enough for DLSA's filters")
-    return [*methods, Method("DLSA", _dlsa(survey, number, role), "a cascade of flow filters")]
+    return [*methods, Method("DLSA", _dlsa(number, role), "a cascade of flow filters")]
 
 
-def _dlsa(survey: Survey, number: int, role: str) -> list[str]:
+def _dlsa(number: int, role: str) -> list[str]:
+    """Return the published settings for large sets, else those that small ones do not upset."""
     clusters = min(500, max(20, number // 230))
-    lines = ["use: dlsa", role]
     if number >= _LARGE_SET:
-        return [*lines, f"filter: {{clusters: {clusters}}}"]
-    return [
-        *lines,
-        "epochs: 30",
-        "learning_rate: 0.05",
-        "momentum: 0.9",
-        "filter:",
-        f"  clusters: {clusters}",
-        "  epochs: 20",
-        "  batch_size: 512",
-        "  learning_rate: 0.05",
-        "  likelihood_weight: 0.5",
-    ]
+        return ["use: dlsa", role, f"filter: {{clusters: {clusters}}}"]
+    batch = 128 if number < _SMALL_SET else 512
+    return ["use: dlsa-small", role, f"filter: {{clusters: {clusters}, batch_size: {batch}}}"]
