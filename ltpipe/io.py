@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_SUFFIX = ".tmp"
+
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
@@ -21,7 +23,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -33,6 +35,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether `path` is one that `atomic_path` yields: half-written if nobody writes it."""
+    return path.name.startswith(".") and path.suffix == _SUFFIX
 
 
 def _umask() -> int:

@@ -94,30 +94,30 @@ def test_another_grid_reruns_the_method_and_the_old_one_is_found_again(workspace
 
 
 def test_a_methods_code_reruns_the_method(workspace: Workspace):
-    workspace.edit("stage2/ffn.py", "def _views(", "UNUSED = 1\n\n\ndef _views(")
+    workspace.append("stage2/ffn.py")
     assert titles(workspace.snakemake()) == {FFN, REPORT}
     assert workspace.planned() == set()
 
 
 def test_remarks_in_code_do_not_count(workspace: Workspace):
-    workspace.edit("stage2/ffn.py", "def _views(", "# a remark\n\n\ndef _views(")
+    workspace.append("stage2/ffn.py", "# a remark")
     workspace.edit("stage2/fit.py", '"""The one fit loop', '"""Another sentence. The one fit loop')
     assert workspace.planned() == set()
 
 
 def test_another_methods_code_does_not_count(workspace: Workspace):
-    workspace.edit("stage2/logit_fusion.py", "def fuse(", "UNUSED = 1\n\n\ndef fuse(")
-    workspace.edit("losses/smoothing.py", "def _smoothed", "UNUSED = 1\n\n\ndef _smoothed")
+    workspace.append("stage2/logit_fusion.py")
+    workspace.append("losses/smoothing.py")
     assert workspace.planned() == set()
 
 
 def test_a_losss_code_reruns_the_backbone_that_it_trained(workspace: Workspace):
-    workspace.edit("losses/margin.py", "class KPSLoss", "UNUSED = 1\n\n\nclass KPSLoss")
+    workspace.append("losses/margin.py")
     assert workspace.planned() == KPS_CHAIN
 
 
 def test_shared_code_reruns_all_that_imports_it(workspace: Workspace):
-    workspace.edit("stage2/results.py", "SCALARS = (", "UNUSED = 1\nSCALARS = (")
+    workspace.append("stage2/results.py")
     assert workspace.planned() == {CE, FFN, REPORT}
 
 
@@ -156,7 +156,7 @@ def test_code_that_changed_after_planning_is_refused(workspace: Workspace):
     workspace.write(changed(w1=[0.5]))
     commands = workspace.snakemake("-n", "-p", "--until", "classify").stdout
     command = next(line.strip() for line in commands.splitlines() if "ltpipe classify" in line)
-    workspace.edit("stage2/ffn.py", "def _views(", "UNUSED = 1\n\n\ndef _views(")
+    workspace.append("stage2/ffn.py")
     command = command.partition("Shell command: ")[2].split(" > ")[0]
     command = command.replace("ltpipe classify", f"{sys.executable} -m ltpipe classify")
     done = subprocess.run(

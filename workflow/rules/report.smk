@@ -3,7 +3,7 @@ EXPERIMENT = PLAN.experiment.file.experiment
 
 rule experiment:
     input:
-        manifests("data", "stage1", "features", "import", "filter", "stage2"),
+        lambda wildcards: settle(PLAN.report, PLAN.report.inputs.values()),
     output:
         report=f"results/experiments/{EXPERIMENT}/report.html",
         index=f"results/experiments/{EXPERIMENT}/index.csv",
