@@ -60,14 +60,20 @@ class Artifacts:
     def has_changed(self, cell: Cell) -> bool:
         """Return whether the artifact is missing, or made from other things than are there now.
 
-        Files from outside are left to Snakemake, which compares their times: they may be large.
+        Files from outside may be large; they are read only if they are newer than the artifact.
         """
-        return next(iter(self.changes(cell, outside=False)), None) is not None
+        return next(iter(self.changes(cell, quick=True)), None) is not None
 
-    def changes(self, cell: Cell, outside: bool = True) -> Iterable[str]:
+    def is_newer_than(self, cell: Cell, paths: Iterable[str]) -> bool:
+        """Return whether a finished artifact has no file that is older than one of `paths`."""
+        oldest = min(map(_time, (self.base / cell.folder).rglob("*")), default=0)
+        return all(_time(self.base / path) <= oldest for path in paths)
+
+    def changes(self, cell: Cell, quick: bool = False) -> Iterable[str]:
         """Yield, a line each, why the artifact would be rebuilt; what it is made from aside.
 
-        With `outside`, files from elsewhere are read and compared too.
+        `quick` takes files from outside that are not newer than the artifact for unchanged, as it
+        does those that are gone: they are not needed while the artifact is there.
         """
         manifest = self._manifest(cell.folder)
         if isinstance(manifest, InputError):
@@ -93,10 +99,12 @@ class Artifacts:
                 yield f"input {role} ({needed.folder}) was made again and came out otherwise"
         for role in recorded.keys() - cell.inputs.keys():
             yield f"input {role} ({recorded[role]['path']}) is asked for no more"
-        if outside:
-            for name, value in manifest.get("files", {}).items():
-                if self._sha256(Path(outside_file(name))) != value:
-                    yield f"file {name} from outside has changed, or is gone"
+        for name, value in manifest.get("files", {}).items():
+            source = outside_file(name)
+            if quick and self.is_newer_than(cell, [source]):
+                continue
+            if self._sha256(Path(source)) != value:
+                yield f"file {name} from outside has changed, or is gone"
 
     def _code_changes(self, manifest: Mapping[str, Any], cell: Cell) -> Iterable[str]:
         old, new = manifest.get("modules", {}), code_modules(code_entries(cell.spec))
@@ -141,3 +149,11 @@ def differences(old: Any, new: Any, path: str = "") -> Iterable[tuple[str, str, 
 
 def _shown(value: Any) -> str:
     return NOT_THERE if value is None else canonical_json(value)
+
+
+def _time(path: Path) -> int:
+    """Return when a file was last written; 0 for one that is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

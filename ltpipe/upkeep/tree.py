@@ -84,12 +84,12 @@ def place_of(path: Path, tree: Path) -> Place:
 
 
 def recorded_place(path: str) -> str:
-    """Return what plans call the artifact whose manifest was at `path` when it was read."""
-    parts = Path(path).parent.parts
+    """Return what plans call the artifact that lay at `path` when it was read."""
+    parts = Path(path).parts
     for start in range(len(parts) - 1, 0, -1):
         if parts[start] in DEPTHS and parts[start - 1] == RESULTS:
             return "/".join([RESULTS, *parts[start:]])
-    return Path(path).parent.as_posix()
+    return Path(path).as_posix()
 
 
 def _below(folder: Path, depth: int) -> list[Path]:

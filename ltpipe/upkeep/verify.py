@@ -17,7 +17,7 @@ from ltpipe.provenance import (
     identity_of_modules,
     read_manifest,
 )
-from ltpipe.upkeep.tree import Place, find_tree, is_tree, place_of, places, recorded_place
+from ltpipe.upkeep.tree import Place, find_tree, places, recorded_place
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Findings:
 
 
 def verify(path: Path) -> Findings:
-    """Check every hash of one artifact, or of all below a results folder.
+    """Check every hash of one artifact, or of all below a results folder or a part of it.
 
     For each artifact: the hash of every file; the checksums inside feature stores and subsets;
     what it was made from, where that is in the tree; that the folder's name is the digest of its
@@ -42,10 +42,10 @@ def verify(path: Path) -> Findings:
         InputError: there are no artifacts here.
     """
     tree = find_tree(path)
-    one = not is_tree(path) and tree.resolve() != (path / "results").resolve()
-    chosen = [place_of(path, tree)] if one else list(places(tree))
-    if one and not chosen[0].folder.is_dir():
-        raise InputError(f"{chosen[0].folder}: no such artifact")
+    wanted = path.resolve()
+    chosen = [place for place in places(tree) if _concerns(place.folder.resolve(), wanted)]
+    if not chosen:
+        raise InputError(f"{path}: there is no artifact here")
     findings = Findings()
     for place in chosen:
         if not place.finished:
@@ -54,6 +54,10 @@ def verify(path: Path) -> Findings:
         findings.artifacts += 1
         findings.wrong += [f"{place.name}: {line}" for line in _check(place, tree, findings)]
     return findings
+
+
+def _concerns(artifact: Path, wanted: Path) -> bool:
+    return artifact.is_relative_to(wanted) or wanted.is_relative_to(artifact)
 
 
 def _check(place: Place, tree: Path, findings: Findings) -> Iterator[str]:

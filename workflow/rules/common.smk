@@ -106,8 +106,8 @@ def is_asked_for(cell):
     )
 
 
-def settle(cell, inputs):
-    """Return the manifests of `inputs`, which `cell` is made from, as its job's input.
+def settle(cell):
+    """Return what `cell` is made from, manifests and outside files, as its job's input.
 
     Manifests say what artifacts were made from, so an artifact is taken or made again by what it
     holds, wherever it was copied from and whatever its times or Snakemake's records say. One that
@@ -116,28 +116,23 @@ def settle(cell, inputs):
     and deleted first.
     """
     workflow.dag.ignore_incomplete = True
-    files = {needed.folder: f"{needed.folder}/manifest.json" for needed in inputs}
+    inputs = cell.inputs.values()
+    made = [f"{needed.folder}/manifest.json" for needed in inputs]
+    files = made + [outside_file(name) for name in cell.files]
     found = artifacts()
     if found.is_current(cell):
-        if any(is_asked_for(needed) for needed in inputs):
-            return list(files.values())
-        return [
-            ancient(files[needed.folder]) for needed in inputs if found.is_there(needed)
-        ]
+        there = [file for file in files if Path(file).exists()]
+        if found.is_newer_than(cell, there) or any(map(is_asked_for, inputs)):
+            return there
+        return ancient(there)
     if workflow.is_main_process and found.is_there(cell) and found.has_changed(cell):
         workflow.dag.forcefiles.add(f"{cell.folder}/manifest.json")
-    return list(files.values())
+    return files
 
 
 def needs(stage):
     """An input function: the manifests of what the artifact is made from, and outside files."""
-
-    def inputs(wildcards):
-        cell = cell_of(stage, wildcards)
-        made = settle(cell, cell.inputs.values())
-        return made + [outside_file(name) for name in cell.files]
-
-    return inputs
+    return lambda wildcards: settle(cell_of(stage, wildcards))
 
 
 def roles_of(stage):

@@ -3,7 +3,7 @@ EXPERIMENT = PLAN.experiment.file.experiment
 
 rule experiment:
     input:
-        lambda wildcards: settle(PLAN.report, PLAN.report.inputs.values()),
+        lambda wildcards: settle(PLAN.report),
     output:
         report=f"results/experiments/{EXPERIMENT}/report.html",
         index=f"results/experiments/{EXPERIMENT}/index.csv",
