@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe import __version__
-from ltpipe.errors import InputError
+from ltpipe.errors import DiskError, InputError
+from ltpipe.io import refusal
 
 _DESCRIPTION = """\
 Long-tailed image classification in two stages: train backbones once, cache their features, then
@@ -36,19 +37,29 @@ _JOBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it went well, 2 after a message about bad input."""
+    """Run one command; 0 when it went well, 2 after a message about bad input, 74 about a disk."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     options.arguments = arguments
     try:
         return options.run(options)
     except InputError as error:
-        print(f"ltpipe: error: {error}", file=sys.stderr)
-        return 2
+        print(f"ltpipe: error: {_one_line(error)}", file=sys.stderr)
+        return os.EX_IOERR if isinstance(error, DiskError) else 2
     except BrokenPipeError:
         # The reader of our output, such as `head`, has gone; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        reason = refusal(error)
+        if reason is None:
+            raise
+        print(f"ltpipe: error: {error.filename or 'a file'}: {reason}", file=sys.stderr)
+        return os.EX_IOERR
+
+
+def _one_line(error: InputError) -> str:
+    return " ".join(str(error).split("\n"))
 
 
 def _parser() -> argparse.ArgumentParser:

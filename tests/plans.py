@@ -14,7 +14,15 @@ from ltpipe.config.experiment import load_experiment
 from ltpipe.config.plan import Cell, Plan, build_plan
 
 CATALOGUE = Path(__file__).resolve().parents[1] / "config"
-COMMANDS = {"data": "draw", "import": "import", "stage2": "classify", "report": "report"}
+COMMANDS = {
+    "data": "draw",
+    "stage1": "train",
+    "features": "embed",
+    "import": "import",
+    "filter": "filter",
+    "stage2": "classify",
+    "report": "report",
+}
 
 EXPERIMENT: dict[str, Any] = {
     "experiment": "tiny",
@@ -79,7 +87,7 @@ def run_cell(cell: Cell, *more: str) -> int:
 def run_plan(path: Path) -> Plan:
     """Run what is missing of an experiment, one job after the other."""
     plan = plan_of(path)
-    for kind in ("data", "import", "stage2"):
+    for kind in list(COMMANDS)[:-1]:
         for cell in plan.of_kind(kind):
             if not Path(cell.folder, "manifest.json").is_file():
                 assert run_cell(cell) == 0, cell.title

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.config.base import canonical_json
-from ltpipe.config.plan import Cell, code_entries
+from ltpipe.config.plan import RESULTS, Cell, code_entries
 from ltpipe.environment import outside_file
 from ltpipe.errors import InputError
 from ltpipe.io import file_sha256
@@ -65,8 +65,14 @@ class Artifacts:
         return next(iter(self.changes(cell, quick=True)), None) is not None
 
     def is_newer_than(self, cell: Cell, paths: Iterable[str]) -> bool:
-        """Return whether a finished artifact has no file that is older than one of `paths`."""
-        oldest = min(map(_time, (self.base / cell.folder).rglob("*")), default=0)
+        """Return whether no file of a finished artifact is older than one of `paths`.
+
+        Its benchmark is one of its files, as Snakemake sees it.
+        """
+        inside = cell.folder.removeprefix(f"{RESULTS}/")
+        benchmark = self.base / RESULTS / "benchmarks" / f"{inside}.tsv"
+        files = [*(self.base / cell.folder).rglob("*"), *[benchmark] * benchmark.exists()]
+        oldest = min(map(_time, files), default=0)
         return all(_time(self.base / path) <= oldest for path in paths)
 
     def changes(self, cell: Cell, quick: bool = False) -> Iterable[str]:
