@@ -50,11 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output, such as `head`, has gone; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
+    except Exception as error:
         reason = refusal(error)
         if reason is None:
             raise
-        print(f"ltpipe: error: {error.filename or 'a file'}: {reason}", file=sys.stderr)
+        place = getattr(error, "filename", None) or "a file"
+        print(f"ltpipe: error: {place}: {reason}", file=sys.stderr)
         return os.EX_IOERR
 
 

@@ -99,57 +99,12 @@ def test_a_methods_code_reruns_the_method(workspace: Workspace):
     assert workspace.planned() == set()
 
 
-def test_remarks_in_code_do_not_count(workspace: Workspace):
-    workspace.append("stage2/ffn.py", "# a remark")
-    workspace.edit("stage2/fit.py", '"""The one fit loop', '"""Another sentence. The one fit loop')
-    assert workspace.planned() == set()
-
-
-def test_another_methods_code_does_not_count(workspace: Workspace):
-    workspace.append("stage2/logit_fusion.py")
-    workspace.append("losses/smoothing.py")
-    assert workspace.planned() == set()
-
-
-def test_a_losss_code_reruns_the_backbone_that_it_trained(workspace: Workspace):
-    workspace.append("losses/margin.py")
-    assert workspace.planned() == KPS_CHAIN
-
-
-def test_shared_code_reruns_all_that_imports_it(workspace: Workspace):
-    workspace.append("stage2/results.py")
-    assert workspace.planned() == {CE, FFN, REPORT}
-
-
-def test_touching_everything_reruns_nothing(workspace: Workspace):
-    for folder in (workspace.source, workspace.work / "results"):
-        for path in folder.rglob("*"):
-            if path.is_file():
-                os.utime(path)
-    assert workspace.planned() == set()
-
-
-def test_losing_the_metadata_reruns_nothing(workspace: Workspace):
-    shutil.rmtree(workspace.work / ".snakemake")
-    assert workspace.planned() == set()
-
-
 def test_a_second_experiment_shares_the_backbones(workspace: Workspace):
     experiment = changed(learning_rate=0.1, initial="random")
     experiment["experiment"] = "other"
     workspace.write(experiment, "other.yaml")
     assert workspace.planned(config="other.yaml") == {FFN, REPORT.replace("small", "other")}
     assert workspace.planned() == set()
-
-
-def test_more_views_dump_features_again_and_train_nothing(workspace: Workspace):
-    experiment = copy.deepcopy(EXPERIMENT)
-    for backbone in experiment["backbones"].values():
-        backbone["features"]["views"] = 3
-    workspace.write(experiment)
-    jobs = workspace.planned()
-    assert not any(job.startswith("Train") for job in jobs)
-    assert sum(job.startswith("Cache") for job in jobs) == 2
 
 
 def test_code_that_changed_after_planning_is_refused(workspace: Workspace):
