@@ -102,6 +102,26 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, help="results/experiments/NAME")
     command.set_defaults(run=_table)
 
+    command = commands.add_parser(
+        "explain",
+        help="heat maps of a trained backbone on images of your own",
+        description="Draw where a trained backbone sees a class in image files (CAM, Grad-CAM).",
+    )
+    command.add_argument("folder", type=Path, help="results/stage1/DATASET/BACKBONE/DIGEST/seed0")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    command.add_argument("--method", choices=["grad-cam", "cam"], default="grad-cam")
+    command.add_argument(
+        "--class", dest="label", metavar="NAME", help="default: the class that is predicted"
+    )
+    command.add_argument(
+        "--channels", type=int, default=0, metavar="N", help="maps of N single channels, too"
+    )
+    command.add_argument(
+        "--untrained", action="store_true", help="the same network before training, too"
+    )
+    command.add_argument("--output", type=Path, default=Path("heatmaps"), metavar="FOLDER")
+    command.set_defaults(run=_explain)
+
     _add_upkeep(commands)
     for name, (kind, summary) in _JOBS.items():
         _add_job(commands, name, kind, summary)
@@ -142,6 +162,22 @@ def _add_upkeep(commands: Any) -> None:
     command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
     command.add_argument("--delete", action="store_true", help="remove what is listed")
     command.set_defaults(run=_gc)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    heatmaps = importlib.import_module("ltpipe.evaluation.heatmaps")
+    drawn = heatmaps.draw_heatmaps(
+        options.folder,
+        options.images,
+        options.output,
+        method=options.method,
+        label=options.label,
+        channels=options.channels,
+        untrained=options.untrained,
+    )
+    for path in drawn:
+        print(path)
+    return 0
 
 
 def _add_job(commands: Any, name: str, kind: str, summary: str) -> None:
@@ -394,10 +430,9 @@ def _compute(options: argparse.Namespace, spec: dict[str, Any], code: str) -> _M
     """Run a job; return facts for the manifest, the folders of its inputs, and outside files."""
     import torch
 
-    from ltpipe.config.plan import JOBS, outside_files
+    from ltpipe.config.plan import job_module, outside_files
     from ltpipe.data.sources import data_root, locate
     from ltpipe.job import Job
-    from ltpipe.registry import load
     from ltpipe.training.devices import describe, lease
     from ltpipe.training.distributed import is_launched, joined
 
@@ -406,12 +441,7 @@ def _compute(options: argparse.Namespace, spec: dict[str, Any], code: str) -> _M
 
     torch.set_num_threads(max(1, options.threads))
     inputs = _read_inputs(options)
-    if spec["kind"] == "stage1":
-        run = load("system", spec["backbone"].get("system", "supervised"))
-    elif spec["kind"] == "stage2":
-        run = load("method", spec["method"]["kind"])
-    else:
-        run = importlib.import_module(JOBS[spec["kind"]]).run
+    run = importlib.import_module(job_module(spec)).run
     # Drawing and taking over only move data; they leave GPUs to others.
     wanted = "cpu" if spec["kind"] in ("data", "import") else options.device
     root = data_root(options.data_root)

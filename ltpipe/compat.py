@@ -43,3 +43,15 @@ def import_torchvision() -> ModuleType:
         # The declarations last as long as the library object does.
         _fragments.append(library)
     return importlib.import_module("torchvision")
+
+
+def import_open_clip() -> ModuleType:
+    """Import open_clip, which imports torchvision and needs it as `import_torchvision` leaves it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if importlib.util.find_spec("open_clip") is None:
+        raise InputError("open_clip is not installed: pip install open_clip_torch")
+    import_torchvision()
+    return importlib.import_module("open_clip")

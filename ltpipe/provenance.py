@@ -34,6 +34,7 @@ NOT_PART_OF_RESULTS = (
     "ltpipe.config",
     "ltpipe.registry",
     "ltpipe.losses",
+    "ltpipe.divergence",
     "ltpipe.errors",
     "ltpipe.io",
     "ltpipe.job",
@@ -140,7 +141,8 @@ def identity_of_modules(modules: Mapping[str, str]) -> str:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that numbers depend on."""
     found = {"python": platform.python_version(), "ltpipe": __version__}
-    for name in ("torch", "torchvision", "numpy", "h5py", "scikit-learn", "nflows", "snakemake"):
+    names = ("torch", "torchvision", "open_clip_torch", "numpy", "h5py", "scikit-learn", "nflows")
+    for name in (*names, "snakemake"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -24,6 +24,8 @@ class Entry:
 
 
 _CIFAR_RESNET = "He et al., CVPR 2016"
+_TOWERS = "ltpipe.models.vision_language"
+_CLIP = "Radford et al., ICML 2021"
 
 REGISTRY: dict[str, dict[str, Entry]] = {
     "source": {
@@ -113,6 +115,34 @@ REGISTRY: dict[str, dict[str, Entry]] = {
                 ("resnet50", "torchvision ResNet-50"),
             )
         },
+    },
+    "tower": {
+        **{
+            f"{name}{variant}": Entry(
+                _TOWERS, "build_towers", f"CLIP towers {name} of open_clip{remark}", _CLIP
+            )
+            for name in (
+                "RN50",
+                "RN101",
+                "RN50x4",
+                "RN50x16",
+                "RN50x64",
+                "ViT-B-32",
+                "ViT-B-16",
+                "ViT-L-14",
+                "ViT-L-14-336",
+            )
+            for variant, remark in (("", ""), ("-quickgelu", " with OpenAI's activation"))
+        },
+        "small-resnet": Entry(
+            _TOWERS,
+            "build_towers",
+            "small CLIP towers for tiny images: a ResNet of four blocks",
+            _CLIP,
+        ),
+        "small-vit": Entry(
+            _TOWERS, "build_towers", "small CLIP towers for 8x8 images: a transformer", _CLIP
+        ),
     },
     "loss": {
         "ce": Entry(
@@ -225,6 +255,24 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "contrastive learning with class centres, a momentum encoder and a queue",
             "Cui et al., ICCV 2021",
         ),
+        "hrjba-branch": Entry(
+            "ltpipe.stage1.hrjba",
+            "run",
+            "one branch of the hybrid network: the head classes or the tail classes",
+            "HRJBA",
+        ),
+        "cws": Entry(
+            "ltpipe.stage1.cws",
+            "run",
+            "classes split into shells around moving centres, relabelled in every batch",
+            "CWS",
+        ),
+        "vision-language": Entry(
+            "ltpipe.stage1.vision_language",
+            "run",
+            "image and text towers, fine-tuned on prompts of the class names",
+            "ECVL, phase I; BALLAD: Ma et al., 2021",
+        ),
     },
     "method": {
         "own-classifier": Entry(
@@ -245,11 +293,47 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "the CE and KPS classifiers' outputs mixed, nothing trained",
             "FFN, Fig. 4",
         ),
+        "label-mapping": Entry(
+            "ltpipe.stage2.label_mapping",
+            "run",
+            "from subclass scores to classes: a perceptron, the alternating one, or the sum",
+            "CWS",
+        ),
+        "cached-splitting": Entry(
+            "ltpipe.stage2.cached_splitting",
+            "run",
+            "cached features split into shells, a classifier over them, a mapping",
+            "CWS",
+        ),
+        "hrjba": Entry(
+            "ltpipe.stage2.hrjba",
+            "run",
+            "head and tail branch joined: by an oracle, a router, or a classifier on both",
+            "HRJBA",
+        ),
+        "oracle-mask": Entry(
+            "ltpipe.stage2.oracle_mask",
+            "run",
+            "stage one's classifier, told whether a sample is of a head or a tail class",
+            "HRJBA",
+        ),
         "dlsa": Entry(
             "ltpipe.stage2.dlsa",
             "run",
             "a cascade of flow filters, each with a cluster-aided classifier",
             "DLSA",
+        ),
+        "ecvl": Entry(
+            "ltpipe.stage2.ecvl",
+            "run",
+            "an adapter on CLIP features, momentum loss, memory-controlled RandAugment",
+            "ECVL; BALLAD: Ma et al., 2021",
+        ),
+        "zero-shot": Entry(
+            "ltpipe.stage2.zero_shot",
+            "run",
+            "the nearest class text of each image, nothing trained",
+            "Radford et al., ICML 2021",
         ),
         "classifier": Entry(
             "ltpipe.stage2.classifier",

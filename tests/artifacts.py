@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ltpipe.config.plan import job_module
 from ltpipe.data import drawing
 from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
-from ltpipe.features import extract
 from ltpipe.job import Job
 from ltpipe.provenance import write_manifest
 from ltpipe.stage1 import supervised
@@ -67,13 +68,27 @@ def train(base: Path, backbone: dict[str, Any], data: Path, seed: int = 0) -> Pa
 def embed(
     base: Path, backbone: dict[str, Any], stage1: Path, data: Path, seed: int = 0, **features: Any
 ) -> Path:
-    """Dump its features, in full precision."""
+    """Dump its features on digits, in full precision."""
+    features = {"precision": "fp32", "views": 2, **features}
+    return embed_on(DIGITS, base, backbone, stage1, data, seed, **features)
+
+
+def embed_on(
+    dataset: dict[str, Any],
+    base: Path,
+    backbone: dict[str, Any],
+    stage1: Path,
+    data: Path,
+    seed: int = 0,
+    **features: Any,
+) -> Path:
+    """Dump a backbone's features on any data set."""
     spec = {
         "kind": "features",
-        "dataset": DIGITS,
+        "dataset": dataset,
         "backbone": backbone,
-        "features": {"precision": "fp32", "views": 2, **features},
+        "features": features,
         "seed": seed,
     }
-    run_job(extract, spec, base, stage1=stage1, data=data)
+    run_job(importlib.import_module(job_module(spec)), spec, base, stage1=stage1, data=data)
     return base

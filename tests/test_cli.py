@@ -60,10 +60,10 @@ def test_show_prints_every_artifact(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     path = str(REPOSITORY / "config/config.yaml")
     assert main(["show", path]) == 0
-    assert "stage1: 10 artifacts, 0 there" in capsys.readouterr().out
+    assert "stage1: 26 artifacts, 0 there" in capsys.readouterr().out
     assert main(["show", path, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 42
+    assert len(rows) == 85
     assert all(len(row["code"]) == 10 and not row["done"] for row in rows)
 
 

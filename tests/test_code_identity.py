@@ -36,6 +36,7 @@ FIT = {
 }
 DECOUPLED = RESULTS | {"ltpipe.stage2.decoupled"}
 RETRAINED = DECOUPLED | FIT | {"ltpipe.stage2.retraining"}
+TEXTS = {"ltpipe.stage2.texts"}
 METHODS = {
     "own-classifier": RESULTS | {"ltpipe.stage2.own_classifier"},
     "logit-fusion": RESULTS | {"ltpipe.stage2.logit_fusion"},
@@ -70,6 +71,7 @@ METHODS = {
         "ltpipe.stage2.embedded",
         "ltpipe.stage2.cosine_parts",
         "ltpipe.stage2.flow_filter",
+        "ltpipe.stage2.blocks",
         "ltpipe.stage2.pairs",
         "ltpipe.stage2.clusters",
         "ltpipe.memory",
@@ -85,8 +87,56 @@ METHODS = {
         "ltpipe.losses.softmax",
         "ltpipe.losses.weights",
     },
+    "hrjba": RETRAINED
+    | {
+        "ltpipe.stage2.hrjba",
+        "ltpipe.stage2.groups",
+        "ltpipe.stage2.routing",
+        "ltpipe.stage2.blocks",
+        "ltpipe.stage2.classifier",
+        "ltpipe.data.head_tail",
+        "ltpipe.losses.building",
+        "ltpipe.losses.softmax",
+        "ltpipe.losses.weights",
+    },
+    "oracle-mask": DECOUPLED
+    | {"ltpipe.stage2.oracle_mask", "ltpipe.stage2.groups", "ltpipe.data.head_tail"},
+    "label-mapping": RETRAINED
+    | {
+        "ltpipe.stage2.label_mapping",
+        "ltpipe.stage2.mapping_fit",
+        "ltpipe.models.mapping",
+        "ltpipe.training.rules",
+        "ltpipe.losses.building",
+        "ltpipe.losses.softmax",
+        "ltpipe.losses.weights",
+    },
+    "cached-splitting": RETRAINED
+    | {
+        "ltpipe.stage2.cached_splitting",
+        "ltpipe.stage2.mapping_fit",
+        "ltpipe.models.mapping",
+        "ltpipe.training.clustering",
+        "ltpipe.training.rules",
+        "ltpipe.training.subclasses",
+        "ltpipe.losses.building",
+        "ltpipe.losses.softmax",
+        "ltpipe.losses.weights",
+    },
     "tau-norm": DECOUPLED | {"ltpipe.stage2.tau_norm"},
     "logit-adjusted": DECOUPLED | {"ltpipe.stage2.logit_adjusted", "ltpipe.losses.base"},
+    "ecvl": DECOUPLED
+    | FIT - {"ltpipe.stage2.batches"}
+    | TEXTS
+    | {
+        "ltpipe.stage2.ecvl",
+        "ltpipe.stage2.ladder",
+        "ltpipe.stage2.memory",
+        "ltpipe.losses.instance",
+        "ltpipe.training.adamw",
+        "ltpipe.training.sgd",
+    },
+    "zero-shot": DECOUPLED | TEXTS | {"ltpipe.stage2.zero_shot"},
     "ncm": DECOUPLED | {"ltpipe.stage2.ncm"},
 }
 

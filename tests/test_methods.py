@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ltpipe.config.methods import OracleMask
 from ltpipe.registry import REGISTRY
 from ltpipe.stage2 import logit_fusion
 from ltpipe.testing import MethodError, check_method
@@ -22,7 +23,9 @@ SMALL = {
         "momentum": 0.9,
         "batch_size": 16,
         "epochs": 20,
-    }
+    },
+    # The paper's lists are for ten classes or a hundred.
+    "cached-splitting": {"subclasses": "counts"},
 }
 
 
@@ -58,6 +61,19 @@ def test_ffn_keeps_them_in_other_settings(settings, tmp_path):
         ("tau-norm", {"select": "none", "tau": [0.0, 0.5, 1.0]}),
         ("logit-adjusted", {"tau": [0.0, 1.0]}),
         ("ncm", {"distance": "cosine"}),
+        ("label-mapping", {"mapping": "marginal"}),
+        ("label-mapping", {"loss": {"name": "ldam"}, "rule": {"name": "drs"}, "hidden": 20}),
+        ("label-mapping", {"learning_rate": [0.01, 0.1], "rule": {"name": "rs"}, "views": "plain"}),
+        ("cached-splitting", {"mapping": "mlp", "subclasses": [3, 2, 1, 1, 1]}),
+        ("cached-splitting", {"learning_rate": [0.01, 0.1], "subclasses": "counts-and-spread"}),
+        ("hrjba", {"routing": "oracle", "tail_share": 0.4}),
+        ("hrjba", {"routing": "concat"}),
+        ("hrjba", {"routing": "temperature", "prior": "class-share"}),
+        ("hrjba", {"routing": "energy"}),
+        ("hrjba", {"routing": "gate"}),
+        ("hrjba", {"routing": "gate", "soft": True, "views": "plain"}),
+        ("hrjba", {"routing": "flow", "filter": {**SMALL["dlsa"]["filter"], "epochs": 25}}),
+        ("hrjba", {"loss": {"name": "balanced-softmax"}, "learning_rate": [0.01, 0.1]}),
     ],
 )
 def test_decoupled_classifiers_keep_them_in_other_settings(kind, settings, tmp_path):
@@ -78,3 +94,10 @@ def test_a_method_that_draws_without_its_seed_is_found_out(tmp_path, monkeypatch
     )
     with pytest.raises(MethodError, match="the same seed gives other bytes"):
         check_method("logit-fusion", tmp_path)
+
+
+def test_an_oracle_is_the_only_one_that_may_see_test_labels(tmp_path, monkeypatch):
+    # The same scores under an honest protocol are found out.
+    monkeypatch.setattr(OracleMask, "protocol", lambda self: "last")
+    with pytest.raises(MethodError, match="predictions depend on the test labels"):
+        check_method("oracle-mask", tmp_path)

@@ -39,15 +39,16 @@ class Settings(BaseModel):
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
             for key in data:
-                if key not in cls.model_fields:
+                if key not in known:
                     raise PydanticCustomError(
                         "unknown_key",
                         "unknown key {key}{hint}; known here: {known}",
                         {
                             "key": repr(key),
-                            "hint": nearest(str(key), cls.model_fields),
-                            "known": ", ".join(sorted(cls.model_fields)),
+                            "hint": nearest(str(key), known),
+                            "known": ", ".join(sorted(known)),
                         },
                     )
         return data
@@ -59,7 +60,9 @@ class Settings(BaseModel):
         In return a default, once released, never changes; tests/config/test_defaults.py holds
         them.
         """
-        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.labels))
+        return self.model_dump(
+            mode="json", by_alias=True, exclude_defaults=True, exclude=set(self.labels)
+        )
 
 
 def canonical_json(value: Any) -> str:

@@ -17,8 +17,9 @@ class InputSettings(Settings):
     `size` is height and width as the network sees them; `stored` those at which image files are
     decoded and kept (default: `size`). `fit` says how they come to that size: `cover` resizes the
     shorter side and keeps the middle, `stretch` resizes both sides and so changes the aspect
-    ratio. `padding`, `flip`, `resized_crop` and `color_jitter` are the training augmentation; the
-    test view has none of them.
+    ratio. `padding`, `flip`, `resized_crop` (of a share of the area within `crop_scale`, sampled by
+    `interpolation`) and `color_jitter` are the training augmentation; the test view has none of
+    them.
     """
 
     size: Size
@@ -31,6 +32,7 @@ class InputSettings(Settings):
     padding: int = Field(default=0, ge=0)
     flip: bool = False
     resized_crop: bool = False
+    crop_scale: Annotated[list[Float], Field(min_length=2, max_length=2)] = [0.08, 1.0]
     color_jitter: Float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -41,6 +43,10 @@ class InputSettings(Settings):
             raise ValueError("std must be positive")
         if min(self.size) < 1:
             raise ValueError("size must be positive")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError("crop_scale must rise within 0 .. 1")
+        if "crop_scale" in self.model_fields_set and not self.resized_crop:
+            raise ValueError("crop_scale belongs to resized_crop: true")
         if self.stored is not None and any(
             s < i for s, i in zip(self.stored, self.size, strict=True)
         ):

@@ -23,7 +23,11 @@ from ltpipe.config.figures import (
     Figure,
     PerClassAccuracy,
     Probing,
+    SettingCurve,
+    SubclassOccupancy,
     SweepCurve,
+    TailAccuracy,
+    TrainingCurves,
     Tsne,
 )
 from ltpipe.config.methods import Method
@@ -382,6 +386,12 @@ def _check_references(experiment: Experiment) -> None:
                     f"methods.{method}.backbones.{role}: there is no {what} {name!r}"
                     f"{nearest(name, choices)}; known: {', '.join(choices)}"
                 )
+            if not is_features:
+                try:
+                    experiment.methods[method].settings.check_backbone(role, choices[name].settings)
+                except ValueError as error:
+                    where = f"methods.{method}.backbones.{role}"
+                    raise InputError(f"{where}: {name!r} does not fit: {error}") from None
         if is_features and experiment.methods[method].settings.needs_images():
             raise InputError(
                 f"methods.{method}.online: data set {dataset!r} has embeddings and no images"
@@ -406,13 +416,22 @@ def _check_point(experiment: Experiment, method: str, at: dict[str, float], wher
 
 def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
     match([figure.dataset], experiment.datasets, f"{where}.dataset")
-    if isinstance(figure, PerClassAccuracy | Probing):
+    if isinstance(figure, PerClassAccuracy | Probing | TailAccuracy):
         match(figure.methods, experiment.methods, f"{where}.methods")
     if isinstance(figure, CascadeFigure):
         for method in match(figure.methods, experiment.methods, f"{where}.methods"):
             cascade = experiment.methods[method].settings.filters()
             if cascade is None or cascade[1] < getattr(figure, "block", 1):
                 raise InputError(f"{where}.methods: {method} has no such block of filters")
+    if isinstance(figure, TrainingCurves):
+        match(figure.backbones, experiment.backbones, f"{where}.backbones")
+    if isinstance(figure, SubclassOccupancy):
+        (name,) = match([figure.backbone], experiment.backbones, f"{where}.backbone")
+        if not experiment.backbones[name].settings.splits_classes():
+            raise InputError(f"{where}.backbone: {name} has no subclasses")
+    if isinstance(figure, SettingCurve):
+        for line in figure.lines:
+            places_on_line(experiment, figure, line, where)
     if isinstance(figure, SweepCurve | Confusion | CascadeTsne):
         match([figure.method], experiment.methods, f"{where}.method")
     if isinstance(figure, CascadeTsne) and not experiment.methods[figure.method].settings.filters():
@@ -426,3 +445,23 @@ def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
         match(wanted, stores, f"{where}.backbones")
         if isinstance(figure, Tsne) and figure.fused is not None:
             match([figure.fused.ce, figure.fused.kps], stores, f"{where}.fused")
+
+
+def places_on_line(
+    experiment: Experiment, figure: SettingCurve, line: str, where: str = "figures"
+) -> dict[str, float]:
+    """Return where each method of a line stands: its backbone's value of the figure's setting.
+
+    Raises:
+        InputError: nothing has the line's name, or a backbone has no such number.
+    """
+    found = {}
+    for method in match([figure.lines[line]], experiment.methods, f"{where}.lines.{line}"):
+        backbone = next(iter(experiment.methods[method].settings.roles().values()))
+        value: Any = experiment.backbones[backbone].settings
+        for part in figure.setting.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{where}.setting: {backbone} has no number {figure.setting!r}")
+        found[method] = float(value)
+    return found

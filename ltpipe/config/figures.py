@@ -62,8 +62,44 @@ class Confusion(Settings):
 
 
 class TrainingCurves(Settings):
+    """Loss and accuracy over epochs of `backbones` (names, `*` allowed), all unless given."""
+
     kind: Literal["training_curves"]
     dataset: str
+    backbones: list[str] = Field(default=["*"], min_length=1)
+
+
+class TailAccuracy(Settings):
+    """Accuracy on the samples of the rarest classes, by their number (HRJBA's Figs. 6, 7)."""
+
+    kind: Literal["tail_accuracy"]
+    dataset: str
+    methods: list[str] = Field(min_length=1)
+    sizes: list[int] = Field(min_length=1)
+
+
+class SettingCurve(Settings):
+    """A metric over a numeric setting of the methods' backbones (CWS's Fig. 4).
+
+    `lines` maps each line's name to the methods on it (`*` allowed). `name` tells two such figures
+    of one data set apart.
+    """
+
+    kind: Literal["setting_curve"]
+    dataset: str
+    setting: str
+    lines: dict[str, str] = Field(min_length=1)
+    name: str = ""
+    metric: str = "accuracy"
+
+
+class SubclassOccupancy(Settings):
+    """How a CWS backbone's classes fill their subclasses over the epochs, the largest classes."""
+
+    kind: Literal["subclass_occupancy"]
+    dataset: str
+    backbone: str
+    classes: int = Field(default=4, ge=1)
 
 
 class CascadeFigure(Settings):
@@ -118,6 +154,9 @@ Figure = Annotated[
     | Tsne
     | Confusion
     | TrainingCurves
+    | SettingCurve
+    | TailAccuracy
+    | SubclassOccupancy
     | ClusterSizes
     | ClusterPurity
     | Separation

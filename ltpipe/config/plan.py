@@ -14,7 +14,8 @@ from typing import Any
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.base import canonical_json, digest
 from ltpipe.config.datasets import FeaturesDataset, StoreFiles
-from ltpipe.config.experiment import Experiment, Named, match
+from ltpipe.config.experiment import Experiment, Named, match, places_on_line
+from ltpipe.config.figures import SettingCurve, TrainingCurves
 from ltpipe.config.methods import FlowFilter, settings_of
 from ltpipe.registry import module_of
 
@@ -31,6 +32,10 @@ JOBS = {
     "filter": "ltpipe.stage2.flow_filter",
     "report": "ltpipe.evaluation.report",
 }
+
+
+# Systems whose networks are dumped in a way of their own.
+_DUMPS = {"vision-language": "ltpipe.features.vision_language"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,22 @@ class Cell:
         return hash((self.kind, self.folder))
 
 
+def job_module(spec: Mapping[str, Any]) -> str:
+    """Return the module that runs the job of `spec`, its function being `run`."""
+    kind = spec["kind"]
+    if kind == "stage2":
+        return module_of("method", spec["method"]["kind"])
+    system = spec.get("backbone", {}).get("system", "supervised")
+    if kind == "stage1":
+        return module_of("system", system)
+    return _DUMPS.get(system, JOBS[kind]) if kind == "features" else JOBS[kind]
+
+
+def _network_module(backbone: Mapping[str, Any]) -> str:
+    towers = backbone.get("system") == "vision-language"
+    return module_of("tower" if towers else "network", backbone["network"])
+
+
 def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the modules that make the artifact of `spec`; its code is theirs and their imports'.
 
@@ -74,22 +95,19 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """
     kind = spec["kind"]
     if kind == "stage2":
-        method = module_of("method", spec["method"]["kind"])
+        method = job_module(spec)
         entries = [method, *_loss_modules(spec["method"])]
         if "dataset" in spec:
             entries += [f"{method}_online", module_of("source", spec["dataset"]["source"])]
         for backbone in spec.get("backbones", {}).values():
-            entries.append(module_of("network", backbone["network"]))
+            entries.append(_network_module(backbone))
         return tuple(dict.fromkeys(entries))
     backbone = spec.get("backbone", {})
-    if kind == "stage1":
-        entries = [module_of("system", backbone.get("system", "supervised"))]
-    else:
-        entries = [JOBS[kind]]
+    entries = [job_module(spec)]
     if "dataset" in spec and kind != "report":
         entries.append(module_of("source", spec["dataset"]["source"]))
     if backbone:
-        entries.append(module_of("network", backbone["network"]))
+        entries.append(_network_module(backbone))
         loss = backbone_settings(backbone).loss
         entries += [] if loss is None else [module_of("loss", loss.name)]
     return tuple(entries)
@@ -153,6 +171,7 @@ def build_plan(experiment: Experiment) -> Plan:
                 "kind": method.settings.kind,
                 "seed": seed,
                 "folder": cell.folder,
+                "origins": _origins(experiment, method),
             }
         )
         for role, name in method.settings.roles().items():
@@ -167,6 +186,13 @@ def build_plan(experiment: Experiment) -> Plan:
                     stage1.append({**row, "folder": store.inputs["stage1"].folder})
     report = _report(experiment, cells, data, results, _unique(stage1), _unique(features))
     return Plan(experiment, cells, report)
+
+
+def _origins(experiment: Experiment, method: Named) -> list[str]:
+    """Return what the method's backbones start from, where tables are to say so."""
+    named = [experiment.backbones.get(name) for name in method.settings.roles().values()]
+    found = [backbone.settings.origin() for backbone in named if backbone is not None]
+    return [origin for origin in dict.fromkeys(found) if origin]
 
 
 def _unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -301,8 +327,9 @@ def _stage2(experiment: Experiment, dataset: Named, method: Named, seed: int) ->
         spec["tuning"] = {role: inputs[f"tuning.{role}"].digest for role in settings.roles()}
     cascade = settings.filters()
     if cascade is not None:
-        store = inputs["features.features"]
-        chain = _filters(dataset, settings.roles()["features"], store, cascade, seed)
+        role = settings.filter_role()
+        store = inputs[f"features.{role}"]
+        chain = _filters(dataset, settings.roles()[role], store, cascade, seed)
         inputs |= {f"filter.{number}": cell for number, cell in enumerate(chain, 1)}
         spec["filters"] = [cell.digest for cell in chain]
     if settings.needs_images():
@@ -364,7 +391,9 @@ def _report(
         "stage1": stage1,
         "features": features,
         "tables": {name: _table(experiment, name, set(data)) for name in file.tables},
-        "figures": [figure.model_dump(mode="json") for figure in file.figures],
+        # Canonical JSON sorts the names of tables; a reader expects them as the file has them.
+        "table_order": list(file.tables),
+        "figures": [_figure(experiment, figure) for figure in file.figures],
     }
     return Cell(
         kind="report",
@@ -373,6 +402,15 @@ def _report(
         spec=spec,
         inputs=dict(cells),
     )
+
+
+def _figure(experiment: Experiment, figure: Any) -> dict[str, Any]:
+    values = figure.model_dump(mode="json")
+    if isinstance(figure, SettingCurve):
+        values["lines"] = {line: places_on_line(experiment, figure, line) for line in figure.lines}
+    if isinstance(figure, TrainingCurves):
+        values["backbones"] = match(figure.backbones, experiment.backbones, "figures.backbones")
+    return values
 
 
 def _describe(dataset: Named, data: Cell) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Table(Settings):
             "many",
             "medium",
             "few",
+            "head_tail_gap",
             "balanced_accuracy",
             "macro_f1",
             "mcc",
@@ -46,6 +47,8 @@ class Table(Settings):
             "auc",
             "ece",
             "nll",
+            "head_group",
+            "tail_group",
         ]
     ] = ["accuracy", "many", "medium", "few"]
     expected: Expected | None = None

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from ltpipe.errors import InputError
 
 _CROP_TRIES = 10
-_CROP_SCALE = (0.08, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)
 _LUMA = (0.2989, 0.587, 0.114)
 
@@ -27,6 +26,8 @@ class Augmentation:
         padding: zeros added on each side before a random crop of `size`.
         flip: mirror left to right with probability 1/2.
         resized_crop: random-resized-crop to `size` instead of the padded crop.
+        crop_scale: between which shares of the image's area that crop lies.
+        interpolation: bilinear or bicubic, how that crop is sampled.
         color_jitter: j; brightness, contrast and saturation factors are U(1 - j, 1 + j).
 
     Raises:
@@ -37,6 +38,8 @@ class Augmentation:
     padding: int = 0
     flip: bool = False
     resized_crop: bool = False
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    interpolation: str = "bilinear"
     color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
@@ -75,7 +78,9 @@ def augment(
     )
     mirrored = flip[0] < 0.5 if plan.flip else None
     if plan.resized_crop:
-        batch = _resized_crop(images, plan.size, area, shape, place, mirrored)
+        low, high = plan.crop_scale
+        share = low + (high - low) * area
+        batch = _resized_crop(images, plan.size, share, shape, place, mirrored, plan.interpolation)
     else:
         batch = _padded_crop(images, plan.size, plan.padding, place, mirrored)
     if plan.color_jitter:
@@ -151,20 +156,20 @@ def _padded_crop(
 def _resized_crop(
     images: torch.Tensor,
     size: tuple[int, int],
-    area: torch.Tensor,
+    share: torch.Tensor,
     shape: torch.Tensor,
     place: torch.Tensor,
     mirrored: torch.Tensor | None,
+    interpolation: str = "bilinear",
 ) -> torch.Tensor:
-    """Random-resized-crop (Szegedy et al., CVPR 2015) with plain bilinear sampling.
+    """Random-resized-crop (Szegedy et al., CVPR 2015) with plain bilinear or bicubic sampling.
 
-    Area share U(0.08, 1) and log aspect ratio U(log 3/4, log 4/3); of ten candidates the first
+    `share` of the area and log aspect ratio U(log 3/4, log 4/3); of ten candidates the first
     that fits is taken, or else the largest centred crop within the ratio bounds. There is no
     antialiasing: the crop is at most as much larger than the output as the stored image is.
     """
     count, tall, wide = images.shape[:3]
-    low, high = _CROP_SCALE
-    target = tall * wide * (low + (high - low) * area)
+    target = tall * wide * share
     log_low, log_high = math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])
     ratio = torch.exp(log_low + (log_high - log_low) * shape)
     widths = torch.round(torch.sqrt(target * ratio))
@@ -200,11 +205,13 @@ def _resized_crop(
     sampled = F.grid_sample(
         images.permute(0, 3, 1, 2).float(),
         grid,
-        mode="bilinear",
+        mode=interpolation,
         padding_mode="border",
         align_corners=False,
     )
-    return sampled.round().to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    return (
+        sampled.round().clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _source_coordinates(

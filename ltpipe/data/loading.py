@@ -130,6 +130,8 @@ def open_split(
             padding=wanted.padding,
             flip=wanted.flip,
             resized_crop=wanted.resized_crop,
+            crop_scale=(wanted.crop_scale[0], wanted.crop_scale[1]),
+            interpolation=wanted.interpolation,
             color_jitter=wanted.color_jitter,
         ),
         device,

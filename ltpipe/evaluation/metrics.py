@@ -36,6 +36,7 @@ def evaluate(
 
     Returns:
         accuracy; many, medium, few (means of the class accuracies, NaN for an empty group);
+        head_tail_gap (many less few);
         per_class (a list, NaN for a class without test samples); balanced_accuracy, macro_f1,
         mcc, nmi (arithmetic normalisation); auc (macro one-vs-rest, NaN where a class has no or
         only positives); ece (15 bins of equal width, Guo et al., ICML 2017); nll; num_samples;
@@ -51,9 +52,11 @@ def evaluate(
     predicted = scores.argmax(1)
     per_class = per_class_accuracy(predicted, labels, classes)
     shots = np.array(group_of_classes(class_counts, groups, thresholds))
+    by_group = {name: _mean(per_class[shots == name]) for name in GROUPS}
     return {
         "accuracy": float((predicted == labels).mean()),
-        **{name: _mean(per_class[shots == name]) for name in GROUPS},
+        **by_group,
+        "head_tail_gap": by_group["many"] - by_group["few"],
         "per_class": per_class.tolist(),
         "balanced_accuracy": _mean(per_class),
         "macro_f1": float(

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from ltpipe.divergence import read_divergence
 from ltpipe.errors import InputError
 
 _METRIC_COLUMNS = ["point", "parameters", "protocol", "metric", "class", "value"]
@@ -38,8 +39,8 @@ class Predictions:
 def read_records(spec: Mapping[str, Any], base: Path = Path()) -> pd.DataFrame:
     """Return the metrics of all results of a report's spec as one long table.
 
-    Columns: dataset, method, label, kind, seed, then those of metrics.csv. Folders of the spec
-    are relative to `base`.
+    Columns: dataset, method, label, kind, seed, those of metrics.csv, and `diverged`: why the run
+    did not converge, or an empty text. Folders of the spec are relative to `base`.
 
     Raises:
         InputError: a metrics.csv is missing or damaged.
@@ -49,6 +50,8 @@ def read_records(spec: Mapping[str, Any], base: Path = Path()) -> pd.DataFrame:
         table = _read_csv(base / result["folder"] / "metrics.csv", _METRIC_COLUMNS)
         for place, key in enumerate(("dataset", "method", "label", "kind", "seed")):
             table.insert(place, key, result[key])
+        reasons = read_divergence(base / result["folder"])
+        table["diverged"] = table["point"].map(reasons).fillna("") if reasons else ""
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 

@@ -69,7 +69,8 @@ def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) 
     (work / "tables").mkdir()
     (work / "figures").mkdir()
     shown, texts = [], []
-    for name, settings in spec["tables"].items():
+    for name in spec["table_order"]:
+        settings = spec["tables"][name]
         table = build_table(records, settings, spec["datasets"], expected_dir)
         if table.empty:
             raise InputError(f"tables.{name}: none of its methods was run on its data sets")
@@ -114,7 +115,8 @@ def _note(
     spec: Mapping[str, Any], table: pd.DataFrame, settings: Mapping[str, Any], base: Path
 ) -> str:
     """Say in words what the numbers of a table are."""
-    seeds = sorted(table["seeds"].unique())
+    # A row that has no such metric has no seeds either.
+    seeds = sorted(set(table["seeds"]) - {0})
     over = "1 seed" if seeds == [1] else f"mean ± sd over {'/'.join(map(str, seeds))} seeds"
     protocols = ", ".join(dict.fromkeys(table["protocol"]))
     parts = [f"Test set, {over}; protocol: {protocols}"]
@@ -126,6 +128,23 @@ def _note(
             f"the paper's numbers (protocol: {table['paper_protocol'].iloc[0]}) with ours minus "
             "theirs"
         )
+    if table["protocol"].str.startswith("oracle").any():
+        parts.append(
+            "[oracle]: told of each test sample whether its true class is a head or a tail class, "
+            "so it competes with none but its like"
+        )
+    lost = table[table["converged"] < table["seeds"]].drop_duplicates(["dataset", "label"])
+    if len(lost):
+        reasons = "; ".join(dict.fromkeys(lost["diverged"]))
+        parts.append(
+            "–: did not converge; (k/n): k of n runs did, and the mean is theirs. Reasons: "
+            + reasons
+        )
+    rows = {row["method"] for row in settings["rows"]}
+    shown = [row for row in spec["results"] if row["method"] in rows]
+    origins = dict.fromkeys(origin for row in shown for origin in row.get("origins", []))
+    if origins:
+        parts.append(f"Towers: {'; '.join(origins)}")
     notes = {spec["datasets"][name]["note"] for name in settings["datasets"]} - {""}
     return ". ".join([*parts, *sorted(notes)]) + "."
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ltpipe.errors import InputError
@@ -21,20 +22,22 @@ PAPER_PROTOCOLS = {
     "ecvl": "not stated",
 }
 _PAPER_METRICS = {
-    "accuracy": "acc",
-    "many": "acc_many",
-    "medium": "acc_medium",
-    "few": "acc_few",
-    "macro_f1": "f1",
-    "mcc": "mcc",
-    "nmi": "nmi",
-    "auc": "auc",
+    "accuracy": ("acc",),
+    # HRJBA's groups of 8, 7 and 5 classes are the many, medium and few of VOC-LT.
+    "many": ("acc_many", "acc_head8"),
+    "medium": ("acc_medium", "acc_mid7"),
+    "few": ("acc_few", "acc_tail5"),
+    "macro_f1": ("f1",),
+    "mcc": ("mcc",),
+    "nmi": ("nmi",),
+    "auc": ("auc",),
 }
 METRIC_TITLES = {
     "accuracy": "accuracy",
     "many": "many",
     "medium": "medium",
     "few": "few",
+    "head_tail_gap": "head-tail gap",
     "balanced_accuracy": "balanced",
     "macro_f1": "macro F1",
     "mcc": "MCC",
@@ -42,10 +45,12 @@ METRIC_TITLES = {
     "auc": "AUC",
     "ece": "ECE",
     "nll": "NLL",
+    "head_group": "head",
+    "tail_group": "tail",
 }
 # Fractions are shown in percent; these are not fractions, or not usually shown as such.
-_PLAIN = {"mcc", "nmi", "auc", "ece", "nll"}
-_LOW_IS_BETTER = {"ece", "nll"}
+PLAIN = {"mcc", "nmi", "auc", "ece", "nll"}
+_LOW_IS_BETTER = {"head_tail_gap", "ece", "nll"}
 
 
 def build_table(
@@ -57,7 +62,8 @@ def build_table(
     """Return one row for each data set, table row, protocol and metric.
 
     Columns: dataset, dataset_label, row (its order), label, parameters, protocol, metric, mean,
-    sd (n - 1 in the divisor; NaN for one seed), seeds, paper (in the unit of `mean`'s display:
+    sd (n - 1 in the divisor; NaN for one seed), seeds, converged (how many of them did: mean and sd
+    are theirs), diverged (why the others did not), paper (in the unit of `mean`'s display:
     percent, or plain; NaN where nothing is published), paper_protocol. A row without `at` gives
     one row for each point of a sweep. A method's own protocol comes first; further ones, such as
     best_test, follow under their name and never replace it. What was not run is left out.
@@ -78,9 +84,9 @@ def build_table(
                 for protocol in point["protocol"].drop_duplicates():
                     place += 1
                     for metric in table["metrics"]:
-                        numbers = point[
-                            (point["protocol"] == protocol) & (point["metric"] == metric)
-                        ]["value"]
+                        runs = point[(point["protocol"] == protocol) & (point["metric"] == metric)]
+                        lost = runs["diverged"] != ""
+                        numbers = runs["value"][~lost]
                         rows.append(
                             {
                                 "dataset": dataset,
@@ -92,7 +98,9 @@ def build_table(
                                 "metric": metric,
                                 "mean": numbers.mean(),
                                 "sd": numbers.std(ddof=1),
-                                "seeds": len(numbers),
+                                "seeds": len(runs),
+                                "converged": len(numbers),
+                                "diverged": "; ".join(dict.fromkeys(runs["diverged"][lost])),
                                 "paper": _paper_value(
                                     published, datasets[dataset], row, values, metric
                                 ),
@@ -100,7 +108,7 @@ def build_table(
                             }
                         )
     columns = ["dataset", "dataset_label", "row", "label", "parameters", "protocol", "metric"]
-    columns += ["mean", "sd", "seeds", "paper", "paper_protocol"]
+    columns += ["mean", "sd", "seeds", "converged", "diverged", "paper", "paper_protocol"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -135,8 +143,11 @@ def _paper_protocol(expected: Mapping[str, str] | None) -> str:
 
 
 def paper_method(template: str, values: Mapping[str, float], method: str = "") -> str:
-    """Fill {method}, and of a sweep {w1} and {w2} = 1 - w1, into the name of a published row."""
-    known: dict[str, Any] = {"method": method, **values}
+    """Fill {method}, and of a sweep {w1} and {w2} = 1 - w1, into the name of a published row.
+
+    {stem} is the method's name up to the first ``--``, where variants of one row are told apart.
+    """
+    known: dict[str, Any] = {"method": method, "stem": method.split("--")[0], **values}
     if "w1" in values:
         known["w2"] = round(1 - values["w1"], 10)
     try:
@@ -158,12 +169,14 @@ def _paper_value(
     chosen = published[
         (published["dataset"] == dataset["benchmark"])
         & (published["method"] == paper_method(row["paper_method"], values, row.get("method", "")))
-        & (published["metric"] == _PAPER_METRICS[metric])
+        & published["metric"].isin(_PAPER_METRICS[metric])
     ]
     if dataset["imbalance"] is not None:
         chosen = chosen[pd.to_numeric(chosen["imbalance"], errors="coerce") == dataset["imbalance"]]
     numbers = pd.to_numeric(chosen["value"], errors="coerce").dropna()
-    return float(numbers.iloc[0]) if len(numbers) else float("nan")
+    # All are published in percent, also what is shown as a plain number here.
+    unit = 100 if metric in PLAIN else 1
+    return float(numbers.iloc[0]) / unit if len(numbers) else float("nan")
 
 
 def published_curve(
@@ -199,6 +212,8 @@ class Wide:
 def wide(table: pd.DataFrame) -> Wide:
     """Arrange a table of `build_table`: a row a method, a column a data set and metric.
 
+    A method of which some runs did not converge competes with none; a dash stands where none did.
+
     Fractions are in percent, as mean ± sd. Where a paper has a number, it stands in a column of
     its own with the difference of our mean to it.
     """
@@ -213,13 +228,16 @@ def wide(table: pd.DataFrame) -> Wide:
             title = dataset if one_metric else f"{dataset} {title}"
         columns.append(title)
         # Only numbers of the headline protocol compete; others are shown for comparison.
-        own = part["protocol"].map(_competes)
+        whole = part["converged"] == part["seeds"]
+        own = np.array([_competes(name) for name in part["protocol"]]) & whole.to_numpy()
         means = part["mean"].round(10)[own]
         best = means.min() if metric in _LOW_IS_BETTER else means.max()
-        for _, row in part.iterrows():
-            competes = len(means) > 1 and _competes(row["protocol"])
-            is_best = competes and round(row["mean"], 10) == best
-            cells[row["label"]][title] = Cell(_number(row["mean"], row["sd"], metric), is_best)
+        for competes, (_, row) in zip(own, part.iterrows(), strict=True):
+            is_best = len(means) > 1 and bool(competes) and round(row["mean"], 10) == best
+            text = _number(row["mean"], row["sd"], metric)
+            if 0 < row["converged"] < row["seeds"]:
+                text += f" ({row['converged']}/{row['seeds']})"
+            cells[row["label"]][title] = Cell(text, is_best)
         if part["paper"].notna().any():
             paper = f"paper, {title}" if several or table["metric"].nunique() > 1 else "paper"
             columns.append(paper)
@@ -239,7 +257,7 @@ def _competes(protocol: str) -> bool:
 def _number(mean: float, sd: float, metric: str) -> str:
     if pd.isna(mean):
         return "–"
-    if metric in _PLAIN:
+    if metric in PLAIN:
         return f"{mean:.3f}" + ("" if pd.isna(sd) else f" ± {sd:.3f}")
     return f"{100 * mean:.1f}" + ("" if pd.isna(sd) else f" ± {100 * sd:.1f}")
 
@@ -247,8 +265,10 @@ def _number(mean: float, sd: float, metric: str) -> str:
 def _paper_text(row: pd.Series, metric: str) -> str:
     if pd.isna(row["paper"]):
         return ""
-    if metric in _PLAIN:
-        return f"{row['paper']:.3f}"
+    if pd.isna(row["mean"]):
+        return f"{row['paper']:.3f}" if metric in PLAIN else f"{row['paper']:.1f}"
+    if metric in PLAIN:
+        return f"{row['paper']:.3f} ({row['mean'] - row['paper']:+.3f})"
     return f"{row['paper']:.1f} ({100 * row['mean'] - row['paper']:+.1f})"
 
 

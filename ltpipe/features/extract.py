@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltpipe.config.backbones import FeatureSettings, backbone_settings
+from ltpipe.config.backbones import FeatureSettings, HybridBranch, backbone_settings
 from ltpipe.data.augment import normalise
+from ltpipe.data.head_tail import group_classes
 from ltpipe.data.loading import ImageSplit, Pixels, open_split
 from ltpipe.data.subset import Subset, read_subset
+from ltpipe.divergence import read_divergence
 from ltpipe.features.store import Blocks, write_features
 from ltpipe.io import file_sha256
 from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
 from ltpipe.models.building import build_network, load_weights, place
 from ltpipe.models.fold import fold_batchnorm
+from ltpipe.models.mapping import copy_splitting, read_splitting
 from ltpipe.progress import say, track
 from ltpipe.seeding import generator
 from ltpipe.training.devices import precision
@@ -64,27 +68,49 @@ def run(job: Job) -> dict[str, Any]:
 
     `job.spec` has `dataset`, `backbone`, `features` and `seed`; `job.inputs` has `stage1` and
     `data`. Views of one seed are equal for all backbones: view v of a sample is the same crop
-    whichever network sees it. A split without samples gives a file without rows.
+    whichever network sees it. A split without samples gives a file without rows. Of a backbone over
+    subclasses, logits and classifier are over these, and its splitting.safetensors comes along. A
+    backbone that did not converge gives zeros, and the reason as the attribute `diverged`.
     """
     settings = FeatureSettings.model_validate(job.spec["features"])
     # The trained weights follow: those that training started from need not be at hand.
     backbone = backbone_settings({**job.spec["backbone"], "weights": None})
     subset = read_subset(job.inputs["data"] / "subset.h5")
     weights = job.inputs["stage1"] / "model.safetensors"
+    outputs = len(subset.class_names)
+    attributes: dict[str, Any] = {}
+    if backbone.splits_classes():
+        copy_splitting(job.inputs["stage1"], job.output)
+        subclasses = read_splitting(job.output).subclasses
+        outputs = sum(subclasses)
+        scale = build_loss(backbone.loss, subset.class_counts).logits(torch.ones(1)).item()
+        attributes |= {"subclasses": subclasses, "logit_scale": scale}
+    if isinstance(backbone, HybridBranch):
+        counts = subset.class_counts
+        classes = group_classes(counts, backbone.tail_share, backbone.group)
+        outputs = len(classes)
+        attributes["classes"] = classes
+    lost = read_divergence(job.inputs["stage1"])
+    if lost:
+        attributes["diverged"] = lost[0]
     started = time.perf_counter()
     images = 0
     dimension = 0
-    splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
-    for name in splits:
-        if not len(getattr(subset, f"{name}_index")):
-            _write_empty(job, name, subset, dimension)
+    for name, split in open_splits(job, subset):
+        if split is None:
+            write_empty(job, name, subset, dimension, attributes)
             continue
-        split = open_split(job.spec["dataset"], subset, name, job.device, job.root)
-        network = build_network(backbone, len(subset.class_names), split.channels)
-        load_weights(network, weights)
+        network = build_network(backbone, outputs, split.channels)
+        if "diverged" in attributes:
+            for parameter in network.parameters():
+                nn.init.zeros_(parameter)
+        else:
+            load_weights(network, weights)
         dtype = precision(settings.precision, job.device)
         with torch.inference_mode():
-            dimension = _write_split(job, name, split, network, settings, backbone, subset, dtype)
+            dimension = _write_split(
+                job, name, split, network, settings, backbone, subset, dtype, attributes
+            )
         images += len(split.labels) * (1 + (settings.views if name == "train" else 0))
     seconds = time.perf_counter() - started
     say(f"embedded {images} images in {seconds:.1f} s ({images / seconds:.0f} images/s)")
@@ -104,6 +130,7 @@ def _write_split(
     backbone: Any,
     subset: Subset,
     dtype: torch.dtype,
+    attributes: dict[str, Any],
 ) -> int:
     seed = job.spec["seed"]
     samples = len(split.labels)
@@ -119,11 +146,7 @@ def _write_split(
     place = torch.argsort(order).numpy()
 
     def stream(view: int | None) -> Iterator[np.ndarray]:
-        draws = (
-            None
-            if view is None
-            else generator(settings.view_seed, "view", seed, view, device=job.device)
-        )
+        draws = view_draws(settings, seed, view, job.device)
         for batch in split.batches.epoch(order, batch_size, draws):
             yield embed(batch).cpu().numpy()
 
@@ -149,10 +172,7 @@ def _write_split(
     write_features(
         job.output / f"{name}.h5",
         features=features,
-        labels=split.labels.numpy(),
-        index=split.index,
-        class_names=subset.class_names,
-        class_counts=subset.class_counts,
+        **described(split, subset),
         attributes={
             "backbone": backbone.network,
             "head": backbone.head,
@@ -165,6 +185,7 @@ def _write_split(
             "train_bn": settings.train_bn,
             "batch_size": batch_size,
             "precision": str(dtype).removeprefix("torch."),
+            **attributes,
         },
         views=views,
         logits=logits,
@@ -174,12 +195,48 @@ def _write_split(
     return dimension
 
 
-def _write_empty(job: Job, name: str, subset: Subset, dimension: int) -> None:
+def open_splits(job: Job, subset: Subset) -> Iterator[tuple[str, ImageSplit | None]]:
+    """Yield each split's name and images, the training ones first; None where it has none."""
+    splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
+    for name in splits:
+        if len(getattr(subset, f"{name}_index")):
+            yield name, open_split(job.spec["dataset"], subset, name, job.device, job.root)
+        else:
+            yield name, None
+
+
+def view_draws(
+    settings: FeatureSettings, seed: int, view: int | None, device: torch.device
+) -> torch.Generator | None:
+    """Return the stream of a view's augmentation, the same for every backbone; None for none."""
+    if view is None:
+        return None
+    return generator(settings.view_seed, "view", seed, view, device=device)
+
+
+def described(split: ImageSplit, subset: Subset) -> dict[str, Any]:
+    """Return what a split's file says of its samples and classes."""
+    return {
+        "labels": split.labels.numpy(),
+        "index": split.index,
+        "class_names": subset.class_names,
+        "class_counts": subset.class_counts,
+    }
+
+
+def write_empty(
+    job: Job,
+    name: str,
+    subset: Subset,
+    dimension: int,
+    attributes: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write the file of a split that has no samples."""
     write_features(
         job.output / f"{name}.h5",
         features=np.empty((0, dimension), np.float32),
         labels=np.empty(0, np.int64),
         class_names=subset.class_names,
         class_counts=subset.class_counts,
-        attributes={"draw": subset.digest},
+        attributes={"draw": subset.digest, **attributes},
     )

@@ -45,7 +45,8 @@ class FeatureStore:
     """The contents of one feature file: in memory, or mapped and read-only if they are large.
 
     Shapes: `features` (N, D) float32, `labels` (N,) int64, `index` (N,) int64 places in the
-    source; optional `views` (V, N, D), `view_strength` (V,), `logits` (N, C'), `text` (C, D), and
+    source; optional `views` (V, N, D), `view_strength` (V,) (0: the training augmentation alone;
+    above: RandAugment for a sample of that memory), `logits` (N, C'), `text` (C, D), and
     the backbone's own classifier, `classifier_weight` (C', D) and `classifier_bias` (C',).
     `attributes` holds what else was written, such as backbone, checkpoint and view_seed.
     """
@@ -91,6 +92,25 @@ class FeatureStore:
         )
         _check(store)
         return store
+
+    def standard_views(self) -> np.ndarray:
+        """Return the views of the training augmentation alone, (V', N, D): those of strength 0.
+
+        Raises:
+            InputError: none are cached.
+        """
+        views = self.views
+        if views is not None and self.view_strength is not None:
+            standard = self.view_strength == 0
+            number = int(standard.sum())
+            # A slice, where they come first, leaves a mapped file on the disk.
+            views = views[:number] if standard[:number].all() else views[standard]
+        if views is None or not len(views):
+            raise InputError(
+                f"{self.path}: no augmented views are cached; set features.views of the backbone, "
+                "or views: plain in the method"
+            )
+        return views
 
 
 def _first_line(error: BaseException) -> str:
@@ -155,6 +175,16 @@ def _check(store: FeatureStore) -> None:
     if store.views is not None and store.views.shape[1:] != store.features.shape:
         raise InputError(
             f"{store.path}: views {store.views.shape} do not fit features {store.features.shape}"
+        )
+    strength = store.view_strength
+    if strength is not None and store.views is not None and len(strength) != len(store.views):
+        raise InputError(
+            f"{store.path}: {len(store.views)} views, {len(strength)} numbers in view_strength"
+        )
+    if store.text is not None and store.text.shape != (classes, store.features.shape[1]):
+        raise InputError(
+            f"{store.path}: text {store.text.shape} does not fit {classes} classes and features "
+            f"{store.features.shape}"
         )
 
 

@@ -23,6 +23,8 @@ def build_network(settings: BackboneSettings, classes: int, channels: int) -> An
     `.head`.
     """
     options: dict[str, Any] = {"head": settings.head, "in_channels": channels}
+    if settings.attention is not None:
+        options["attention"] = settings.attention
     if settings.weights is not None:
         options["weights"] = settings.weights
     network = load("network", settings.network)(classes, **options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.base import canonical_json
 from ltpipe.data.loading import ImageSplit, open_split
-from ltpipe.data.subset import read_subset
+from ltpipe.data.subset import Subset, read_subset
+from ltpipe.divergence import write_divergence
 from ltpipe.io import write_text_atomic
 from ltpipe.job import Job
 from ltpipe.models.building import build_network, save_weights
@@ -35,13 +38,39 @@ class Training:
     checkpoint: Checkpoint
 
 
-def open_training(job: Job) -> Training:
-    """Open the training images and build the network that `job.spec` asks for."""
-    settings = backbone_settings(job.spec["backbone"])
+@dataclass(frozen=True)
+class Images:
+    """A job's subset, and the images of its training part."""
+
+    subset: Subset
+    split: ImageSplit
+    data: TrainingSet
+
+
+def open_images(job: Job) -> Images:
+    """Open the training images that `job.spec` names."""
     subset = read_subset(job.inputs["data"] / "subset.h5")
     split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
+    data = TrainingSet(split.batches, split.labels, split.pixels, subset.class_counts)
+    return Images(subset, split, data)
+
+
+def open_training(
+    job: Job,
+    images: Images | None = None,
+    outputs: int | None = None,
+    build: Callable[[Any, int, int], Any] = build_network,
+) -> Training:
+    """Build the network that `job.spec` asks for, and open its images unless they are given.
+
+    `outputs` is the width of its classifier, the number of classes unless given; `build` makes the
+    network of the settings, that width and the number of the images' channels.
+    """
+    settings = backbone_settings(job.spec["backbone"])
+    images = images or open_images(job)
+    subset, split = images.subset, images.split
     torch.manual_seed(stream_seed(job.spec["seed"], "weights"))
-    network = build_network(settings, len(subset.class_names), split.channels)
+    network = build(settings, outputs or len(subset.class_names), split.channels)
     processes = {"processes": distributed.size()} if distributed.size() > 1 else {}
     identity = canonical_json(
         {"spec": job.spec, "code": job.code, "draw": subset.digest, **processes}
@@ -49,45 +78,62 @@ def open_training(job: Job) -> Training:
     return Training(
         settings=settings,
         split=split,
-        data=TrainingSet(split.batches, split.labels, split.pixels, subset.class_counts),
+        data=images.data,
         network=network,
         checkpoint=Checkpoint(job.output / "resume", identity, job.checkpoint_every),
     )
 
 
-def train_task(job: Job, training: Training, task: Task) -> dict[str, Any]:
-    """Run all epochs of `task`, write its results, return what the manifest says of the run."""
+def train_task(
+    job: Job,
+    training: Training,
+    task: Task,
+    conclude: Callable[[list[Epoch]], str] = lambda history: "",
+    samples: int | None = None,
+) -> dict[str, Any]:
+    """Run all epochs of `task`, write its results, return what the manifest says of the run.
+
+    `conclude` is given the history first: it may leave files of its own, and it says why a run
+    whose losses are finite did not converge, or nothing. `samples` is how many an epoch trains on,
+    all unless given.
+    """
     settings = training.settings
     history = run_epochs(
         task,
         settings,
-        len(training.data.labels),
+        samples or len(training.data.labels),
         checkpoint=training.checkpoint,
         description=f"{settings.network} ({settings.system}), seed {job.spec['seed']}",
     )
-    return _finish(job, training, history)
+    return _finish(job, training, history, conclude(history))
 
 
-def _finish(job: Job, training: Training, history: list[Epoch]) -> dict[str, Any]:
+def _finish(job: Job, training: Training, history: list[Epoch], diverged: str) -> dict[str, Any]:
     """Write model.safetensors and history.csv, and return what the manifest says of the run.
 
-    Of several processes the first writes.
+    A run that did not converge, because its loss is not finite or for the reason that `diverged`
+    gives, leaves its weights as they are and a record of the reason. Of several processes the
+    first writes.
     """
+    if history and not math.isfinite(history[-1].loss):
+        diverged = f"the loss is {history[-1].loss} after epoch {history[-1].epoch}"
     if distributed.rank() == 0:
         save_weights(training.network, job.output / "model.safetensors")
         _write_history(history, job.output / "history.csv")
+        write_divergence(job.output, {0: diverged} if diverged else {})
         training.checkpoint.clear()
-    last = history[-1]
     seconds = sum(record.seconds for record in history)
     samples = len(training.data.labels)
     settings = training.settings
     if distributed.rank() == 0:
         say(
             f"trained {settings.network} ({settings.system}) on {describe(job.device)}: "
-            f"{len(history)} epochs in {seconds:.1f} s, loss {last.loss:.4f}, "
-            f"training accuracy {last.accuracy:.1%}"
+            f"{len(history)} epochs in {seconds:.1f} s{_last(history)}"
         )
+        if diverged:
+            say(f"did not converge: {diverged} (a lower learning_rate or precision: fp32 may help)")
     return {
+        **({"diverged": diverged} if diverged else {}),
         "precision": str(precision(settings.precision, job.device)).removeprefix("torch."),
         "images_on_device": training.split.batches.resident,
         "images_per_second": round(len(history) * samples / max(seconds, 1e-9), 1),
@@ -96,4 +142,11 @@ def _finish(job: Job, training: Training, history: list[Epoch]) -> dict[str, Any
 
 
 def _write_history(history: list[Epoch], path: Path) -> None:
-    write_text_atomic(path, pd.DataFrame(history).to_csv(index=False))
+    columns = [field.name for field in fields(Epoch)]
+    write_text_atomic(path, pd.DataFrame(history, columns=columns).to_csv(index=False))
+
+
+def _last(history: list[Epoch]) -> str:
+    if not history:
+        return ""
+    return f", loss {history[-1].loss:.4f}, training accuracy {history[-1].accuracy:.1%}"

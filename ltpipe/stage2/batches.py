@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ltpipe.data.sampling import epoch_order
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 from ltpipe.seeding import generator
 
@@ -187,9 +186,4 @@ def drawn_views(store: FeatureStore, views: str) -> Tensor:
     """
     if views == "plain":
         return torch.from_numpy(store.features)[None]
-    if store.views is None or not len(store.views):
-        raise InputError(
-            f"{store.path}: no augmented views are cached; set features.views of the backbone, "
-            "or views: plain in the method"
-        )
-    return torch.from_numpy(store.views)
+    return torch.from_numpy(store.standard_views())

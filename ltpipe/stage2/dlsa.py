@@ -24,10 +24,11 @@ from ltpipe.io import write_text_atomic
 from ltpipe.job import Job
 from ltpipe.models.flow import FlowMixture
 from ltpipe.progress import say
+from ltpipe.stage2.blocks import Block, read_block
 from ltpipe.stage2.clusters import cluster_shares, purity
 from ltpipe.stage2.decoupled import Features, finish, open_features
 from ltpipe.stage2.embedded import GroupData, fit_group
-from ltpipe.stage2.flow_filter import Block, read_block, read_flow
+from ltpipe.stage2.flow_filter import read_flow
 from ltpipe.stage2.results import evaluate_scores, metric_rows
 
 # A class is called tail by the paper's separation accuracy if it has at most so many samples.

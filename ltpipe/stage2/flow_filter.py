@@ -8,12 +8,9 @@ the others go on to the next block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -35,12 +32,12 @@ from ltpipe.memory import keep_freed_memory
 from ltpipe.models.flow import FlowMixture
 from ltpipe.progress import say, track
 from ltpipe.seeding import generator
+from ltpipe.stage2.blocks import Block, read_block, write_blocks
 from ltpipe.stage2.clusters import cluster_shares
 from ltpipe.stage2.pairs import class_pairs
 from ltpipe.training.devices import precision
 from ltpipe.training.sgd import SGD
 
-FORMAT = "ltpipe-filter/1"
 SPLITS = ("train", "test")
 # The dimension at which the released likelihood weights were chosen; the likelihood grows with it.
 _REFERENCE_DIMENSION = 2048
@@ -49,25 +46,6 @@ _WIDE = 256
 _ROWS = 4096
 # What the released code calls a pure cluster, and a flow that has not collapsed.
 _PURE, _MORE_THAN, _FEWER_THAN = 0.7, 10, 5000
-
-
-@dataclass(frozen=True)
-class Block:
-    """What a filter says of the N samples of one split.
-
-    `log_likelihood` (N,) float32, `cluster` (N,) int64; `member` (N,) bool: whether earlier blocks
-    let the sample pass; `inside` (N,) bool: whether it is a member that this block takes out.
-    """
-
-    log_likelihood: np.ndarray
-    cluster: np.ndarray
-    member: np.ndarray
-    inside: np.ndarray
-
-    @property
-    def passed(self) -> np.ndarray:
-        """The members that go on to the next block, (N,) bool."""
-        return self.member & ~self.inside
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -117,7 +95,7 @@ def run(job: Job) -> dict[str, Any]:
         )
         for split in SPLITS
     }
-    _write(job.output / "filter.h5", blocks, threshold)
+    write_blocks(job.output / "filter.h5", blocks, threshold)
     columns = ["epoch", "likelihood", "balance", "purity", "loss"]
     table = pd.DataFrame(history, columns=columns)
     write_text_atomic(job.output / "history.csv", table.to_csv(index=False))
@@ -292,32 +270,3 @@ def read_flow(folder: Path, settings: FlowFilter, dimension: int) -> FlowMixture
     flow = _new_flow(settings, dimension, 0, 0)
     flow.load_state_dict(load_file(folder / "filter.safetensors"))
     return flow.eval()
-
-
-def _write(path: Path, blocks: Mapping[str, Block], threshold: float) -> None:
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        for split, block in blocks.items():
-            for name in ("log_likelihood", "cluster", "member", "inside"):
-                file[f"{split}/{name}"] = getattr(block, name)
-        file.attrs["format"] = FORMAT
-        file.attrs["threshold"] = threshold
-        file.attrs["complete"] = True
-
-
-def read_block(folder: Path, split: str) -> Block:
-    """Return what the filter in `folder` says of a split.
-
-    Raises:
-        InputError: there is no whole filter.
-    """
-    path = folder / "filter.h5"
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("format") != FORMAT or not file.attrs.get("complete"):
-                raise InputError(f"{path}: not a whole filter; delete it and run again")
-            names = ("log_likelihood", "cluster", "member", "inside")
-            return Block(**{name: file[f"{split}/{name}"][()] for name in names})
-    except (OSError, KeyError) as error:
-        raise InputError(
-            f"{path}: not a readable filter ({error}); delete it and run again"
-        ) from None

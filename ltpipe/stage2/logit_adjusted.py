@@ -15,14 +15,16 @@ from ltpipe.errors import InputError
 from ltpipe.job import Job
 from ltpipe.losses.base import checked_counts
 from ltpipe.stage2.decoupled import finish, open_features
+from ltpipe.stage2.results import class_logits
 
 
 def run(job: Job) -> dict[str, Any]:
     """Evaluate the adjusted logits of the backbone's own classifier at every tau."""
     features = open_features(job, LogitAdjusted)
-    if features.test.logits is None:
+    cached = class_logits(features.test)
+    if cached is None:
         raise InputError(f"{features.test.path}: has no logits to adjust")
-    plain = torch.from_numpy(features.test.logits)
+    plain = torch.from_numpy(cached)
     counts = checked_counts(features.train.class_counts)
     log_prior = (counts / counts.sum()).log().float()
     grid = features.settings.tau

@@ -16,7 +16,13 @@ from torch import Tensor
 from ltpipe.config.methods import LogitFusion
 from ltpipe.errors import InputError
 from ltpipe.job import Job
-from ltpipe.stage2.results import manifest_facts, method_settings, open_stores, write_results
+from ltpipe.stage2.results import (
+    class_logits,
+    manifest_facts,
+    method_settings,
+    open_stores,
+    write_results,
+)
 
 
 def fuse(ce: Tensor, kps: Tensor, w1: float, space: str) -> Tensor:
@@ -32,9 +38,10 @@ def run(job: Job) -> dict[str, Any]:
     test = open_stores(job, "test")
     logits = {}
     for role, store in test.items():
-        if store.logits is None:
+        cached = class_logits(store)
+        if cached is None:
             raise InputError(f"{store.path}: has no logits to fuse")
-        logits[role] = torch.from_numpy(store.logits)
+        logits[role] = torch.from_numpy(cached)
     points = settings.points()
 
     def scores() -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ from ltpipe.config.methods import OwnClassifier
 from ltpipe.errors import InputError
 from ltpipe.job import Job
 from ltpipe.stage2.results import (
+    class_logits,
     classifier_of,
     manifest_facts,
     method_settings,
@@ -23,10 +24,11 @@ def run(job: Job) -> dict[str, Any]:
     settings = method_settings(job, OwnClassifier, ["features"])
     train = open_stores(job, "train", skip=("views",))["features"]
     test = open_stores(job, "test")["features"]
-    if test.logits is None:
+    logits = class_logits(test)
+    if logits is None:
         raise InputError(f"{test.path}: has no logits, so there is no classifier to evaluate")
     weight, bias = classifier_of(train)
-    probabilities = torch.softmax(torch.from_numpy(test.logits), dim=1).numpy()
+    probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     weights = {"weight": weight[None]} | ({} if bias is None else {"bias": bias[None]})
     write_results(
         job,

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ltpipe.config.base import canonical_json
+from ltpipe.divergence import write_divergence
 from ltpipe.errors import InputError
 from ltpipe.evaluation.metrics import evaluate
 from ltpipe.features.store import FeatureStore
@@ -26,6 +27,7 @@ SCALARS = (
     "many",
     "medium",
     "few",
+    "head_tail_gap",
     "balanced_accuracy",
     "macro_f1",
     "mcc",
@@ -74,6 +76,9 @@ def write_results(
 ) -> None:
     """Write models.safetensors, predictions.h5 and metrics.csv to `job.output`.
 
+    Points whose scores are not finite, and all points on a backbone that did not converge, have no
+    metrics but a record of why.
+
     Args:
         scores: for each point, class probabilities (N, C) of the test samples.
         points: the swept parameters of each point.
@@ -89,7 +94,13 @@ def write_results(
     kept = np.empty((len(points), samples, classes) if keep_scores else (0, 0, 0), np.float32)
     rows = []
     groups = ""
+    lost = str(test.attributes.get("diverged", ""))
+    diverged = dict.fromkeys(range(len(points)), f"backbone: {lost}") if lost else {}
     for place, (point, values) in enumerate(zip(points, scores, strict=True)):
+        if not np.isfinite(values).all():
+            diverged.setdefault(place, "its scores are not finite")
+        if place in diverged:
+            values = np.full((samples, classes), 1 / classes, np.float32)
         metrics = evaluate_scores(values, test, job.spec["groups"])
         groups = metrics["groups"]
         rows.append(metric_rows(metrics, place, point, protocol))
@@ -119,10 +130,15 @@ def write_results(
             file.attrs["groups"] = groups
             file.attrs["complete"] = True
     table = pd.concat([*rows, *more_rows], ignore_index=True)
+    table.loc[table["point"].isin(diverged), "value"] = np.nan
+    write_divergence(job.output, diverged)
     write_text_atomic(job.output / "metrics.csv", table.to_csv(index=False))
     for place, point in enumerate(points):
         mine = rows[place].set_index("metric")["value"]
         shown = ", ".join(f"{key} {value:g}" for key, value in point.items())
+        if place in diverged:
+            say(f"{shown + ': ' if shown else ''}did not converge: {diverged[place]}")
+            continue
         say(
             f"{shown + ': ' if shown else ''}test accuracy {mine['accuracy']:.1%}, "
             f"many {mine['many']:.1%}, medium {mine['medium']:.1%}, few {mine['few']:.1%}"
@@ -166,8 +182,9 @@ def classifier_of(store: FeatureStore) -> tuple[Tensor, Tensor | None]:
     """Return the stage-one classifier that the training store carries: weight, bias or None.
 
     Raises:
-        InputError: the store carries none.
+        InputError: the store carries none, or one over subclasses.
     """
+    class_logits(store)
     if store.classifier_weight is None:
         raise InputError(
             f"{store.path}: carries no stage-one classifier; this method needs features dumped "
@@ -182,3 +199,22 @@ def linear_classifier_of(store: FeatureStore) -> tuple[Tensor, Tensor]:
     """Return the stage-one classifier with zeros for a bias that it lacks; see `classifier_of`."""
     weight, bias = classifier_of(store)
     return weight, torch.zeros(len(weight)) if bias is None else bias
+
+
+def class_logits(store: FeatureStore) -> np.ndarray | None:
+    """Return the store's logits (N, C), or None where there are none.
+
+    Raises:
+        InputError: the backbone's classifier is over subclasses, or over a part of the classes.
+    """
+    if "classes" in store.attributes:
+        raise InputError(
+            f"{store.path}: the backbone's classifier knows a part of the classes; method hrjba "
+            "joins two such parts"
+        )
+    if "subclasses" in store.attributes:
+        raise InputError(
+            f"{store.path}: the backbone's classifier is over subclasses; method label-mapping "
+            "leads from them to classes"
+        )
+    return store.logits

@@ -22,7 +22,6 @@ from ltpipe.config.backbones import Backbone, BackboneSettings
 from ltpipe.data.augment import normalise
 from ltpipe.data.loading import Pixels
 from ltpipe.data.sampling import epoch_order
-from ltpipe.errors import InputError
 from ltpipe.losses.base import Loss
 from ltpipe.models.building import place
 from ltpipe.progress import say, track
@@ -34,6 +33,15 @@ from ltpipe.training.mixup import mixup, mixup_loss
 from ltpipe.training.rules import Phase, phases
 from ltpipe.training.schedules import learning_rate
 from ltpipe.training.sgd import SGD
+
+
+class HasBuffers(Protocol):
+    """An optimizer whose state is a list of tensors."""
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What it keeps from step to step."""
+        ...
 
 
 class Batches(Protocol):
@@ -100,12 +108,11 @@ def run_epochs(
 ) -> list[Epoch]:
     """Run all epochs of `task` and return its history; the last epoch's weights count.
 
+    A run whose loss is no longer a number ends there: its history's last loss is not finite.
+
     Args:
         samples: how many samples an epoch sees, by which its sums are divided.
         checkpoint: where to leave the state every few epochs, and from where to go on.
-
-    Raises:
-        InputError: the loss is no longer a number.
     """
     history = _resume(task, checkpoint)
     bar = track(range(len(history), settings.epochs), description, settings.epochs, len(history))
@@ -116,12 +123,9 @@ def run_epochs(
         record = Epoch(
             epoch, rate, total / samples, correct / samples, time.perf_counter() - started
         )
-        if not math.isfinite(record.loss):
-            raise InputError(
-                f"{description}: the loss is {record.loss} after epoch {epoch}; the run does not "
-                "converge with these settings (try a lower learning_rate or precision: fp32)"
-            )
         history.append(record)
+        if not math.isfinite(record.loss):
+            break
         bar.set_postfix(loss=f"{record.loss:.3f}", accuracy=f"{record.accuracy:.1%}")
         done = epoch + 1
         wanted = checkpoint is not None and checkpoint.due(done) and done < settings.epochs
@@ -232,7 +236,11 @@ def epoch_stream(
 
 def autocast(settings: BackboneSettings, device: torch.device) -> Any:
     """Return the context in which forward passes and losses run."""
-    dtype = precision(settings.precision, device)
+    return autocast_to(precision(settings.precision, device), device)
+
+
+def autocast_to(dtype: torch.dtype, device: torch.device) -> Any:
+    """Return the context in which products are computed in `dtype`."""
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
@@ -254,7 +262,7 @@ def forward_of(network: nn.Module, settings: BackboneSettings, device: torch.dev
     return torch.compile(wrapped) if settings.compile else wrapped
 
 
-def training_state(network: nn.Module, optimizer: SGD) -> dict[str, Tensor]:
+def training_state(network: nn.Module, optimizer: HasBuffers) -> dict[str, Tensor]:
     """Return the tensors of a network and its optimizer by name."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     momenta = {f"momentum.{i}": buffer for i, buffer in enumerate(optimizer.buffers)}

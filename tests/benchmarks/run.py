@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import flow
 import peers
+import phase2
 
 from ltpipe.config.backbones import Backbone
 from ltpipe.data.augment import Augmentation
@@ -273,7 +274,25 @@ def dlsa_filter(quick: bool) -> Iterator[Result]:
     )
 
 
+def ecvl(quick: bool) -> Iterator[Result]:
+    """One thread: the steps on cached views are too small for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for network in ["small-resnet"] if quick else ["small-resnet", "RN50"]:
+        found = phase2.phase2_epoch(network)
+        yield Result(
+            f"ECVL phase II, {network}",
+            "epochs/s",
+            1 / found.cached,
+            1 / found.online,
+            50.0,
+            f"peer: towers in the loop; 100 images take {found.latency:.3f} s",
+        )
+    torch.set_num_threads(threads)
+
+
 SUITES = {
+    "ecvl": ecvl,
     "filter": dlsa_filter,
     "augmentation": augmentation,
     "training": training,

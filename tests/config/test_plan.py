@@ -194,3 +194,47 @@ def test_a_backbones_system_runs_its_training(backbone, system, loss):
     assert [name for name in entries if name.startswith("ltpipe.losses")] == (
         [] if loss is None else [loss]
     )
+
+
+def towers_plan(**ecvl):
+    values = {
+        "experiment": "small",
+        "seeds": [3],
+        "datasets": {"digits-lt": None},
+        "methods": {"ecvl": {"backbones": {"features": "small-towers"}, **ecvl}},
+    }
+    return build_plan(resolve(values, CATALOGUE))
+
+
+def test_phase_two_shares_its_towers_and_their_dump():
+    plain = towers_plan()
+    for changes in (
+        {"momentum": False},
+        {"mu": [0.1, 1.0]},
+        {"adapter": {"lambda": 0.5}},
+        {"online": True},
+    ):
+        other = towers_plan(**changes)
+        for kind in ("stage1", "features"):
+            assert only(other, kind).folder == only(plain, kind).folder
+        assert only(other, "stage2").folder != only(plain, "stage2").folder
+
+
+def test_towers_have_a_dump_of_their_own_and_phase_two_needs_no_towers():
+    plan = towers_plan()
+    assert code_entries(only(plan, "stage1").spec)[0] == "ltpipe.stage1.vision_language"
+    dump = code_entries(only(plan, "features").spec)
+    assert dump[0] == "ltpipe.features.vision_language"
+    assert "ltpipe.models.vision_language" in dump
+    assert code_entries(only(plan, "stage2").spec) == ("ltpipe.stage2.ecvl",)
+    online = code_entries(only(towers_plan(online=True), "stage2").spec)
+    assert {"ltpipe.stage2.ecvl_online", "ltpipe.models.vision_language"} <= set(online)
+
+
+def test_the_report_is_told_what_towers_start_from():
+    (result,) = towers_plan().report.spec["results"]
+    assert result["origins"] == [
+        "small-resnet: random initial weights, not pretrained, 30 epochs of fine-tuning"
+    ]
+    (other,) = plan_of().report.spec["results"]
+    assert other["origins"] == []

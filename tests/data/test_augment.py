@@ -78,7 +78,8 @@ def test_draws_come_from_the_generator_alone(plan):
     assert not torch.equal(first, augment(pictures(), plan, generator(4)))
 
 
-def test_resized_crop_against_interpolating_each_crop():
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resized_crop_against_interpolating_each_crop(mode):
     images = pictures(n=40, height=40, width=31)
     area = torch.rand((10, 40), generator=generator(2))
     shape = torch.rand((10, 40), generator=generator(3))
@@ -86,7 +87,8 @@ def test_resized_crop_against_interpolating_each_crop():
     # Candidates of the first images never fit: they take the centred fallback.
     area[:, :4], shape[:, :4] = 1.0, 0.5
     mirrored = torch.arange(40) % 3 == 0
-    result = _resized_crop(images, (16, 20), area, shape, place, mirrored)
+    share = 0.08 + 0.92 * area
+    result = _resized_crop(images, (16, 20), share, shape, place, mirrored, mode)
     assert result.is_contiguous(memory_format=torch.channels_last)
     for i in range(40):
         for scale, aspect in zip(area[:, i].tolist(), shape[:, i].tolist(), strict=True):
@@ -102,10 +104,30 @@ def test_resized_crop_against_interpolating_each_crop():
             w, h = 31, 40  # 31 / 40 lies within 3/4 .. 4/3: the whole image
             top = left = 0
         crop = images[i, top : top + h, left : left + w].permute(2, 0, 1)[None].double()
-        expected = F.interpolate(crop, (16, 20), mode="bilinear", align_corners=False)[0]
+        expected = F.interpolate(crop, (16, 20), mode=mode, align_corners=False)[0].clamp(0, 255)
         if mirrored[i]:
             expected = expected.flip(2)
-        assert (result[i].double() - expected).abs().max() <= 0.51
+        difference = (result[i].double() - expected).abs()
+        if mode == "bicubic":
+            # At a crop's edge the cubic kernel reads the pixels beside it.
+            difference = difference[:, 4:-4, 5:-5]
+        assert difference.max() <= 0.51
+
+
+def test_crop_scale_bounds_the_share_of_the_area():
+    # Each pixel tells its place, so that the corners of a crop tell its extent.
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    image = torch.stack([4 * y, 4 * x, x], dim=2).to(torch.uint8).expand(200, -1, -1, -1)
+    for scale in ((0.08, 1.0), (0.5, 1.0), (0.5, 0.6)):
+        plan = Augmentation((32, 32), resized_crop=True, crop_scale=scale)
+        batch = augment(image.contiguous(), plan, generator()).float()
+        sides = [
+            (batch[:, channel].amax((1, 2)) - batch[:, channel].amin((1, 2))) / 4 + 1
+            for channel in (0, 1)
+        ]
+        share = sides[0] * sides[1] / 64**2
+        assert share.min() > scale[0] - 0.08
+        assert share.max() < scale[1] + 0.08
 
 
 def test_resized_crop_fallback_of_a_long_image_is_centred():

@@ -43,6 +43,7 @@ def test_against_scikit_learn(seed):
         "many": recall[:2].mean(),
         "medium": recall[2:4].mean(),
         "few": recall[4:].mean(),
+        "head_tail_gap": recall[:2].mean() - recall[4:].mean(),
     }
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-12), name

@@ -50,8 +50,16 @@ def experiment(tmp_path_factory):
                 "datasets": ["digits"],
                 "metrics": ["accuracy", "many", "medium", "few", "ece"],
                 "expected": None,
-            }
+            },
+            "all": {
+                "title": "Beside it",
+                "rows": [{"method": "CE"}],
+                "datasets": ["digits"],
+                "metrics": ["accuracy"],
+                "expected": None,
+            },
         },
+        "table_order": ["main", "all"],
         "figures": [
             {"kind": "class_distribution", "dataset": "digits"},
             {
@@ -152,6 +160,13 @@ def test_the_page_stands_alone_and_escapes_names(experiment, tmp_path):
     assert "<script" not in page and "@import" not in page and "url(" not in page
     assert "&lt;script&gt;" in page
     assert "ranks 1-3/4-7/8-10" in page
+
+
+def test_tables_stand_in_the_order_of_the_experiment(experiment, tmp_path):
+    spec, base = experiment
+    write_report(spec, tmp_path / "out", EXPECTED, base)
+    page = (tmp_path / "out/report.html").read_text()
+    assert 0 < page.index(">Main<") < page.index(">Beside it<")
 
 
 def test_numbers_are_those_of_the_artifacts(experiment, tmp_path):

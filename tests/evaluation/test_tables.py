@@ -19,6 +19,7 @@ from ltpipe.evaluation.tables import (
     to_text,
     wide,
 )
+from ltpipe.stage2.groups import GROUP_METRICS
 from ltpipe.stage2.results import SCALARS
 
 EXPECTED = Path(__file__).resolve().parents[2] / "data/expected"
@@ -32,7 +33,7 @@ def records(values):
     """Rows of (dataset, method, seed, point, parameters, protocol, metric, value)."""
     columns = ["dataset", "method", "seed", "point", "parameters", "protocol", "metric", "value"]
     table = pd.DataFrame(values, columns=columns)
-    return table.assign(label=table["method"], kind="x", **{"class": math.nan})
+    return table.assign(label=table["method"], kind="x", diverged="", **{"class": math.nan})
 
 
 ROWS = records(
@@ -114,4 +115,74 @@ def test_the_best_mean_is_marked_and_bars_are_escaped():
 
 def test_tables_settings_and_methods_name_the_same_metrics():
     (names,) = get_args(Table.model_fields["metrics"].annotation)
-    assert set(get_args(names)) == set(METRIC_TITLES) == set(SCALARS)
+    assert set(get_args(names)) == set(METRIC_TITLES) == {*SCALARS, *GROUP_METRICS}
+
+
+LOST = ROWS.assign(
+    value=ROWS["value"].where(~((ROWS["method"] == "CE") & (ROWS["seed"] == 1))),
+    diverged=[
+        "the loss is nan" if m == "CE" and s == 1 else ""
+        for m, s in ROWS[["method", "seed"]].to_numpy()
+    ],
+)
+NONE_LEFT = ROWS.assign(
+    value=ROWS["value"].where(ROWS["method"] != "CE"),
+    diverged=["the loss is nan" if method == "CE" else "" for method in ROWS["method"]],
+)
+
+
+def test_runs_that_did_not_converge_are_counted_and_not_averaged():
+    settings = {"rows": [{"method": "CE"}], "datasets": ["c10"], "metrics": ["accuracy"]}
+    found = build_table(LOST, settings, DATASETS, EXPECTED)
+    (row,) = found.to_dict("records")
+    assert (row["seeds"], row["converged"]) == (3, 2)
+    assert row["mean"] == pytest.approx(0.6)
+    assert row["diverged"] == "the loss is nan"
+    assert wide(found).rows[0][1][0].text == "60.0 ± 14.1 (2/3)"
+
+
+def test_a_method_with_a_lost_run_is_never_the_best():
+    rows = [{"method": "CE"}, {"method": "FFN", "at": {"w1": 0.1}}]
+    settings = {"rows": rows, "datasets": ["c10"], "metrics": ["accuracy"]}
+    better = LOST.assign(
+        value=[2 * v if m == "CE" else v for m, v in LOST[["method", "value"]].to_numpy()]
+    )
+    cells = {
+        label: cells[0]
+        for label, cells in wide(build_table(better, settings, DATASETS, EXPECTED)).rows
+    }
+    assert cells["CE"].text.startswith("120.0")
+    assert not cells["CE"].best
+
+
+def test_where_nothing_converged_there_is_a_dash():
+    settings = {
+        "rows": [{"method": "CE", "paper_method": "CE"}],
+        "datasets": ["c10"],
+        "metrics": ["accuracy"],
+        "expected": {"paper": "ffn", "table": "T4"},
+    }
+    found = build_table(NONE_LEFT, settings, DATASETS, EXPECTED)
+    assert found["converged"].tolist() == [0]
+    cells = [cell.text for cell in wide(found).rows[0][1]]
+    assert cells[0] == "–"
+    assert "nan" not in " ".join(cells)
+
+
+def test_plain_metrics_stand_beside_published_percents_in_one_unit():
+    datasets = {"oct": {"label": "OCT", "benchmark": "OCTMNIST", "imbalance": None}}
+    rows = records([("oct", "CWS", 0, 0, "{}", "last", "auc", 0.95)])
+    settings = {
+        "rows": [{"method": "CWS", "paper_method": "CWS"}],
+        "datasets": ["oct"],
+        "metrics": ["auc"],
+        "expected": {"paper": "cws", "table": "T4"},
+    }
+    found = build_table(rows, settings, datasets, EXPECTED)
+    assert found["paper"].tolist() == [pytest.approx(0.947)]
+    assert [cell.text for cell in wide(found).rows[0][1]] == ["0.950", "0.947 (+0.003)"]
+
+
+def test_variants_of_one_published_row_share_a_stem():
+    assert paper_method("{stem}|CWS", {}, "CE+None--CWS-39") == "CE+None|CWS"
+    assert paper_method("{stem}|CWS", {}, "CE+None") == "CE+None|CWS"

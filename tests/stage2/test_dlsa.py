@@ -16,6 +16,7 @@ from ltpipe.features.store import write_features
 from ltpipe.job import Job
 from ltpipe.losses.base import SoftmaxForm
 from ltpipe.stage2 import dlsa, flow_filter
+from ltpipe.stage2.blocks import write_blocks
 from ltpipe.stage2.cosine_parts import CosinePartsModel, cosine_part_scores
 from ltpipe.stage2.logit_gradients import SoftmaxGradient
 from ltpipe.testing import check_method
@@ -188,11 +189,11 @@ def test_a_group_of_one_class_and_an_empty_one_are_defined(tmp_path):
     # The second filter sees what the first lets pass: one class, then nothing.
     labels = np.repeat(np.arange(6), COUNTS)
     one_class = dataclasses.replace(block, inside=labels != 5)
-    flow_filter._write(output / "filter.h5", {"train": one_class, "test": test}, 0.0)
+    write_blocks(output / "filter.h5", {"train": one_class, "test": test}, 0.0)
     second = filtered(folder, {**SMALL, "epochs": 2}, 2, previous=output)
     assert flow_filter.read_block(second, "train").member.sum() == COUNTS[5]
     everything = dataclasses.replace(block, inside=np.ones_like(block.inside))
-    flow_filter._write(output / "filter.h5", {"train": everything, "test": test}, 0.0)
+    write_blocks(output / "filter.h5", {"train": everything, "test": test}, 0.0)
     third = filtered(folder, {**SMALL, "epochs": 2}, 3, previous=output)
     assert not flow_filter.read_block(third, "test").inside.any()
     accuracy, _ = run(folder, tmp_path / "out", 1)

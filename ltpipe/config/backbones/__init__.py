@@ -8,22 +8,37 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Rule, Schedule
+from ltpipe.config.backbones.cws import CWS, Mapper
+from ltpipe.config.backbones.hrjba import HybridBranch
 from ltpipe.config.backbones.systems import BBN, Backbone, PaCo
+from ltpipe.config.backbones.vision_language import (
+    Ladder,
+    VisionLanguage,
+    VisionLanguageFeatures,
+)
 
 __all__ = [
     "BBN",
+    "CWS",
     "AnyBackbone",
     "Backbone",
     "BackboneSettings",
     "FeatureSettings",
+    "HybridBranch",
+    "Ladder",
+    "Mapper",
     "PaCo",
     "Rule",
     "Schedule",
+    "VisionLanguage",
+    "VisionLanguageFeatures",
     "backbone_settings",
 ]
 
 
-AnyBackbone = Annotated[Backbone | BBN | PaCo, Field(discriminator="system")]
+AnyBackbone = Annotated[
+    Backbone | BBN | PaCo | CWS | HybridBranch | VisionLanguage, Field(discriminator="system")
+]
 
 
 def backbone_settings(values: Mapping[str, Any]) -> Any:

@@ -92,7 +92,8 @@ class FeatureSettings(Settings):
 class BackboneSettings(Settings):
     """What all ways of training a backbone share.
 
-    `weights` starts the network from a file, or from torchvision's published weights of that
+    `attention` puts a module into every residual block (resnet8 to resnet56). `weights` starts the
+    network from a file, or from torchvision's published weights of that
     name, as in `weights: IMAGENET1K_V1`. `trained` says what of it is then trained: everything,
     or the last stage and the classifier only (torchvision networks).
     """
@@ -101,6 +102,7 @@ class BackboneSettings(Settings):
 
     network: str
     head: Literal["linear", "cosine"] = "linear"
+    attention: Literal["simam", "se", "cbam", "eca"] | None = None
     weights: str | None = None
     trained: Literal["all", "last-stage"] = "all"
     epochs: int = Field(default=200, ge=1)
@@ -123,9 +125,12 @@ class BackboneSettings(Settings):
         return check_name("network", name)
 
     @model_validator(mode="after")
-    def _weights_fit_network(self) -> BackboneSettings:
+    def _network_fits(self) -> BackboneSettings:
         from ltpipe.registry import module_of
 
+        cifar = "ltpipe.models.resnet"
+        if self.attention is not None and module_of("network", self.network) != cifar:
+            raise ValueError(f"attention: {self.network} has no place for it; take resnet8 to 56")
         torchvision = "ltpipe.models.torchvision_resnet"
         if module_of("network", self.network) != torchvision:
             if self.weights is not None:
@@ -133,6 +138,25 @@ class BackboneSettings(Settings):
             if self.trained != "all":
                 raise ValueError(f"trained: {self.network} is trained as a whole")
         return self
+
+    def check_start(self, rule: Rule) -> None:
+        """Refuse a deferred rule that would wait beyond the last epoch."""
+        if rule.first_epoch(self.epochs) >= self.epochs:
+            raise ValueError(
+                f"rule.start {rule.start} lies beyond the last of {self.epochs} epochs"
+            )
+
+    def splits_classes(self) -> bool:
+        """Return whether the classifier's outputs stand for subclasses instead of classes."""
+        return False
+
+    def covers_all_classes(self) -> bool:
+        """Return whether the classifier has an output for every class."""
+        return True
+
+    def origin(self) -> str:
+        """Return in words what the network starts from, where tables are to say so."""
+        return ""
 
     def train_identity(self) -> dict[str, Any]:
         """Return what decides the trained weights."""

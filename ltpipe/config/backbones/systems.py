@@ -25,10 +25,7 @@ class Backbone(BackboneSettings):
     @model_validator(mode="after")
     def _fits(self) -> Backbone:
         check_head(self.head, self.loss)
-        if self.rule.first_epoch(self.epochs) >= self.epochs:
-            raise ValueError(
-                f"rule.start {self.rule.start} lies beyond the last of {self.epochs} epochs"
-            )
+        self.check_start(self.rule)
         return self
 
 

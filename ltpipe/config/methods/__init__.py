@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ltpipe.config.methods.base import MethodSettings, OneBackbone
+from ltpipe.config.methods.cws import CachedSplitting, LabelMapping
 from ltpipe.config.methods.decoupled import (
     LWS,
     M2M,
@@ -26,25 +27,33 @@ from ltpipe.config.methods.decoupled import (
 )
 from ltpipe.config.methods.dlsa import DLSA, FlowFilter
 from ltpipe.config.methods.fusion import FFN, LogitFusion
+from ltpipe.config.methods.hrjba import HRJBA, OracleMask
+from ltpipe.config.methods.vision_language import ECVL, ZeroShot
 
 __all__ = [
     "DLSA",
+    "ECVL",
     "FFN",
+    "HRJBA",
     "LWS",
     "M2M",
     "NCM",
     "RIDE",
+    "CachedSplitting",
     "Classifier",
     "FlowFilter",
+    "LabelMapping",
     "LogitAdjusted",
     "LogitFusion",
     "Method",
     "MethodSettings",
     "MiSLAS",
     "OneBackbone",
+    "OracleMask",
     "OwnClassifier",
     "Retrained",
     "TauNorm",
+    "ZeroShot",
     "settings_of",
 ]
 
@@ -61,7 +70,13 @@ Method = Annotated[
     | TauNorm
     | LogitAdjusted
     | NCM
-    | DLSA,
+    | DLSA
+    | HRJBA
+    | OracleMask
+    | LabelMapping
+    | CachedSplitting
+    | ECVL
+    | ZeroShot,
     Field(discriminator="kind"),
 ]
 

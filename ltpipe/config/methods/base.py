@@ -50,9 +50,28 @@ class MethodSettings(Settings):
         """
         return False
 
+    def reads_classifier(self, role: str) -> bool:
+        """Return whether the method takes stage one's classifier for one over classes."""
+        return False
+
+    def check_backbone(self, role: str, backbone: Any) -> None:
+        """Raise ValueError where the method cannot use a backbone with these settings."""
+        if backbone.splits_classes() and self.reads_classifier(role):
+            raise ValueError(
+                "its classifier is over subclasses; method label-mapping leads from them to classes"
+            )
+        if not backbone.covers_all_classes() and self.reads_classifier(role):
+            raise ValueError(
+                "its classifier knows a part of the classes; method hrjba joins two such parts"
+            )
+
     def filters(self) -> tuple[FlowFilter, int] | None:
         """Return the filter that the method's cascade is made of, and its number of blocks."""
         return None
+
+    def filter_role(self) -> str:
+        """Return the role whose features the filters see."""
+        return "features"
 
 
 class OneBackbone(Settings):

@@ -17,6 +17,9 @@ class OwnClassifier(MethodSettings):
     kind: Literal["own-classifier"]
     backbones: OneBackbone
 
+    def reads_classifier(self, role: str) -> bool:
+        return True
+
 
 class Retrained(MethodSettings):
     """What all classifiers that are trained on one backbone's features share.
@@ -72,6 +75,9 @@ class Classifier(Retrained):
             raise ValueError(f"scale: loss {self.loss.name!r} has its own")
         return self
 
+    def reads_classifier(self, role: str) -> bool:
+        return self.initial == "backbone"
+
 
 class LWS(Retrained):
     """Learnable weight scaling: the stage-one classifier with one learned factor a class."""
@@ -86,6 +92,9 @@ class LWS(Retrained):
             raise ValueError(f"loss {self.loss.name!r} takes cosines, which have no factors")
         return self
 
+    def reads_classifier(self, role: str) -> bool:
+        return True
+
 
 class MiSLAS(SmoothingRange, Retrained):
     """MiSLAS's second stage: label-aware smoothing, factors a class, a slowly moving classifier.
@@ -95,6 +104,9 @@ class MiSLAS(SmoothingRange, Retrained):
 
     kind: Literal["mislas"]
     classifier_factor: Float = Field(default=0.2, ge=0)
+
+    def reads_classifier(self, role: str) -> bool:
+        return True
 
 
 class M2M(Retrained):
@@ -113,6 +125,9 @@ class M2M(Retrained):
     step_size: Float = Field(default=0.1, gt=0)
     noise: Float = Field(default=0.5, ge=0)
     confidence: Float = Field(default=0.9, ge=0, lt=1)
+
+    def reads_classifier(self, role: str) -> bool:
+        return True
 
 
 class RIDE(Retrained):
@@ -165,6 +180,9 @@ class TauNorm(MethodSettings):
     def needs_validation(self) -> bool:
         return self.select == "validation"
 
+    def reads_classifier(self, role: str) -> bool:
+        return True
+
 
 class LogitAdjusted(MethodSettings):
     """The stage-one classifier's logits less tau times the log prior; nothing is trained."""
@@ -177,6 +195,9 @@ class LogitAdjusted(MethodSettings):
 
     def points(self) -> list[dict[str, float]]:
         return points("tau", self.tau) if isinstance(self.tau, list) else [{}]
+
+    def reads_classifier(self, role: str) -> bool:
+        return True
 
 
 class NCM(MethodSettings):

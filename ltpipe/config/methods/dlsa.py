@@ -72,3 +72,6 @@ class DLSA(MethodSettings):
 
     def filters(self) -> tuple[FlowFilter, int] | None:
         return (self.filter, self.blocks) if self.blocks else None
+
+    def reads_classifier(self, role: str) -> bool:
+        return self.initial == "backbone" or self.classifier == "m2m"

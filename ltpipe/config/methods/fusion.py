@@ -77,6 +77,9 @@ class FFN(MethodSettings):
     def needs_images(self) -> bool:
         return self.online
 
+    def reads_classifier(self, role: str) -> bool:
+        return role == "kps" and self.initial == "kps"
+
 
 class LogitFusion(MethodSettings):
     """FFN's ablation: the two stage-one classifiers' outputs are mixed and nothing is trained.
@@ -93,3 +96,6 @@ class LogitFusion(MethodSettings):
 
     def points(self) -> list[dict[str, float]]:
         return points("w1", self.w1)
+
+    def reads_classifier(self, role: str) -> bool:
+        return True

@@ -11,7 +11,12 @@ from typing import Any
 
 import matplotlib
 
-from ltpipe.evaluation.figures.accuracy import confusion, per_class_accuracy, sweep_curve
+from ltpipe.evaluation.figures.accuracy import (
+    confusion,
+    per_class_accuracy,
+    sweep_curve,
+    tail_accuracy,
+)
 from ltpipe.evaluation.figures.base import STYLE, Drawn, Material
 from ltpipe.evaluation.figures.cascade import (
     cascade_tsne,
@@ -21,6 +26,7 @@ from ltpipe.evaluation.figures.cascade import (
     separation,
 )
 from ltpipe.evaluation.figures.data import class_distribution, tsne
+from ltpipe.evaluation.figures.splitting import setting_curve, subclass_occupancy
 from ltpipe.evaluation.figures.training import training_curves
 
 __all__ = ["Drawn", "Material", "draw_figures"]
@@ -32,9 +38,12 @@ def draw_figures(material: Material) -> list[Drawn]:
         "class_distribution": class_distribution,
         "per_class_accuracy": per_class_accuracy,
         "sweep_curve": sweep_curve,
+        "tail_accuracy": tail_accuracy,
         "tsne": tsne,
         "confusion": confusion,
         "training_curves": training_curves,
+        "setting_curve": setting_curve,
+        "subclass_occupancy": subclass_occupancy,
         "cluster_sizes": cluster_sizes,
         "cluster_purity": cluster_purity,
         "separation": separation,

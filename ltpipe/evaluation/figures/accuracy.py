@@ -212,3 +212,38 @@ def _binned(matrix: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
     summed = np.add.reduceat(np.add.reduceat(matrix, starts, 0), starts, 1)
     names = [f"{p[0] + 1}" if len(p) == 1 else f"{p[0] + 1}-{p[-1] + 1}" for p in parts]
     return summed, np.array(names)
+
+
+def tail_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn:
+    """The share of right answers on the samples of the rarest classes, by how many classes.
+
+    HRJBA, Figs 6 and 7: one classifier of all classes, classes ranked by training images.
+    """
+    dataset = settings["dataset"]
+    rows = []
+    for method in settings["methods"]:
+        for seed, folder in enumerate(material.folders(dataset, method)):
+            found = read_predictions(folder)
+            rarest = np.argsort(np.array(found.class_counts), kind="stable")
+            hits = found.predicted[0] == found.labels
+            for size in settings["sizes"]:
+                inside = np.isin(found.labels, rarest[:size])
+                rows.append((method, seed, size, hits[inside].mean()))
+    data = pd.DataFrame(rows, columns=["method", "seed", "classes", "accuracy"])
+    name = f"tail-accuracy-{dataset}"
+    with file_of(material, name, data) as figure:
+        axes = figure.subplots()
+        for method in settings["methods"]:
+            part = data[data["method"] == method].groupby("classes")["accuracy"]
+            mean, sd = 100 * part.mean(), 100 * part.std(ddof=1).fillna(0)
+            axes.plot(mean.index, mean, marker="o", label=material.label(method))
+            axes.fill_between(mean.index, mean - sd, mean + sd, alpha=0.18, linewidth=0)
+        axes.set_xlabel("rarest classes")
+        axes.set_ylabel("test accuracy on them, %")
+        axes.legend()
+    return Drawn(
+        name,
+        f"Accuracy on the rarest classes, {material.dataset(dataset)['label']}",
+        "Share of right answers among all test samples of the rarest classes by training images; "
+        "mean over seeds, the band is one standard deviation.",
+    )

@@ -15,13 +15,15 @@ from ltpipe.evaluation.records import read_history
 def training_curves(material: Material, settings: Mapping[str, Any]) -> Drawn:
     """Loss and training accuracy of each backbone over epochs, mean over seeds."""
     dataset = settings["dataset"]
+    trained = [row["backbone"] for row in material.spec["stage1"]]
+    wanted = settings.get("backbones", trained)
     tables = []
     for row in material.spec["stage1"]:
-        if row["dataset"] == dataset:
+        if row["dataset"] == dataset and row["backbone"] in wanted:
             history = read_history(material.base / row["folder"])
             tables.append(history.assign(backbone=row["backbone"], seed=row["seed"]))
     if not tables:
-        raise InputError(f"figures: no backbone was trained on {dataset}")
+        raise InputError(f"figures: none of {', '.join(wanted)} was trained on {dataset}")
     data = pd.concat(tables, ignore_index=True).drop(columns="seconds")
     name = f"training-{dataset}"
     with file_of(material, name, data, height=3.4) as figure:

@@ -1,0 +1,39 @@
+"""Contrast of images with themselves: two views of an image against those of others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def instance_contrast(views: Tensor, index: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return each sample's contrastive loss (..., B) and the gradient of its mean, by hand.
+
+    A view's positive is the sample's other view, its negatives are both views of the batch's other
+    images; a sample's loss is the mean over its two views. The same image drawn twice is no
+    negative of itself. The gradient (..., 2 B, D) is that of the mean loss by the views.
+
+    ECVL, eq. 11; Chen et al., "A Simple Framework for Contrastive Learning of Visual
+    Representations", ICML 2020, eq. 1.
+
+    Args:
+        views: unit vectors (..., 2 B, D): all first views, then all second ones.
+        index: (..., B) int64, which image each sample is.
+    """
+    batch = index.shape[-1]
+    logits = views @ views.transpose(-1, -2)
+    logits.div_(temperature)
+    positive = torch.diagonal(logits, batch, -2, -1).clone()
+    same = (index.unsqueeze(-1) == index.unsqueeze(-2)).repeat(*[1] * (index.ndim - 1), 2, 2)
+    logits.masked_fill_(same, -torch.inf)
+    for offset in (batch, -batch):
+        torch.diagonal(logits, offset, -2, -1).copy_(positive)
+    totals = torch.logsumexp(logits, dim=-1, keepdim=True)
+    losses = totals.squeeze(-1).unflatten(-1, (2, batch)).mean(-2) - positive
+    # By a logit: its softmax, less one for the positive.
+    shares = logits.sub_(totals).exp_()
+    for offset in (batch, -batch):
+        torch.diagonal(shares, offset, -2, -1).sub_(1)
+    gradient = (shares + shares.transpose(-1, -2)) @ views
+    return losses, gradient.div_(2 * batch * temperature)

@@ -1,0 +1,102 @@
+"""CWS on a frozen backbone: shells of cached features, a classifier over them, a mapping.
+
+It shows how much of CWS needs the backbone's training. Centres are the exact class means of the
+plain features, and each sample's subclass stays as it is; all its views share it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltpipe.config.methods import CachedSplitting
+from ltpipe.job import Job
+from ltpipe.models.mapping import marginal_scores, owners
+from ltpipe.seeding import generator
+from ltpipe.stage2.batches import Rows, UnitRows, drawn_views, joined_views
+from ltpipe.stage2.classifiers import (
+    CosineModel,
+    LinearModel,
+    cosine_scores,
+    linear_scores,
+    random_directions,
+    random_linear,
+)
+from ltpipe.stage2.decoupled import Features, finish, open_features
+from ltpipe.stage2.fit import Parameters, fit, stacked
+from ltpipe.stage2.mapping_fit import Phased, fit_mapping, head_of, mapped_logits
+from ltpipe.stage2.retraining import recipe_of
+from ltpipe.training.clustering import Clustering
+from ltpipe.training.subclasses import spread_of, subclass_counts
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Cluster the training features, fit a classifier over subclasses and a mapping, evaluate."""
+    features = open_features(job, CachedSplitting)
+    settings, train = features.settings, features.train
+    plain = torch.from_numpy(train.features)
+    labels = torch.from_numpy(train.labels)
+    spread = spread_of(plain, labels, features.classes)
+    subclasses = subclass_counts(settings.subclasses, train.class_counts, spread)
+    clustering = Clustering(subclasses, plain.shape[1], scope="epoch")
+    pseudo = clustering.assign(plain, labels)
+    # A subclass without samples has no weight or margin of its own; one sample stands in for none.
+    counts = clustering.restart().clamp_min(1).tolist()
+    found = _fit_classifier(features, pseudo, counts, job)
+    test = torch.from_numpy(features.test.features).to(job.device)
+    weights = {**found, "owners": owners(subclasses).repeat(len(settings.points()), 1)}
+    if settings.mapping == "marginal":
+
+        def scores(place: int) -> Tensor:
+            return marginal_scores(_logits(found, place, test, settings), subclasses).log()
+
+        return finish(job, features, scores, weights, subclasses=subclasses)
+    tables = [view.to(job.device).float() for view in drawn_views(train, settings.views)]
+    logits = torch.stack([_logits(found, 0, view, settings) for view in tables])
+    mapping = fit_mapping(
+        logits, labels, settings, train.class_counts, job.spec["seed"], job.device
+    )
+
+    def mapped(place: int) -> Tensor:
+        return mapped_logits(mapping, place, _logits(found, 0, test, settings), settings)
+
+    return finish(job, features, mapped, {**weights, **mapping}, subclasses=subclasses)
+
+
+def _fit_classifier(features: Features, pseudo: Tensor, counts: list[int], job: Job) -> Parameters:
+    settings, train = features.settings, features.train
+    table = joined_views([drawn_views(train, settings.views).to(job.device)])
+    width, total, draws = table.shape[1], len(counts), generator(job.spec["seed"], "classifier")
+    rows: Rows
+    if head_of(settings) == "cosine":
+        start = {"weight": random_directions(total, width, draws)}
+        rows = UnitRows(table)
+    else:
+        weight, bias = random_linear(total, width, draws)
+        start = {"weight": weight, "bias": bias}
+        rows = Rows(table)
+    labels = torch.from_numpy(train.labels)
+    phased = Phased(settings, counts, labels, features.classes, job.spec["seed"], job.device)
+    cosine = head_of(settings) == "cosine"
+    return fit(
+        {
+            name: stacked([value], len(settings.points())).to(job.device)
+            for name, value in start.items()
+        },
+        CosineModel(phased) if cosine else LinearModel(phased, ("weight", "bias")),
+        phased.batches(rows, len(table) // len(labels), pseudo),
+        recipe_of(settings, 1, job.device),
+        on_epoch=phased.on_epoch,
+        description=f"classifier over {total} subclasses",
+    )
+
+
+def _logits(found: Parameters, place: int, inputs: Tensor, settings: Any) -> Tensor:
+    """Return the subclass logits (N, S) of features (N, D)."""
+    if head_of(settings) == "cosine":
+        scale = settings.loss.scale
+        return scale * cosine_scores(found["weight"][place], F.normalize(inputs, dim=1))
+    return linear_scores(found, place, inputs)

@@ -1,0 +1,128 @@
+"""Measure an epoch of ECVL's phase II on cached views beside one with the towers in the loop.
+
+python tests/benchmarks/phase2.py [--quick]
+
+Both train the same adapter on the same digits for the same number of steps, two views an image,
+RandAugment by memory. The towers are CLIP's RN50 at 224 x 224 with random numbers, which take as
+long as any others, on 56 digits; with --quick those that digits-LT is trained with, on its 297.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ltpipe.config.methods import ECVL
+from ltpipe.data import drawing
+from ltpipe.features import vision_language as dump
+from ltpipe.features.store import FeatureStore
+from ltpipe.io import write_json_atomic
+from ltpipe.job import Job
+from ltpipe.stage1 import vision_language
+from ltpipe.stage2.ecvl import Adapter, Phase2
+from ltpipe.stage2.ecvl_online import OnlineViews
+from ltpipe.stage2.ladder import CachedViews
+from ltpipe.stage2.texts import class_texts
+
+CPU = torch.device("cpu")
+DIGITS: dict[str, Any] = {
+    "source": "digits",
+    "imbalance": 100.0,
+    "max_count": 120,
+    "rounding": "nearest",
+    "input": {"size": [8, 8], "channels": 1, "mean": [0.305], "std": [0.377], "padding": 1},
+}
+TOWERS: dict[str, dict[str, Any]] = {
+    "RN50": {"network": "RN50", "epochs": 0},
+    "small-resnet": {"network": "small-resnet", "epochs": 0, "logit_scale": 10.0},
+}
+FEWER = {"imbalance": 16.0, "max_count": 16}
+METHOD: dict[str, Any] = {"batch_size": 64, "epochs": 1}
+ROUNDS = {"RN50": 1, "small-resnet": 3}
+
+
+class Comparison(NamedTuple):
+    """Seconds of the fastest epoch each, and those that 100 images take through the tower."""
+
+    cached: float
+    online: float
+    latency: float
+
+
+def phase2_epoch(network: str) -> Comparison:
+    """Time an epoch of each with the towers called `network`, the second epoch on."""
+    backbone = {"system": "vision-language", **TOWERS[network]}
+    dataset = DIGITS | (FEWER if network == "RN50" else {})
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        bare = {key: value for key, value in dataset.items() if key != "input"}
+        _run(drawing.run, {"dataset": bare}, base / "data", {})
+        spec = {"dataset": dataset, "backbone": backbone, "seed": 0}
+        _run(vision_language.run, spec, base / "stage1", {"data": base / "data"})
+        # One draw a rung: what is cached does not change how long an epoch takes.
+        features = {"views": 1, "ladder": {"strengths": 2, "draws": 1}}
+        inputs = {"stage1": base / "stage1", "data": base / "data"}
+        facts = _run(dump.run, {**spec, "features": features}, base / "features", inputs)
+        store = FeatureStore.open(base / "features/train.h5")
+        cached = CachedViews(store, CPU, plain=False, ladder=True)
+        inputs = {"stage1.features": base / "stage1", "data": base / "data"}
+        looped = {"dataset": dataset, "backbones": {"features": backbone}, "seed": 0}
+        settings = _settings(online=True)
+        online = OnlineViews(Job(looped, inputs, base, CPU), settings, store)
+        seconds = [_epoch(store, views, ROUNDS[network]) for views in (cached, online)]
+    return Comparison(*seconds, facts["latency_s_per_100_images"])
+
+
+def _settings(**values: Any) -> ECVL:
+    return ECVL.model_validate(
+        {"kind": "ecvl", "backbones": {"features": "features"}, **METHOD, **values}
+    )
+
+
+def _run(
+    job: Callable[[Job], dict[str, Any]],
+    spec: dict[str, Any],
+    output: Path,
+    inputs: dict[str, Path],
+) -> dict[str, Any]:
+    output.mkdir()
+    facts = job(Job(spec, inputs, output, CPU))
+    write_json_atomic(output / "manifest.json", facts)
+    return facts
+
+
+def _epoch(store: FeatureStore, views: Any, rounds: int) -> float:
+    settings = _settings()
+    text, scale = class_texts(store)
+    adapter = Adapter(settings, store.features.shape[1], 0, CPU)
+    fit = Phase2(settings, store, views, adapter, text, scale, 0, CPU)
+    best = float("inf")
+    # The first epoch has no memory yet, and so no RandAugment.
+    for epoch in range(rounds + 1):
+        started = time.perf_counter()
+        fit.run_epoch(epoch, 0.1)
+        best = min(best, time.perf_counter() - started) if epoch else best
+    return best
+
+
+def main() -> None:
+    """Print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="the small towers instead of RN50")
+    network = "small-resnet" if parser.parse_args().quick else "RN50"
+    found = phase2_epoch(network)
+    print(
+        f"{network}: cached {1e3 * found.cached:.2f} ms an epoch, online "
+        f"{1e3 * found.online:.0f} ms, ratio {found.online / found.cached:.0f}; 100 images take "
+        f"{found.latency:.3f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
