@@ -103,6 +103,31 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_table)
 
     command = commands.add_parser(
+        "compare",
+        help="methods of several experiments side by side, with paired differences",
+        description="Compare the methods of finished experiments: means, paired differences over "
+        "seeds to one of them with confidence intervals, wins and losses.",
+    )
+    command.add_argument(
+        "experiments",
+        type=Path,
+        nargs="+",
+        metavar="EXPERIMENT",
+        help="results/experiments/NAME or an experiment file",
+    )
+    command.add_argument("--metric", default="accuracy", help="default: accuracy")
+    command.add_argument(
+        "--reference", metavar="METHOD", help="what to compare with (default: the first method)"
+    )
+    command.add_argument(
+        "--level", type=float, default=0.95, help="of the confidence intervals (default: 0.95)"
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="also write CSV, Markdown and a page"
+    )
+    command.set_defaults(run=_compare)
+
+    command = commands.add_parser(
         "explain",
         help="heat maps of a trained backbone on images of your own",
         description="Draw where a trained backbone sees a class in image files (CAM, Grad-CAM).",
@@ -162,6 +187,23 @@ def _add_upkeep(commands: Any) -> None:
     command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
     command.add_argument("--delete", action="store_true", help="remove what is listed")
     command.set_defaults(run=_gc)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from ltpipe.evaluation.comparison import (
+        compare,
+        read_experiments,
+        to_markdown,
+        write_comparison,
+    )
+
+    records = read_experiments(options.experiments)
+    found = compare(records, options.metric, options.reference, options.level)
+    print(to_markdown(found), end="")
+    if options.output is not None:
+        write_comparison(found, list(dict.fromkeys(records["experiment"])), options.output)
+        print(f"\npage: {options.output / 'comparison.html'}")
+    return 0
 
 
 def _explain(options: argparse.Namespace) -> int:

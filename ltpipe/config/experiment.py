@@ -23,6 +23,7 @@ from ltpipe.config.figures import (
     Figure,
     PerClassAccuracy,
     Probing,
+    Reliability,
     SettingCurve,
     SubclassOccupancy,
     SweepCurve,
@@ -416,7 +417,7 @@ def _check_point(experiment: Experiment, method: str, at: dict[str, float], wher
 
 def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
     match([figure.dataset], experiment.datasets, f"{where}.dataset")
-    if isinstance(figure, PerClassAccuracy | Probing | TailAccuracy):
+    if isinstance(figure, PerClassAccuracy | Probing | Reliability | TailAccuracy):
         match(figure.methods, experiment.methods, f"{where}.methods")
     if isinstance(figure, CascadeFigure):
         for method in match(figure.methods, experiment.methods, f"{where}.methods"):

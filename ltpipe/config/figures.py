@@ -61,6 +61,15 @@ class Confusion(Settings):
     diagonal: bool = True
 
 
+class Reliability(Settings):
+    """Accuracy over confidence, a panel a method (calibration: Guo et al., ICML 2017)."""
+
+    kind: Literal["reliability"]
+    dataset: str
+    methods: list[str] = Field(min_length=1)
+    at: dict[str, Float] = {}
+
+
 class TrainingCurves(Settings):
     """Loss and accuracy over epochs of `backbones` (names, `*` allowed), all unless given."""
 
@@ -153,6 +162,7 @@ Figure = Annotated[
     | SweepCurve
     | Tsne
     | Confusion
+    | Reliability
     | TrainingCurves
     | SettingCurve
     | TailAccuracy

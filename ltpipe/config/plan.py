@@ -391,8 +391,9 @@ def _report(
         "stage1": stage1,
         "features": features,
         "tables": {name: _table(experiment, name, set(data)) for name in file.tables},
-        # Canonical JSON sorts the names of tables; a reader expects them as the file has them.
+        # Canonical JSON sorts names; a reader expects them as the file has them.
         "table_order": list(file.tables),
+        "dataset_order": list(data),
         "figures": [_figure(experiment, figure) for figure in file.figures],
     }
     return Cell(

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from ltpipe.errors import InputError
+from ltpipe.evaluation.artifacts import (
+    STEPS,
+    Artifact,
+    Group,
+    draw_graph,
+    group_artifacts,
+    index_of,
+    read_artifacts,
+)
+from ltpipe.evaluation.families import families_of, family_of_figure
 from ltpipe.evaluation.figures import Drawn, Material, draw_figures
 from ltpipe.evaluation.metrics import describe_groups, group_of_classes
+from ltpipe.evaluation.page import render
+from ltpipe.evaluation.points import shown_points
 from ltpipe.evaluation.records import read_class_counts, read_records
 from ltpipe.evaluation.tables import build_table, to_markdown, to_text, wide
-
-_TEMPLATES = Path(__file__).with_name("templates")
-_STEPS = {
-    "data": "draw subsets",
-    "stage1": "train backbones",
-    "features": "cache features",
-    "import": "take over embeddings",
-    "filter": "train filters",
-    "stage2": "classify",
-}
+from ltpipe.registry import REGISTRY
 
 # Methods that stand beside each other in the table of classes.
 _MAX_COLUMNS = 16
+_CALIBRATION = ["ece", "nll"]
 
 
 def write_report(
@@ -54,7 +56,7 @@ def write_report(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
         work = Path(temporary)
-        text = _write(spec, work, expected_dir, base)
+        text = _write(_in_order(spec), work, expected_dir, base)
         output.mkdir(exist_ok=True)
         for made in sorted(work.iterdir()):
             old = output / made.name
@@ -64,13 +66,21 @@ def write_report(
     return text
 
 
+def _in_order(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the spec with its tables and data sets in the experiment file's order."""
+    return {
+        **spec,
+        "tables": {name: spec["tables"][name] for name in spec["table_order"]},
+        "datasets": {name: spec["datasets"][name] for name in spec["dataset_order"]},
+    }
+
+
 def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) -> str:
     records = read_records(spec, base)
     (work / "tables").mkdir()
     (work / "figures").mkdir()
-    shown, texts = [], []
-    for name in spec["table_order"]:
-        settings = spec["tables"][name]
+    shown, calibration, texts = [], [], []
+    for name, settings in spec["tables"].items():
         table = build_table(records, settings, spec["datasets"], expected_dir)
         if table.empty:
             raise InputError(f"tables.{name}: none of its methods was run on its data sets")
@@ -80,35 +90,35 @@ def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) 
         (work / "tables" / f"{name}.md").write_text(
             to_markdown(table, title, note), encoding="utf-8"
         )
-        shown.append({"title": title, "note": note, "wide": wide(table)})
+        shown.append({"name": name, "title": title, "note": note, "wide": wide(table)})
         texts.append(to_text(table, title, note))
-    figures = draw_figures(Material(spec, records, base, work / "figures", expected_dir))
-    index, manifests = _index(spec, base)
-    index.to_csv(work / "index.csv", index=False)
-    page = _render(
+        plain = {**settings, "metrics": _CALIBRATION, "expected": None}
+        calibrated = build_table(records, plain, spec["datasets"], expected_dir)
+        if calibrated["mean"].notna().any():
+            calibration.append({"title": title, "wide": wide(calibrated)})
+    drawn = draw_figures(Material(spec, records, base, work / "figures", expected_dir))
+    artifacts = read_artifacts(spec, base)
+    index_of(artifacts.values()).to_csv(work / "index.csv", index=False)
+    groups = group_artifacts(artifacts.values())
+    page = render(
+        "report.html.jinja",
         spec=spec,
-        methods=list(dict.fromkeys(result["method"] for result in spec["results"])),
         tables=shown,
-        figures=[_embed(figure, work / "figures") for figure in figures],
+        calibration=calibration,
+        **_sections(spec, drawn, artifacts, work / "figures"),
         classes=[_class_table(spec, records, name, base) for name in spec["datasets"]],
         datasets=[_dataset_row(spec, name, base) for name in spec["datasets"]],
-        steps=_steps(manifests),
-        settings=_settings(spec, base),
-        versions=sorted(_versions(manifests).items()),
+        backbones=_backbones(spec, artifacts),
+        graph=draw_graph(groups),
+        kinds=_kinds(groups),
+        steps=_steps(artifacts.values()),
+        jobs=len(artifacts),
+        seconds=_duration(sum(a.manifest["wall_s"] for a in artifacts.values())),
+        devices=", ".join(_devices(artifacts.values())),
+        versions=sorted(_versions(artifacts.values()).items()),
     )
     (work / "report.html").write_text(page, encoding="utf-8")
     return "\n\n".join(texts)
-
-
-def _render(**values: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(**values)
 
 
 def _note(
@@ -155,6 +165,45 @@ def _groups(spec: Mapping[str, Any], dataset: str, base: Path) -> str:
     return describe_groups(len(names), described["groups"])
 
 
+def _sections(
+    spec: Mapping[str, Any],
+    drawn: list[Drawn],
+    artifacts: Mapping[str, Artifact],
+    folder: Path,
+) -> dict[str, Any]:
+    """Return a section for each system that was run, and the figures that stand elsewhere."""
+    families = families_of(spec["results"])
+    figures: dict[Any, list[dict[str, str]]] = {}
+    for settings, figure in zip(spec["figures"], drawn, strict=True):
+        place: Any = family_of_figure(settings, families)
+        if settings["kind"] == "reliability":
+            place = "calibration"
+        figures.setdefault(place, []).append(_embed(figure, folder))
+    first = {row["method"]: row for row in reversed(spec["results"])}
+    sections = []
+    for family, methods in families.items():
+        rows = []
+        for name in methods:
+            kind = first[name]["kind"]
+            entry = REGISTRY["method"].get(kind)
+            rows.append(
+                {
+                    "label": first[name]["label"],
+                    "kind": kind,
+                    "summary": entry.summary if entry else "",
+                    "paper": entry.paper if entry else "",
+                    "settings": _flat(artifacts[first[name]["folder"]].manifest["spec"]["method"]),
+                }
+            )
+        sections.append({"family": family, "methods": rows, "figures": figures.pop(family, [])})
+    return {
+        "sections": sections,
+        "reliability": figures.pop("calibration", []),
+        # What no method of this experiment's own draws: data, backbones, training.
+        "figures": [figure for found in figures.values() for figure in found],
+    }
+
+
 def _embed(figure: Drawn, folder: Path) -> dict[str, str]:
     svg = (folder / f"{figure.name}.svg").read_bytes()
     return {
@@ -184,119 +233,127 @@ def _class_table(
 ) -> dict[str, Any]:
     """Return each class's mean accuracy for every method and point that some table shows.
 
-    Of more methods than a page is wide, those that a figure shows class by class.
+    Of more methods than a page is wide, those that a figure shows class by class, or the first.
     """
     described = spec["datasets"][dataset]
     names, counts = read_class_counts(base / described["folder"])
     groups = group_of_classes(counts, described["groups"])
-    columns: dict[str, pd.Series] = {}
-    wanted = [row for table in spec["tables"].values() for row in table["rows"] if "at" in row]
-    of_dataset = records[
-        (records["dataset"] == dataset)
-        & (records["metric"] == "class_accuracy")
-        & records["protocol"].str.startswith("last")
-    ]
-    if of_dataset["method"].nunique() > _MAX_COLUMNS:
-        drawn = [
+    chosen = shown_points(
+        spec, records[(records["dataset"] == dataset) & (records["metric"] == "class_accuracy")]
+    )
+    rows = list(chosen["row"].unique())
+    if len(rows) > _MAX_COLUMNS:
+        drawn = {
             method
             for figure in spec["figures"]
             if figure["kind"] == "per_class_accuracy" and figure["dataset"] == dataset
             for method in figure["methods"]
-        ]
-        of_dataset = of_dataset[of_dataset["method"].isin(drawn)]
-    for (method, parameters), part in of_dataset.groupby(["method", "parameters"], sort=False):
-        values = json.loads(str(parameters))
-        label = part["label"].iloc[0]
-        points = [row["at"] for row in wanted if row["method"] == method]
-        if values:
-            if not any(all(values.get(k) == v for k, v in point.items()) for point in points):
-                continue
-            label += " (" + ", ".join(f"{k} = {v:g}" for k, v in values.items()) + ")"
-        columns[label] = part.groupby("class")["value"].mean()
+        }
+        preferred = list(chosen["row"][chosen["method"].isin(drawn)].unique())
+        rows = (preferred or rows)[:_MAX_COLUMNS]
+    means = chosen.groupby(["row", "class"])["value"].mean()
     order = sorted(range(len(names)), key=lambda index: (-counts[index], index))
-    rows = [
-        [names[index], counts[index], groups[index]]
-        + [_percent(column.get(index, float("nan"))) for column in columns.values()]
-        for index in order
-    ]
-    return {"title": described["label"], "columns": list(columns), "rows": rows}
+    return {
+        "title": described["label"],
+        "columns": rows,
+        "left_out": chosen["row"].nunique() - len(rows),
+        "rows": [
+            [names[index], counts[index], groups[index]]
+            + [_percent(means.get((row, index), float("nan"))) for row in rows]
+            for index in order
+        ],
+    }
 
 
 def _percent(value: float) -> str:
     return "–" if pd.isna(value) else f"{100 * value:.1f}"
 
 
-def _index(
-    spec: Mapping[str, Any], base: Path
-) -> tuple[pd.DataFrame, list[tuple[str, dict[str, Any]]]]:
-    """Return the artifacts that the experiment used, and their manifests by kind of step."""
-    rows: list[dict[str, Any]] = []
-    manifests = []
-    listed = [
-        *(("data", name, name, "", d["folder"]) for name, d in spec["datasets"].items()),
-        *(("stage1", r["dataset"], r["backbone"], r["seed"], r["folder"]) for r in spec["stage1"]),
-        *(
-            ("features", r["dataset"], r["backbone"], r["seed"], r["folder"])
-            for r in spec["features"]
-        ),
-        *(("stage2", r["dataset"], r["method"], r["seed"], r["folder"]) for r in spec["results"]),
-    ]
-    seen = set()
-    for kind, dataset, name, seed, folder in listed:
-        path = base / folder / "manifest.json"
-        try:
-            content = path.read_bytes()
-            manifest = json.loads(content)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; the artifact is not finished") from None
-        except ValueError:
-            raise InputError(f"{path}: damaged; delete the folder and run again") from None
-        rows.append(
-            {
-                "kind": kind,
-                "dataset": dataset,
-                "name": name,
-                "seed": seed,
-                "path": folder,
-                "manifest_sha256": hashlib.sha256(content).hexdigest(),
-            }
-        )
-        if folder not in seen:
-            seen.add(folder)
-            manifests.append((manifest["spec"]["kind"], manifest))
-    return pd.DataFrame(rows), manifests
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> str:
+    """Return settings on one line, `key: value` with dots in the keys of nested ones."""
+    parts = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            parts.append(_flat(value, f"{prefix}{key}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            parts.append(f"{prefix}{key}: {text}")
+    return "; ".join(parts)
 
 
-def _steps(manifests: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def _backbones(spec: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
+    """Return each trained backbone's settings, a row for each way that it was trained."""
+    rows: dict[tuple[str, str], None] = {}
+    for row in spec["stage1"]:
+        settings = artifacts[row["folder"]].manifest["spec"]["backbone"]
+        rows[(row["backbone"], _flat(settings))] = None
+    return [{"label": name, "settings": settings} for name, settings in rows]
+
+
+def _kinds(groups: list[Group]) -> list[dict[str, Any]]:
+    """Return the artifacts as a nested list: kinds, their groups, and what each group holds."""
+    kinds = []
+    for kind, title in STEPS.items():
+        inside = [group for group in groups if group.kind == kind]
+        if inside:
+            kinds.append(
+                {
+                    "title": title,
+                    "jobs": sum(len(group.members) for group in inside),
+                    "groups": [_group(group) for group in inside],
+                }
+            )
+    return kinds
+
+
+def _group(group: Group) -> dict[str, Any]:
+    seeds = sorted({a.seed for a in group.members if a.seed is not None})
+    first = group.members[0]
+    return {
+        "title": first.title,
+        "jobs": len(group.members),
+        "seeds": ", ".join(map(str, seeds)) or "–",
+        "seconds": _duration(group.seconds),
+        "code": ", ".join(sorted({str(a.manifest["code"]) for a in group.members})),
+        "devices": ", ".join(_devices(group.members)),
+        "folders": list(dict.fromkeys(a.folder.rsplit("/seed", 1)[0] for a in group.members)),
+    }
+
+
+def _steps(artifacts: Iterable[Artifact]) -> list[dict[str, Any]]:
+    listed = list(artifacts)
     rows = []
-    for kind, title in _STEPS.items():
-        chosen = [manifest for found, manifest in manifests if found == kind]
+    for kind, title in STEPS.items():
+        chosen = [artifact for artifact in listed if artifact.kind == kind]
         if chosen:
+            times = [artifact.manifest["wall_s"] for artifact in chosen]
             rows.append(
                 {
                     "name": title,
                     "jobs": len(chosen),
-                    "seconds": f"{sum(manifest['wall_s'] for manifest in chosen):.1f}",
-                    "devices": ", ".join(sorted({str(m.get("device")) for m in chosen})),
+                    "seconds": _duration(sum(times)),
+                    "longest": _duration(max(times)),
+                    "devices": ", ".join(_devices(chosen)),
                 }
             )
     return rows
 
 
-def _settings(spec: Mapping[str, Any], base: Path) -> list[dict[str, str]]:
-    """Return the settings of each method and backbone, once, as their specs have them."""
-    rows: dict[tuple[str, str], None] = {}
-    named = [(row["method"], row["folder"], "method") for row in spec["results"]]
-    named += [(row["backbone"], row["folder"], "backbone") for row in spec["stage1"]]
-    for name, folder, key in named:
-        manifest = json.loads((base / folder / "manifest.json").read_text(encoding="utf-8"))
-        rows[(name, json.dumps(manifest["spec"][key], sort_keys=True))] = None
-    return [{"name": name, "text": text} for name, text in rows]
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
-def _versions(manifests: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+def _devices(artifacts: Iterable[Artifact]) -> list[str]:
+    return sorted({str(artifact.manifest["device"]) for artifact in artifacts})
+
+
+def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
     found: dict[str, set[str]] = {}
-    for _, manifest in manifests:
-        for name, version in manifest["versions"].items():
+    for artifact in artifacts:
+        for name, version in artifact.manifest["versions"].items():
             found.setdefault(name, set()).add(version)
     return {name: " / ".join(sorted(versions)) for name, versions in found.items()}

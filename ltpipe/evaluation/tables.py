@@ -50,7 +50,7 @@ METRIC_TITLES = {
 }
 # Fractions are shown in percent; these are not fractions, or not usually shown as such.
 PLAIN = {"mcc", "nmi", "auc", "ece", "nll"}
-_LOW_IS_BETTER = {"head_tail_gap", "ece", "nll"}
+LOW_IS_BETTER = {"head_tail_gap", "ece", "nll"}
 
 
 def build_table(
@@ -231,7 +231,7 @@ def wide(table: pd.DataFrame) -> Wide:
         whole = part["converged"] == part["seeds"]
         own = np.array([_competes(name) for name in part["protocol"]]) & whole.to_numpy()
         means = part["mean"].round(10)[own]
-        best = means.min() if metric in _LOW_IS_BETTER else means.max()
+        best = means.min() if metric in LOW_IS_BETTER else means.max()
         for competes, (_, row) in zip(own, part.iterrows(), strict=True):
             is_best = len(means) > 1 and bool(competes) and round(row["mean"], 10) == best
             text = _number(row["mean"], row["sd"], metric)
@@ -274,13 +274,17 @@ def _paper_text(row: pd.Series, metric: str) -> str:
 
 def to_markdown(table: pd.DataFrame, title: str, note: str) -> str:
     """Return the wide table in Markdown, the best mean of each column bold."""
-    arranged = wide(table)
-    lines = [f"### {title}", "", "| method | " + " | ".join(map(_escape, arranged.columns)) + " |"]
+    return "\n".join([f"### {title}", "", markdown_rows(wide(table)), "", note, ""])
+
+
+def markdown_rows(arranged: Wide) -> str:
+    """Return a wide table in Markdown, the best cells bold."""
+    lines = ["| method | " + " | ".join(map(_escape, arranged.columns)) + " |"]
     lines.append("| --- |" + " ---: |" * len(arranged.columns))
     for label, cells in arranged.rows:
         shown = [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
         lines.append(f"| {_escape(label)} | " + " | ".join(shown) + " |")
-    return "\n".join([*lines, "", note, ""])
+    return "\n".join(lines)
 
 
 def _escape(text: str) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
 
-from ltpipe.config.figures import Confusion
+from ltpipe.config.base import canonical_json
+from ltpipe.config.figures import Confusion, Reliability
 from ltpipe.errors import InputError
+from ltpipe.evaluation.artifacts import STEPS, draw_graph, group_artifacts, read_artifacts
+from ltpipe.evaluation.records import read_predictions
 from ltpipe.evaluation.report import write_report
 from ltpipe.provenance import write_manifest
 from ltpipe.stage2 import ffn, own_classifier
@@ -51,15 +56,15 @@ def experiment(tmp_path_factory):
                 "metrics": ["accuracy", "many", "medium", "few", "ece"],
                 "expected": None,
             },
-            "all": {
-                "title": "Beside it",
+            # Before main by name, after it in the file.
+            "alone": {
+                "title": "One alone",
                 "rows": [{"method": "CE"}],
                 "datasets": ["digits"],
                 "metrics": ["accuracy"],
                 "expected": None,
             },
         },
-        "table_order": ["main", "all"],
         "figures": [
             {"kind": "class_distribution", "dataset": "digits"},
             {
@@ -86,17 +91,22 @@ def experiment(tmp_path_factory):
             Confusion(kind="confusion", dataset="digits", method="FFN", at={"w1": 0.5}).model_dump(
                 mode="json"
             ),
+            Reliability(
+                kind="reliability", dataset="digits", methods=["CE", "FFN"], at={"w1": 0.5}
+            ).model_dump(mode="json"),
             {"kind": "training_curves", "dataset": "digits"},
         ],
+        "table_order": ["main", "alone"],
+        "dataset_order": ["digits"],
     }
 
-    def manifest(folder, artifact):
+    def manifest(folder, artifact, **inputs):
         write_manifest(
             folder,
             spec=artifact,
             code="0" * 10,
             modules={},
-            inputs={},
+            inputs={role: needed / "manifest.json" for role, needed in inputs.items()},
             facts={"wall_s": 1.0, "device": "cpu"},
         )
 
@@ -106,8 +116,8 @@ def experiment(tmp_path_factory):
         for name, backbone in (("ce", CE), ("kps", KPS)):
             stage1 = train(base / f"s1/{name}/{seed}", backbone, data, seed)
             store = embed(base / f"f/{name}/{seed}", backbone, stage1, data, seed)
-            manifest(stage1, {"kind": "stage1", "backbone": backbone})
-            manifest(store, {"kind": "features"})
+            manifest(stage1, {"kind": "stage1", "backbone": backbone, "seed": seed}, data=data)
+            manifest(store, {"kind": "features", "seed": seed}, stage1=stage1, data=data)
             stores[name] = store
             row = {"dataset": "digits", "backbone": name, "seed": seed}
             spec["stage1"].append({**row, "folder": str(stage1.relative_to(base))})
@@ -121,7 +131,7 @@ def experiment(tmp_path_factory):
             job_spec = {"kind": "stage2", "method": method, "groups": "ranks", "seed": seed}
             roles = {f"features.{role}": folder for role, folder in inputs.items()}
             module.run(Job(spec=job_spec, inputs=roles, output=output, device=CPU))
-            manifest(output, job_spec)
+            manifest(output, job_spec, **{role.replace(".", "_"): f for role, f in roles.items()})
             row = {"dataset": "digits", "method": name, "label": name, "kind": method["kind"]}
             spec["results"].append({**row, "seed": seed, "folder": str(output.relative_to(base))})
     return spec, base
@@ -146,7 +156,7 @@ def test_the_same_artifacts_give_the_same_bytes(experiment, tmp_path):
     for suffix in ("png", "svg", "csv"):
         assert (
             len([name for name in first if name.startswith("figures/") and name.endswith(suffix)])
-            == 6
+            == 7
         )
     assert {"report.html", "index.csv", "tables/main.csv", "tables/main.md"} <= set(first)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
@@ -156,17 +166,100 @@ def test_the_page_stands_alone_and_escapes_names(experiment, tmp_path):
     spec, base = experiment
     write_report(spec, tmp_path / "a", EXPECTED, base)
     page = (tmp_path / "a/report.html").read_text()
-    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
-    assert "<script" not in page and "@import" not in page and "url(" not in page
-    assert "&lt;script&gt;" in page
+    assert "http:" not in page and "https:" not in page
+    assert not re.findall(r"src=\"(?!data:)", page)
+    assert "@import" not in page and "url(" not in page
+    assert page.count("<script>") == 1 and "<script src" not in page
+    assert EVIL not in page and "&lt;script&gt;" in page
     assert "ranks 1-3/4-7/8-10" in page
 
 
-def test_tables_stand_in_the_order_of_the_experiment(experiment, tmp_path):
+def test_links_lead_somewhere(experiment, tmp_path):
     spec, base = experiment
-    write_report(spec, tmp_path / "out", EXPECTED, base)
-    page = (tmp_path / "out/report.html").read_text()
-    assert 0 < page.index(">Main<") < page.index(">Beside it<")
+    write_report(spec, tmp_path / "a", EXPECTED, base)
+    page = (tmp_path / "a/report.html").read_text()
+    links = re.findall(r'href="([^"]+)"', page)
+    anchors = re.findall(r'id="([^"]+)"', page)
+    assert len(set(anchors)) == len(anchors)
+    assert {link[1:] for link in links if link.startswith("#")} <= set(anchors)
+    files = [link for link in links if not link.startswith("#")]
+    assert all((tmp_path / "a" / unquote(link)).is_file() for link in files)
+    for figure in (tmp_path / "a/figures").glob("*.svg"):
+        assert {f"figures/{figure.stem}.{suffix}" for suffix in ("svg", "png", "csv")} <= set(files)
+
+
+def test_tables_stand_in_the_order_of_the_experiment_file(experiment, tmp_path):
+    spec, base = experiment
+    as_planned = json.loads(canonical_json(spec))
+    assert list(as_planned["tables"]) == ["alone", "main"]
+    text = write_report(as_planned, tmp_path / "a", EXPECTED, base)
+    assert text.index("Main") < text.index("One alone")
+    page = (tmp_path / "a/report.html").read_text()
+    assert page.index('id="table-main"') < page.index('id="table-alone"')
+
+
+def test_each_system_has_a_section_with_its_figures(experiment, tmp_path):
+    spec, base = experiment
+    write_report(spec, tmp_path / "a", EXPECTED, base)
+    page = (tmp_path / "a/report.html").read_text()
+    parts = dict(re.findall(r'<h2 id="([a-z]+)">(.*?)(?=<h2 |</main>)', page, re.DOTALL))
+    names = {
+        key: set(re.findall(r'<figure id="figure-([^"]+)"', part)) for key, part in parts.items()
+    }
+    assert "sweep-ffn-digits" in names["ffn"] and "confusion-ffn-digits" in names["ffn"]
+    assert names["calibration"] == {"reliability-ce-ffn-digits"}
+    assert names["backbones"] == {"class-distribution-digits", "training-digits"}
+    assert "own-classifier" in parts["baselines"] and "epochs: 3" in parts["ffn"]
+
+
+def test_the_graph_shows_what_was_made_from_what(experiment):
+    spec, base = experiment
+    artifacts = read_artifacts(spec, base)
+    kinds = [artifact.kind for artifact in artifacts.values()]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "data": 1,
+        "stage1": 4,
+        "features": 4,
+        "stage2": 4,
+    }
+    assert kinds == sorted(kinds, key=list(STEPS).index)
+    drawing = draw_graph(group_artifacts(artifacts.values()))
+    # data -> 2 backbones -> 2 stores (data, too) -> CE from one, FFN from both
+    assert (len(drawing.boxes), len(drawing.edges)) == (7, 2 + 2 + 2 + 3)
+    assert {box.second for box in drawing.boxes if box.first == "FFN"} == {"digits · 2 jobs"}
+
+
+def test_a_graph_of_a_thousand_jobs_stays_small(experiment):
+    spec, base = experiment
+    (example,) = [a for a in read_artifacts(spec, base).values() if a.kind == "data"]
+    many = [
+        replace(
+            example, kind="stage2", name=f"{'a-method-with-a-long-name-'}{n // 5}", folder=f"f{n}"
+        )
+        for n in range(1000)
+    ]
+    drawing = draw_graph(group_artifacts([example, *many]))
+    assert drawing.height < 600 and len(drawing.boxes) < 12
+    assert drawing.boxes[-1].first == "and 192 more" and drawing.boxes[-1].second == "960 jobs"
+    assert max(len(box.first) for box in drawing.boxes) <= 25
+
+
+def test_reliability_is_that_of_plain_loops(experiment, tmp_path):
+    spec, base = experiment
+    write_report(spec, tmp_path / "a", EXPECTED, base)
+    table = pd.read_csv(tmp_path / "a/figures/reliability-ce-ffn-digits.csv")
+    pairs = []
+    for seed in (0, 1):
+        found = read_predictions(base / f"s2/FFN/{seed}")
+        for n in range(len(found.labels)):
+            pairs.append((float(found.confidence[1][n]), found.predicted[1][n] == found.labels[n]))
+    rows = table[table["method"] == "FFN"]
+    assert len(rows) == 15
+    for _, row in rows.iterrows():
+        inside = [right for c, right in pairs if row["above"] < c <= row["up_to"]]
+        assert row["share"] == pytest.approx(len(inside) / len(pairs))
+        if inside:
+            assert row["accuracy"] == pytest.approx(sum(inside) / len(inside))
 
 
 def test_numbers_are_those_of_the_artifacts(experiment, tmp_path):

@@ -5,11 +5,35 @@ rule experiment:
     input:
         lambda wildcards: settle(PLAN.report),
     output:
-        report=f"results/experiments/{EXPERIMENT}/report.html",
-        index=f"results/experiments/{EXPERIMENT}/index.csv",
+        report=report(
+            f"results/experiments/{EXPERIMENT}/report.html",
+            caption="../report/page.rst",
+            category=EXPERIMENT,
+            labels={"what": "the whole experiment"},
+        ),
+        index=report(
+            f"results/experiments/{EXPERIMENT}/index.csv",
+            caption="../report/index.rst",
+            category=EXPERIMENT,
+            labels={"what": "artifacts"},
+        ),
         summary=f"results/experiments/{EXPERIMENT}/summary.txt",
-        tables=directory(f"results/experiments/{EXPERIMENT}/tables"),
-        figures=directory(f"results/experiments/{EXPERIMENT}/figures"),
+        tables=report(
+            directory(f"results/experiments/{EXPERIMENT}/tables"),
+            patterns=["{name}.csv"],
+            caption="../report/table.rst",
+            category=EXPERIMENT,
+            subcategory="Tables",
+            labels={"what": "{name}"},
+        ),
+        figures=report(
+            directory(f"results/experiments/{EXPERIMENT}/figures"),
+            patterns=["{name}.svg"],
+            caption="../report/figure.rst",
+            category=EXPERIMENT,
+            subcategory="Figures",
+            labels={"what": "{name}"},
+        ),
         manifest=f"results/experiments/{EXPERIMENT}/manifest.json",
     log:
         f"results/logs/experiments/{EXPERIMENT}.log",

@@ -18,6 +18,7 @@ from ltpipe.evaluation.figures.accuracy import (
     tail_accuracy,
 )
 from ltpipe.evaluation.figures.base import STYLE, Drawn, Material
+from ltpipe.evaluation.figures.calibration import reliability_diagram
 from ltpipe.evaluation.figures.cascade import (
     cascade_tsne,
     cluster_purity,
@@ -41,6 +42,7 @@ def draw_figures(material: Material) -> list[Drawn]:
         "tail_accuracy": tail_accuracy,
         "tsne": tsne,
         "confusion": confusion,
+        "reliability": reliability_diagram,
         "training_curves": training_curves,
         "setting_curve": setting_curve,
         "subclass_occupancy": subclass_occupancy,

@@ -1,0 +1,308 @@
+"""Methods of several experiments side by side: paired differences over seeds to one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from ltpipe.config.experiment import load_experiment
+from ltpipe.config.plan import build_plan
+from ltpipe.errors import InputError, nearest
+from ltpipe.evaluation.page import render
+from ltpipe.evaluation.points import shown_points
+from ltpipe.evaluation.records import read_records
+from ltpipe.evaluation.tables import (
+    LOW_IS_BETTER,
+    METRIC_TITLES,
+    PLAIN,
+    Cell,
+    Wide,
+    markdown_rows,
+)
+from ltpipe.io import write_text_atomic
+from ltpipe.provenance import read_manifest
+
+COLUMNS = ["dataset", "method", "seeds", "mean", "sd"]
+PAIRED = ["pairs", "difference", "sd_difference", "low", "high", "better", "worse", "equal"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared: `table` has a row for each data set and method.
+
+    Columns: dataset, method, seeds, mean, sd, and against `reference` over the seeds that both
+    have: pairs, difference (the mean of method less reference), sd_difference, low and high (the
+    ends of its confidence interval; NaN below two pairs), and the numbers of seeds on which the
+    method was better, worse, equal. NaN in the row of the reference itself.
+    """
+
+    table: pd.DataFrame
+    metric: str
+    reference: str
+    level: float
+
+
+def paired_interval(
+    differences: Sequence[float] | np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the t interval of the mean of paired differences.
+
+    The mean plus and minus t(n - 1, (1 + level) / 2) sd / sqrt(n), sd with n - 1 in the divisor
+    (Student's paired t, Biometrika 1908). NaN for fewer than two: one pair says nothing of spread.
+    """
+    count = len(differences)
+    if count < 2:
+        return float("nan"), float("nan")
+    values = np.asarray(differences, dtype=np.float64)
+    half = float(stdtrit(count - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(count))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def read_experiments(paths: Sequence[Path]) -> pd.DataFrame:
+    """Return the shown points of finished experiments as one table of records.
+
+    A path is a results/experiments/NAME folder or an experiment file, whose results are looked for
+    below the working folder. Columns: dataset, row (the method and its point), seed, metric,
+    value, experiment. Data sets are the same when they were drawn the same; runs that two
+    experiments share count once; runs that did not converge are left out. Where two experiments
+    mean different things by one name, the name gets the experiment's in brackets.
+
+    Raises:
+        InputError: an experiment has not been run, or a file of it is damaged.
+    """
+    if not paths:
+        raise InputError("name at least one experiment: a folder of results or a file")
+    tables = []
+    for path in paths:
+        spec, base = _open(path)
+        records = read_records(spec, base)
+        shown = shown_points(spec, records[(records["class"].isna()) & (records["diverged"] == "")])
+        folders = {(r["dataset"], r["method"], r["seed"]): r["folder"] for r in spec["results"]}
+        keys = zip(shown["dataset"], shown["method"], shown["seed"], strict=True)
+        tables.append(
+            shown.assign(
+                experiment=spec["experiment"],
+                folder=[folders[key] for key in keys],
+                drawn=shown["dataset"].map({k: v["folder"] for k, v in spec["datasets"].items()}),
+                dataset=shown["dataset"].map({k: v["label"] for k, v in spec["datasets"].items()}),
+            )
+        )
+    found = pd.concat(tables, ignore_index=True)
+    found = found.drop_duplicates(["folder", "parameters", "metric"])
+    found = _tell_apart(found, "dataset", found["drawn"])
+    # A folder without its seed is what a method is: its settings and all before them.
+    found = _tell_apart(found, "row", found["folder"].str.rsplit("/seed", n=1).str[0])
+    return found[["dataset", "row", "seed", "metric", "value", "experiment"]]
+
+
+def _tell_apart(found: pd.DataFrame, column: str, identity: pd.Series) -> pd.DataFrame:
+    """Add the experiment's name where one name stands for several identities on a data set."""
+    keys = [found[column]] if column == "dataset" else [found["dataset"], found[column]]
+    several = identity.groupby(keys).transform("nunique") > 1
+    names = found[column].where(~several, found[column] + " [" + found["experiment"] + "]")
+    return found.assign(**{column: names})
+
+
+def _open(path: Path) -> tuple[dict[str, Any], Path]:
+    if path.is_dir():
+        # results/experiments/NAME lies two folders below what its artifacts are relative to.
+        folder, base = path, path.resolve().parents[2]
+    else:
+        folder, base = Path(build_plan(load_experiment(path)).report.folder), Path()
+    if not (folder / "manifest.json").is_file():
+        raise InputError(f"{folder}: there is no finished experiment; run it first")
+    spec = read_manifest(folder)["spec"]
+    if spec.get("kind") != "report":
+        raise InputError(f"{folder}: not an experiment; name a folder results/experiments/NAME")
+    return spec, base
+
+
+def compare(
+    records: pd.DataFrame,
+    metric: str = "accuracy",
+    reference: str | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare the methods of `read_experiments` with one of them, the first unless named.
+
+    Raises:
+        InputError: an unknown metric, reference or level.
+    """
+    if metric not in METRIC_TITLES:
+        known = ", ".join(METRIC_TITLES)
+        raise InputError(f"unknown metric {metric!r}{nearest(metric, METRIC_TITLES)}: {known}")
+    if not 0 < level < 1:
+        raise InputError(f"the level must lie between 0 and 1, not {level:g}")
+    chosen = records[(records["metric"] == metric) & records["value"].notna()]
+    if chosen.empty:
+        raise InputError(f"no run of these experiments has the metric {metric!r}")
+    methods = list(dict.fromkeys(chosen["row"]))
+    reference = methods[0] if reference is None else reference
+    if reference not in methods:
+        raise InputError(
+            f"no method is called {reference!r}{nearest(reference, methods)}; "
+            f"there are: {', '.join(methods)}"
+        )
+    values = {
+        key: part.set_index("seed")["value"]
+        for key, part in chosen.groupby(["dataset", "row"], sort=False)
+    }
+    sign = -1 if metric in LOW_IS_BETTER else 1
+    rows = []
+    for (dataset, method), own in values.items():
+        row = {"dataset": dataset, "method": method, "seeds": len(own)}
+        row |= {"mean": own.mean(), "sd": own.std(ddof=1)}
+        other = values.get((dataset, reference))
+        if method != reference and other is not None:
+            row |= _paired(own, other, sign, level)
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *PAIRED])
+    return Comparison(table, metric, reference, level)
+
+
+def _paired(own: pd.Series, other: pd.Series, sign: int, level: float) -> dict[str, float]:
+    seeds = own.index.intersection(other.index)
+    differences = (own[seeds] - other[seeds]).to_numpy()
+    low, high = paired_interval(differences, level)
+    return {
+        "pairs": len(seeds),
+        "difference": differences.mean() if len(seeds) else float("nan"),
+        "sd_difference": differences.std(ddof=1) if len(seeds) > 1 else float("nan"),
+        "low": low,
+        "high": high,
+        "better": int((sign * differences > 0).sum()),
+        "worse": int((sign * differences < 0).sum()),
+        "equal": int((differences == 0).sum()),
+    }
+
+
+def tally(comparison: Comparison) -> pd.DataFrame:
+    """Return a row a method: wins and losses on data sets, and on single seeds.
+
+    Columns: method, datasets (those on which it meets the reference), wins and losses (the mean
+    is better or worse), clear_wins and clear_losses (and the interval leaves zero out), better,
+    worse, equal (seeds of all data sets).
+    """
+    table = comparison.table
+    sign = -1 if comparison.metric in LOW_IS_BETTER else 1
+    met = table[table["pairs"] > 0]
+    gain = sign * met["difference"]
+    clear = (met["low"] > 0) | (met["high"] < 0)
+    counted = pd.DataFrame(
+        {
+            "method": met["method"],
+            "datasets": 1,
+            "wins": gain > 0,
+            "losses": gain < 0,
+            "clear_wins": (gain > 0) & clear,
+            "clear_losses": (gain < 0) & clear,
+            "better": met["better"],
+            "worse": met["worse"],
+            "equal": met["equal"],
+        }
+    )
+    summed = counted.groupby("method", sort=False).sum()
+    return summed.astype(int).reset_index()
+
+
+def arranged(comparison: Comparison) -> tuple[Wide, Wide]:
+    """Return the means, and the differences with their intervals: methods by data sets."""
+    table, metric = comparison.table, comparison.metric
+    datasets = list(dict.fromkeys(table["dataset"]))
+    cells = {(row["dataset"], row["method"]): row for _, row in table.iterrows()}
+    means, differences = [], []
+    for method in dict.fromkeys(table["method"]):
+        found = [cells.get((dataset, method)) for dataset in datasets]
+        means.append((method, [Cell("" if row is None else _mean(row, metric)) for row in found]))
+        if method != comparison.reference:
+            texts = ["" if row is None else _difference(row, metric) for row in found]
+            differences.append(
+                (method, [Cell(t, _is_clear(r)) for t, r in zip(texts, found, strict=True)])
+            )
+    return Wide(datasets, means), Wide(datasets, differences)
+
+
+def _mean(row: pd.Series, metric: str) -> str:
+    unit, digits = (1, 3) if metric in PLAIN else (100, 1)
+    spread = "" if pd.isna(row["sd"]) else f" ± {unit * row['sd']:.{digits}f}"
+    return f"{unit * row['mean']:.{digits}f}{spread} (n = {row['seeds']})"
+
+
+def _difference(row: pd.Series, metric: str) -> str:
+    if pd.isna(row["pairs"]) or not row["pairs"]:
+        return "no common seed"
+    unit, digits = (1, 3) if metric in PLAIN else (100, 1)
+    text = f"{unit * row['difference']:+.{digits}f}"
+    if pd.isna(row["low"]):
+        return f"{text} (one seed)"
+    low, high = (f"{unit * row[end]:+.{digits}f}" for end in ("low", "high"))
+    return f"{text} [{low}, {high}]"
+
+
+def _is_clear(row: pd.Series | None) -> bool:
+    return row is not None and bool(row["low"] > 0 or row["high"] < 0)
+
+
+def note_of(comparison: Comparison) -> str:
+    """Say in words what the differences are and what they do not say."""
+    table = comparison.table
+    better = "lower" if comparison.metric in LOW_IS_BETTER else "higher"
+    parts = [
+        f"Test {METRIC_TITLES[comparison.metric]}"
+        + ("" if comparison.metric in PLAIN else " in percent")
+        + f", {better} is better; mean ± sd over n seeds",
+        f"differences are to {comparison.reference}, paired over the seeds that both have, with "
+        f"the {100 * comparison.level:g} % t interval of their mean; bold: it leaves zero out",
+        "intervals tell of the seeds of these runs (training, not the draw of data) and are not "
+        "corrected for how many methods are compared",
+    ]
+    if (table["pairs"] == 1).any():
+        parts.append("with one common seed there is no interval")
+    return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """Return means, differences and wins as Markdown tables."""
+    means, differences = arranged(comparison)
+    title = METRIC_TITLES[comparison.metric]
+    parts = [f"### Test {title}\n\n{markdown_rows(means)}"]
+    if differences.rows:
+        parts.append(f"### Difference to {comparison.reference}\n\n{markdown_rows(differences)}")
+        counts = tally(comparison)
+        rows = [
+            (row["method"], [Cell(str(row[key])) for key in counts.columns[1:]])
+            for _, row in counts.iterrows()
+        ]
+        parts.append(f"### Wins and losses\n\n{markdown_rows(Wide(_tally_titles(counts), rows))}")
+    return "\n\n".join([*parts, note_of(comparison)]) + "\n"
+
+
+def _tally_titles(counts: pd.DataFrame) -> list[str]:
+    titles = {"better": "seeds better", "worse": "seeds worse", "equal": "seeds equal"}
+    return [titles.get(name, name.replace("_", " ")) for name in counts.columns[1:]]
+
+
+def write_comparison(comparison: Comparison, experiments: Sequence[str], output: Path) -> None:
+    """Write comparison.csv, comparison.md and comparison.html to the folder `output`."""
+    output.mkdir(parents=True, exist_ok=True)
+    means, differences = arranged(comparison)
+    counts = tally(comparison)
+    page = render(
+        "comparison.html.jinja",
+        title=f"Test {METRIC_TITLES[comparison.metric]} of {', '.join(experiments)}",
+        reference=comparison.reference,
+        means=means,
+        differences=differences,
+        tally_titles=_tally_titles(counts),
+        tally=[list(row) for row in counts.itertuples(index=False)],
+        note=note_of(comparison),
+    )
+    write_text_atomic(output / "comparison.csv", comparison.table.to_csv(index=False))
+    write_text_atomic(output / "comparison.md", to_markdown(comparison))
+    write_text_atomic(output / "comparison.html", page)
