@@ -459,7 +459,7 @@ def _read_inputs(options: argparse.Namespace) -> dict[str, Path]:
         role, separator, folder = item.partition("=")
         if not separator:
             raise InputError(f"--input {item}: write ROLE=FOLDER")
-        if not Path(folder, "manifest.json").is_file():
+        if not Path(folder, MANIFEST).is_file():
             raise InputError(f"--input {item}: there is no finished artifact in {folder}")
         inputs[role] = Path(folder)
     return inputs

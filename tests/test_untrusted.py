@@ -38,6 +38,8 @@ FORBIDDEN = {
 }
 # The published CIFAR batches are pickles. Their reader admits arrays of bytes and nothing else.
 MAY_UNPICKLE = {"data/readers/cifar.py"}
+# Names the errors of torch.load(weights_only=True).
+MAY_NAME_PICKLE = {"models/vision_language.py"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -67,9 +69,9 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for module in names:
                 if module.split(".")[0] in {"pickle", "marshal", "shelve", "dill", "joblib"}:
-                    assert name in MAY_UNPICKLE, name
+                    assert name in MAY_UNPICKLE | MAY_NAME_PICKLE, name
                     found += 1
-    assert found == 1
+    assert found == 2
     for name, function, call in calls():
         assert function not in FORBIDDEN, f"{name}:{call.lineno}"
         if function == "torch.load":

@@ -62,7 +62,17 @@ def write_experiment(base, name, chosen, digest="d"):
     }
     folder = base / "results/experiments" / name
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"format": "ltpipe-manifest/1", "spec": spec}))
+    (folder / "manifest.json").write_text(
+        json.dumps(
+            {
+                "format": "ltpipe-manifest/1",
+                "spec": spec,
+                "inputs": {},
+                "modules": {},
+                "outputs": {},
+            }
+        )
+    )
     return folder
 
 
