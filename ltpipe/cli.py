@@ -454,6 +454,8 @@ def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_inputs(options: argparse.Namespace) -> dict[str, Path]:
+    from ltpipe.provenance import MANIFEST
+
     inputs = {}
     for item in options.input:
         role, separator, folder = item.partition("=")

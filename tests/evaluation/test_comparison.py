@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 
@@ -62,17 +61,7 @@ def write_experiment(base, name, chosen, digest="d"):
     }
     folder = base / "results/experiments" / name
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(
-        json.dumps(
-            {
-                "format": "ltpipe-manifest/1",
-                "spec": spec,
-                "inputs": {},
-                "modules": {},
-                "outputs": {},
-            }
-        )
-    )
+    write_manifest(folder, spec=spec, code="", modules={}, inputs={}, facts={})
     return folder
 
 
@@ -87,6 +76,9 @@ def test_intervals_are_scipys(level):
     a, b = stream.normal(size=(2, 7))
     wanted = stats.ttest_rel(a, b).confidence_interval(level)
     assert paired_interval(a - b, level) == pytest.approx((wanted.low, wanted.high), rel=1e-12)
+
+
+from ltpipe.provenance import write_manifest
 
 
 def test_differences_pair_the_seeds_that_both_have(records):
