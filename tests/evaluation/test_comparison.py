@@ -20,6 +20,7 @@ from ltpipe.evaluation.comparison import (
     tally,
     to_markdown,
 )
+from ltpipe.provenance import write_manifest
 
 EVIL = "<b>A</b>"
 # data set, method, seed -> accuracy; B has no seed 3, C is on one data set with one seed.
@@ -76,9 +77,6 @@ def test_intervals_are_scipys(level):
     a, b = stream.normal(size=(2, 7))
     wanted = stats.ttest_rel(a, b).confidence_interval(level)
     assert paired_interval(a - b, level) == pytest.approx((wanted.low, wanted.high), rel=1e-12)
-
-
-from ltpipe.provenance import write_manifest
 
 
 def test_differences_pair_the_seeds_that_both_have(records):
