@@ -83,6 +83,37 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_list)
 
     command = commands.add_parser(
+        "init",
+        help="an experiment file for images or embeddings of your own",
+        description="Look at a folder of images (PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS), "
+        "a training list file, or embeddings (HDF5, npz, npy); say what they are like and write a "
+        "commented experiment file for them.",
+    )
+    command.add_argument("data", type=Path, metavar="IMAGES_OR_FEATURES")
+    command.add_argument("--output", type=Path, required=True, metavar="EXPERIMENT.yaml")
+    command.add_argument("--force", action="store_true", help="replace the file if it exists")
+    command.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder that a list file's paths start from"
+    )
+    command.add_argument(
+        "--sample",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="images to open at most; 0 opens all (default: 2000)",
+    )
+    command.add_argument(
+        "--size", type=int, metavar="PIXELS", help="input side (default: by the images' size)"
+    )
+    command.add_argument(
+        "--epochs", type=int, help="of stage one (default: by the number of images)"
+    )
+    command.add_argument(
+        "--pretrained", action="store_true", help="start large networks from ImageNet's weights"
+    )
+    command.set_defaults(run=_init)
+
+    command = commands.add_parser(
         "show",
         help="an experiment's artifacts: names, digests, folders, what is there",
         description="Show every artifact that an experiment file needs and whether it exists.",
@@ -187,6 +218,23 @@ def _add_upkeep(commands: Any) -> None:
     command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
     command.add_argument("--delete", action="store_true", help="remove what is listed")
     command.set_defaults(run=_gc)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from ltpipe.init.advice import advise
+    from ltpipe.init.survey import survey
+    from ltpipe.init.writing import check_output, describe, warnings, write_experiment
+
+    check_output(options.output, options.force)
+    found = survey(options.data, options.images, options.sample)
+    advice = advise(found, options.size, options.epochs, options.pretrained)
+    print("\n".join(describe(found)))
+    print("\n".join(f"  - {reason}" for reason in advice.reasons))
+    command = write_experiment(found, advice, options.output)
+    for warning in warnings(found):
+        print(f"warning: {warning}")
+    print(f"\nwrote {options.output}; run it with\n  {command}")
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
