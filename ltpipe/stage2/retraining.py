@@ -23,6 +23,7 @@ from ltpipe.stage2.batches import (
 from ltpipe.stage2.classifiers import linear_scores
 from ltpipe.stage2.decoupled import Features, finish
 from ltpipe.stage2.fit import Parameters, Recipe
+from ltpipe.stage2.scoring import Fitted, Samples
 
 
 def training_batches(
@@ -58,8 +59,12 @@ def training_batches(
 
 def finish_linear(job: Job, features: Features, found: Parameters) -> dict[str, Any]:
     """Evaluate linear classifiers (P, C, D), with scales or without, on the test features."""
-    test = torch.from_numpy(features.test.features).to(job.device)
-    return finish(job, features, lambda place: linear_scores(found, place, test), found)
+    return finish(job, features, scores, found)
+
+
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return what a linear classifier, with scales or without, gives features."""
+    return linear_scores(fitted.weights, samples["features"].features)
 
 
 def recipe_of(
