@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -35,18 +35,29 @@ TRAIN_BN_BATCH = {"train": 64, "val": 256, "test": 256}
 Embed = Callable[[Tensor], Tensor]
 
 
-def embedder(network: nn.Module, pixels: Pixels, dtype: torch.dtype, device: torch.device) -> Embed:
+class Embedder(nn.Module):
+    """Maps uint8 batches (B, C, H, W) to float32 features (B, D) by a network in `dtype`."""
+
+    def __init__(self, network: nn.Module, pixels: Pixels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.pixels = pixels
+        self.dtype = dtype
+
+    def forward(self, batch: Tensor) -> Tensor:
+        inputs = normalise(batch, self.pixels.mean, self.pixels.std, self.dtype)
+        return self.network.features(inputs).float()
+
+
+def embedder(
+    network: nn.Module, pixels: Pixels, dtype: torch.dtype, device: torch.device
+) -> Embedder:
     """Return a function from uint8 batches (B, C, H, W) to float32 features (B, D).
 
     BatchNorm uses its running statistics and is folded into the convolutions; everything runs in
     `dtype`.
     """
-    folded = place(fold_batchnorm(network.eval()), device, dtype)
-
-    def embed(batch: Tensor) -> Tensor:
-        return folded.features(normalise(batch, pixels.mean, pixels.std, dtype)).float()
-
-    return embed
+    return Embedder(place(fold_batchnorm(network.eval()), device, dtype), pixels, dtype)
 
 
 def train_bn_embedder(network: nn.Module, pixels: Pixels, device: torch.device) -> Embed:
@@ -152,9 +163,7 @@ def _write_split(
 
     features = np.concatenate(list(track(stream(None), f"{name} features")))[place]
     head = copy.deepcopy(network.head).to("cpu").float().eval()
-    outputs = head(torch.from_numpy(features))
-    if backbone.loss is not None:
-        outputs = build_loss(backbone.loss, subset.class_counts).logits(outputs)
+    outputs = logits_of(head, backbone, subset.class_counts, torch.from_numpy(features))
     logits = outputs.numpy()
     dimension = features.shape[1]
 
@@ -193,6 +202,16 @@ def _write_split(
         classifier_bias=state["bias"].numpy() if "bias" in state else None,
     )
     return dimension
+
+
+def logits_of(
+    head: nn.Module, backbone: Any, class_counts: Sequence[int], features: Tensor
+) -> Tensor:
+    """Return the logits (N, C') at test time that a backbone's head gives features (N, D)."""
+    outputs = head(features)
+    if backbone.loss is not None:
+        outputs = build_loss(backbone.loss, class_counts).logits(outputs)
+    return outputs
 
 
 def open_splits(job: Job, subset: Subset) -> Iterator[tuple[str, ImageSplit | None]]:

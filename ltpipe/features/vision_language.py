@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltpipe.config.backbones import (
     Ladder,
@@ -77,7 +77,7 @@ def run(job: Job) -> dict[str, Any]:
         if split is None:
             write_empty(job, name, subset, dimension)
             continue
-        embed = tower_embedder(towers, split.pixels, dtype, job.device)
+        embed = tower_embedder(towers, split.pixels, dtype)
         started = time.perf_counter()
         with torch.inference_mode():
             images += _write_split(job, name, split, embed, settings, subset, text, attributes)
@@ -104,15 +104,24 @@ def open_towers(job: Job, backbone: VisionLanguage, role: str) -> Any:
     return place(towers, job.device).requires_grad_(False)
 
 
-def tower_embedder(towers: Any, pixels: Pixels, dtype: torch.dtype, device: torch.device) -> Embed:
+class TowerEmbedder(nn.Module):
+    """Maps uint8 batches (B, C, H, W) to float32 features (B, D); products are in `dtype`."""
+
+    def __init__(self, visual: nn.Module, pixels: Pixels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.visual = visual
+        self.pixels = pixels
+        self.dtype = dtype
+
+    def forward(self, batch: Tensor) -> Tensor:
+        images = normalise(batch, self.pixels.mean, self.pixels.std, torch.float32)
+        with autocast_to(self.dtype, batch.device):
+            return encode_images(self, images).float()
+
+
+def tower_embedder(towers: Any, pixels: Pixels, dtype: torch.dtype) -> TowerEmbedder:
     """Return a function from uint8 batches (B, C, H, W) to float32 features (B, D)."""
-
-    def embed(batch: Tensor) -> Tensor:
-        images = normalise(batch, pixels.mean, pixels.std, torch.float32)
-        with autocast_to(dtype, device):
-            return encode_images(towers, images).float()
-
-    return embed
+    return TowerEmbedder(towers.visual, pixels, dtype)
 
 
 def ladder_strengths(ladder: Ladder | None) -> list[float]:
