@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ltpipe.config.backbones import FeatureSettings, HybridBranch, backbone_settings
-from ltpipe.data.augment import normalise
+from ltpipe.data.augment import Normalise, normalise
 from ltpipe.data.head_tail import group_classes
 from ltpipe.data.loading import ImageSplit, Pixels, open_split
 from ltpipe.data.subset import Subset, read_subset
@@ -41,12 +41,10 @@ class Embedder(nn.Module):
     def __init__(self, network: nn.Module, pixels: Pixels, dtype: torch.dtype) -> None:
         super().__init__()
         self.network: Any = network
-        self.pixels = pixels
-        self.dtype = dtype
+        self.normalise = Normalise(pixels.mean, pixels.std, dtype)
 
     def forward(self, batch: Tensor) -> Tensor:
-        inputs = normalise(batch, self.pixels.mean, self.pixels.std, self.dtype)
-        return self.network.features(inputs).float()
+        return self.network.features(self.normalise(batch)).float()
 
 
 def embedder(
@@ -57,7 +55,8 @@ def embedder(
     BatchNorm uses its running statistics and is folded into the convolutions; everything runs in
     `dtype`.
     """
-    return Embedder(place(fold_batchnorm(network.eval()), device, dtype), pixels, dtype)
+    folded = place(fold_batchnorm(network.eval()), device, dtype)
+    return Embedder(folded, pixels, dtype).to(device)
 
 
 def train_bn_embedder(network: nn.Module, pixels: Pixels, device: torch.device) -> Embed:

@@ -17,7 +17,7 @@ from ltpipe.config.backbones import (
     VisionLanguageFeatures,
     backbone_settings,
 )
-from ltpipe.data.augment import normalise
+from ltpipe.data.augment import Normalise
 from ltpipe.data.loading import ImageSplit, Pixels
 from ltpipe.data.randaugment import rand_augment
 from ltpipe.data.subset import Subset, read_subset
@@ -77,7 +77,7 @@ def run(job: Job) -> dict[str, Any]:
         if split is None:
             write_empty(job, name, subset, dimension)
             continue
-        embed = tower_embedder(towers, split.pixels, dtype)
+        embed = tower_embedder(towers, split.pixels, dtype, job.device)
         started = time.perf_counter()
         with torch.inference_mode():
             images += _write_split(job, name, split, embed, settings, subset, text, attributes)
@@ -110,18 +110,20 @@ class TowerEmbedder(nn.Module):
     def __init__(self, visual: nn.Module, pixels: Pixels, dtype: torch.dtype) -> None:
         super().__init__()
         self.visual = visual
-        self.pixels = pixels
+        self.normalise = Normalise(pixels.mean, pixels.std, torch.float32)
         self.dtype = dtype
 
     def forward(self, batch: Tensor) -> Tensor:
-        images = normalise(batch, self.pixels.mean, self.pixels.std, torch.float32)
+        images = self.normalise(batch)
         with autocast_to(self.dtype, batch.device):
             return encode_images(self, images).float()
 
 
-def tower_embedder(towers: Any, pixels: Pixels, dtype: torch.dtype) -> TowerEmbedder:
+def tower_embedder(
+    towers: Any, pixels: Pixels, dtype: torch.dtype, device: torch.device
+) -> TowerEmbedder:
     """Return a function from uint8 batches (B, C, H, W) to float32 features (B, D)."""
-    return TowerEmbedder(towers.visual, pixels, dtype)
+    return TowerEmbedder(towers.visual, pixels, dtype).to(device)
 
 
 def ladder_strengths(ladder: Ladder | None) -> list[float]:

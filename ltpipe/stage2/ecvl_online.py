@@ -41,7 +41,7 @@ class OnlineViews:
         self.split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
         self.labels = self.split.labels.to(job.device)
         towers = open_towers(job, backbone, "stage1.features")
-        self.embed = tower_embedder(towers, self.split.pixels, torch.float32)
+        self.embed = tower_embedder(towers, self.split.pixels, torch.float32, job.device)
 
     def epoch(
         self,
