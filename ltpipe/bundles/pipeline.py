@@ -15,7 +15,7 @@ from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.methods import settings_of
 from ltpipe.data.loading import Pixels
 from ltpipe.errors import InputError
-from ltpipe.features.extract import embedder, logits_of
+from ltpipe.features.extract import Head, embedder
 from ltpipe.features.vision_language import TowerEmbedder
 from ltpipe.models.building import build_network, place
 from ltpipe.models.vision_language import build_towers
@@ -63,20 +63,14 @@ class Tensors(nn.Module):
 class Branch(nn.Module):
     """One backbone: uint8 images (B, C, h, w) to features, and to logits where it has a head."""
 
-    def __init__(
-        self, embed: nn.Module, head: nn.Module | None, settings: Any, counts: list[int]
-    ) -> None:
+    def __init__(self, embed: nn.Module, head: nn.Module | None) -> None:
         super().__init__()
         self.embed = embed
         self.head = head
-        self.settings = settings
-        self.counts = counts
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         features = self.embed(images)
-        if self.head is None:
-            return features, None
-        return features, logits_of(self.head, self.settings, self.counts, features)
+        return features, None if self.head is None else self.head(features)
 
 
 class Pipeline(nn.Module):
@@ -174,11 +168,11 @@ def _branch(
     if settings.system == "vision-language":
         visual = build_towers(settings, with_weights=False).visual
         _fill(visual, state, path)
-        return Branch(TowerEmbedder(place(visual, device), pixels, dtype), None, settings, counts)
+        return Branch(TowerEmbedder(place(visual, device), pixels, dtype), None)
     network = build_network(settings, values["outputs"], channels)
     _fill(network, state, path)
-    head = network.head.float()
-    return Branch(embedder(network, pixels, dtype, device), head, settings, counts)
+    head = Head(network.head.float(), settings, counts)
+    return Branch(embedder(network, pixels, dtype, device), head)
 
 
 def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -162,8 +162,7 @@ def _write_split(
 
     features = np.concatenate(list(track(stream(None), f"{name} features")))[place]
     head = copy.deepcopy(network.head).to("cpu").float().eval()
-    outputs = logits_of(head, backbone, subset.class_counts, torch.from_numpy(features))
-    logits = outputs.numpy()
+    logits = Head(head, backbone, subset.class_counts)(torch.from_numpy(features)).numpy()
     dimension = features.shape[1]
 
     def all_views() -> Iterator[np.ndarray]:
@@ -203,14 +202,17 @@ def _write_split(
     return dimension
 
 
-def logits_of(
-    head: nn.Module, backbone: Any, class_counts: Sequence[int], features: Tensor
-) -> Tensor:
-    """Return the logits (N, C') at test time that a backbone's head gives features (N, D)."""
-    outputs = head(features)
-    if backbone.loss is not None:
-        outputs = build_loss(backbone.loss, class_counts).logits(outputs)
-    return outputs
+class Head(nn.Module):
+    """Maps features (N, D) to the logits (N, C') that a backbone has at test time."""
+
+    def __init__(self, head: nn.Module, backbone: Any, class_counts: Sequence[int]) -> None:
+        super().__init__()
+        self.head = head
+        self.loss = None if backbone.loss is None else build_loss(backbone.loss, class_counts)
+
+    def forward(self, features: Tensor) -> Tensor:
+        outputs = self.head(features)
+        return outputs if self.loss is None else self.loss.logits(outputs)
 
 
 def open_splits(job: Job, subset: Subset) -> Iterator[tuple[str, ImageSplit | None]]:

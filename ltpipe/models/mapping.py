@@ -98,7 +98,7 @@ def marginal_scores(logits: Tensor, owners: Tensor, classes: int) -> Tensor:
         owners: (P,) the class of each subclass.
     """
     probabilities = torch.softmax(logits, dim=1)
-    scores = probabilities.new_zeros(len(logits), classes)
+    scores = probabilities.new_zeros(logits.shape[0], classes)
     return scores.index_add(1, owners.to(logits.device), probabilities)
 
 

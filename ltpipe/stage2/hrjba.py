@@ -114,7 +114,8 @@ def join(fitted: Fitted, samples: Samples, to_tail: Tensor | None) -> Tensor:
     if settings.routing == "concat":
         return branches.concatenated
     device = branches.logits[0].device
-    tail = torch.from_numpy(tail_classes(fitted.class_counts, settings.tail_share)).to(device)
+    is_tail = tail_classes(fitted.class_counts, settings.tail_share)
+    tail = torch.from_numpy(is_tail).to(device)
     inside = branches.joined(torch.cat([z.log_softmax(1) for z in branches.logits], 1))
     if to_tail is not None:
         return masked(inside, tail, to_tail)
@@ -125,7 +126,7 @@ def join(fitted: Fitted, samples: Samples, to_tail: Tensor | None) -> Tensor:
         return masked(inside, tail, log_share[:, 1] > log_share[:, 0])
     temperatures = (weights["temperatures"][0], weights["temperatures"][1])
     if settings.routing == "temperature":
-        share = 0.5 if settings.prior == "even" else float(tail.double().mean())
+        share = 0.5 if settings.prior == "even" else float(is_tail.mean())
         return branches.joined(tempered(*branches.logits, temperatures, share))
     return masked(inside, tail, energy_gap(*branches.logits, temperatures) + weights["bias"] > 0)
 

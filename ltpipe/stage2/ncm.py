@@ -46,4 +46,7 @@ def closeness(features: Tensor, means: Tensor, distance: str) -> Tensor:
     """Return scores (N, C): minus the squared distance, or the cosine, to each class mean."""
     if distance == "cosine":
         return F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
+    if torch.compiler.is_compiling():
+        # The same sums; ONNX has no distance that leaves products out.
+        return -(features.unsqueeze(1) - means).square().sum(2)
     return -torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").square()
