@@ -145,6 +145,7 @@ def test_an_artifact_that_is_not_as_it_was_is_refused(world, result, tmp_path):
     (features / "manifest.json").write_text((features / "manifest.json").read_text() + " ")
     with pytest.raises(InputError, match=r"kps.* was made again after .*; run the experiment"):
         export_bundle(mine, tmp_path / "b")
+    (features / "manifest.json").write_text((features / "manifest.json").read_text()[:-1])
     weights = mine / "models.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=r"models.safetensors: damaged"):
