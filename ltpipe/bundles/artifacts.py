@@ -14,7 +14,7 @@ from ltpipe.config.methods import settings_of
 from ltpipe.divergence import read_divergence
 from ltpipe.errors import InputError
 from ltpipe.io import file_sha256
-from ltpipe.provenance import input_beside, read_manifest
+from ltpipe.provenance import MANIFEST, content_of, input_beside, read_manifest
 
 # What every manifest says; the rest are facts of the method.
 _COMMON = (
@@ -23,6 +23,7 @@ _COMMON = (
     "code",
     "modules",
     "inputs",
+    "files",
     "outputs",
     "versions",
     "peak_memory_mib",
@@ -54,11 +55,11 @@ class Artifact:
         found = {}
         for role, named in self.manifest["inputs"].items():
             if role.startswith(prefix):
-                made = open_artifact(input_beside(self.folder, Path(named["path"]).parent))
-                if file_sha256(made.folder / "manifest.json") != named["sha256"]:
+                made = open_artifact(input_beside(self.folder, Path(named["path"])))
+                if content_of(made.manifest) != named["content"]:
                     raise InputError(
-                        f"{made.folder} was made again after {self.folder}; run the experiment "
-                        "again"
+                        f"{made.folder} is not what {self.folder} was made from; run the "
+                        "experiment again"
                     )
                 found[role.removeprefix(prefix)] = made
         return found
@@ -85,7 +86,7 @@ class Artifact:
         """Return what names the artifact for good."""
         return {
             "folder": "/".join(self.folder.resolve().parts[-5:]),
-            "manifest_sha256": file_sha256(self.folder / "manifest.json"),
+            "content": content_of(self.manifest),
             "code": str(self.manifest["code"]),
         }
 
@@ -105,8 +106,8 @@ def open_result(folder: Path, seed: int | None) -> Artifact:
     Raises:
         InputError: there is none, or it has several seeds and none is chosen.
     """
-    if not (folder / "manifest.json").is_file():
-        found = sorted(path.parent.name for path in folder.glob("seed*/manifest.json"))
+    if not (folder / MANIFEST).is_file():
+        found = sorted(path.parent.name for path in folder.glob(f"seed*/{MANIFEST}"))
         if not found:
             raise InputError(
                 f"{folder}: no finished artifact; name a folder such as "

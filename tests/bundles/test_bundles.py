@@ -142,10 +142,11 @@ def test_an_artifact_that_is_not_as_it_was_is_refused(world, result, tmp_path):
     for named in manifest["inputs"].values():
         named["path"] = named["path"].replace(str(world.base), str(copied))
     (mine / "manifest.json").write_text(json.dumps(manifest))
-    (features / "manifest.json").write_text((features / "manifest.json").read_text() + " ")
-    with pytest.raises(InputError, match=r"kps.* was made again after .*; run the experiment"):
+    before = (features / "manifest.json").read_text()
+    (features / "manifest.json").write_text(before.replace('"views": 1', '"views": 2'))
+    with pytest.raises(InputError, match=r"kps.* is not what .* was made from; run the experiment"):
         export_bundle(mine, tmp_path / "b")
-    (features / "manifest.json").write_text((features / "manifest.json").read_text()[:-1])
+    (features / "manifest.json").write_text(before)
     weights = mine / "models.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=r"models.safetensors: damaged"):
