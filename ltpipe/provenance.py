@@ -205,6 +205,20 @@ def write_manifest(
     )
 
 
+def input_beside(folder: Path, named: Path) -> Path:
+    """Return the folder that an artifact's manifest names as an input.
+
+    It lies below the working folder, or below a folder that has the artifact.
+
+    Raises:
+        InputError: it is not there.
+    """
+    for base in (Path(), *folder.resolve().parents):
+        if (base / named).is_dir():
+            return base / named
+    raise InputError(f"{folder}: what it was made from, {named}, is not there")
+
+
 def content_of(manifest: Mapping[str, Any]) -> str:
     """Return the SHA-256 of what an artifact is: its spec and its files, not when it was made.
 

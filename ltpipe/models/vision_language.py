@@ -190,6 +190,7 @@ def encode_images(towers: Any, images: Tensor) -> Tensor:
     """Return the image tower's output (B, D), not of unit length, as the adapter takes it.
 
     Args:
+        towers: what has the image tower as its `visual`.
         images: normalised (B, 3 or 1, H, W); grey is repeated, and images of another size than the
             tower's are resized (bicubic).
     """
