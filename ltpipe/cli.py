@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -221,6 +222,21 @@ def _add_job(commands: Any, name: str, kind: str, summary: str) -> None:
             help="train with N processes on this host, each with its own GPU if there are any; "
             "for several hosts start `ltpipe train` by torchrun (default: 1)",
         )
+        command.add_argument(
+            "--cuda-graphs",
+            action="store_true",
+            default=os.environ.get("LTPIPE_CUDA_GRAPHS") == "1",
+            help="replay each training step as one CUDA graph: small networks train faster "
+            "(default: where $LTPIPE_CUDA_GRAPHS is 1)",
+        )
+        command.add_argument(
+            "--together",
+            type=int,
+            default=os.environ.get("LTPIPE_TOGETHER", "1"),
+            metavar="N",
+            help="share a GPU with up to N - 1 other trainings that start at about the same time "
+            "on this host (default: $LTPIPE_TOGETHER, else 1)",
+        )
     if kind == "report":
         command.add_argument(
             "--expected",
@@ -386,7 +402,7 @@ def _compute(
     from ltpipe.config.plan import job_module
     from ltpipe.data.sources import data_root
     from ltpipe.job import Job
-    from ltpipe.training.devices import describe, lease
+    from ltpipe.training.devices import CPU, describe, lease
     from ltpipe.training.distributed import is_launched, joined
 
     if is_launched() and spec["kind"] != "stage1":
@@ -397,20 +413,26 @@ def _compute(
     run = importlib.import_module(job_module(spec)).run
     # Drawing and taking over only move data; they leave GPUs to others.
     wanted = "cpu" if spec["kind"] in ("data", "import") else options.device
-    with lease(wanted) as device, joined(device):
-        facts = run(
-            Job(
-                spec=spec,
-                inputs=inputs,
-                output=options.output,
-                device=device,
-                root=data_root(options.data_root),
-                code=code,
-                checkpoint_every=getattr(options, "checkpoint_every", 5),
-            )
-        )
-        facts = {"device": describe(device), **(facts or {})}
+    job = Job(
+        spec=spec,
+        inputs=inputs,
+        output=options.output,
+        device=CPU,
+        root=data_root(options.data_root),
+        code=code,
+        checkpoint_every=getattr(options, "checkpoint_every", 5),
+        cuda_graphs=getattr(options, "cuda_graphs", False),
+    )
     manifests = {role: folder / "manifest.json" for role, folder in inputs.items()}
+    if spec["kind"] == "stage1" and options.together > 1:
+        together = importlib.import_module("ltpipe.stage1.together")
+        reason = together.why_alone(spec, wanted)
+        if not reason:
+            return together.take_part(job, wanted, options.together), manifests
+        print(f"trained alone, not together with others: {reason}", flush=True)
+    with lease(wanted) as device, joined(device):
+        facts = run(dataclasses.replace(job, device=device))
+        facts = {"device": describe(device), **(facts or {})}
     return facts, manifests
 
 
