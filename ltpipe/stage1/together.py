@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def train_together(jobs: Sequence[Job], finish: Callable[[int, Result], None]) -
             what went wrong with it. The others go on.
     """
     opened: dict[str, Images] = {}
-    running: list[_Training] = []
+    places, started = [], []
     for place, job in enumerate(jobs):
         try:
             key = canonical_json([job.spec["dataset"], str(job.inputs["data"].resolve())])
@@ -76,40 +76,50 @@ def train_together(jobs: Sequence[Job], finish: Callable[[int, Result], None]) -
         except Exception as error:
             finish(place, error)
         else:
-            running.append(_Training(place, supervised.steps(job, opened[key]), job.device))
-    if running and running[0].stream is not None:
-        # Images were copied on another stream than those that read them.
-        torch.cuda.synchronize(running[0].stream.device)
+            places.append(place)
+            started.append(supervised.steps(job, opened[key]))
+    take_turns(started, jobs[0].device, lambda place, result: finish(places[place], result))
+
+
+def take_turns(
+    started: Sequence[Steps[Any]], device: torch.device, finish: Callable[[int, Any], None]
+) -> None:
+    """Take a step of each in turn until all have ended; on a GPU each has a stream of its own.
+
+    Args:
+        finish: is told of each, by its place, as soon as it has ended: what it returned or raised.
+    """
+    if device.type == "cuda":
+        # What was made on this stream, such as images, is read on others.
+        torch.cuda.synchronize(device)
+    running = [_Turns(place, steps, device) for place, steps in enumerate(started)]
     while running:
-        for training in list(running):
-            result = training.turn()
-            if result is not None:
-                running.remove(training)
-                finish(training.place, result)
+        for turns in list(running):
+            if turns.take():
+                running.remove(turns)
+                finish(turns.place, turns.result)
 
 
-@dataclass
-class _Training:
-    """A job under way, and the stream on which its steps run."""
+class _Turns:
+    """Work under way, and the stream on which its steps run."""
 
-    place: int
-    steps: Steps[dict[str, Any]]
-    device: torch.device
+    def __init__(self, place: int, steps: Steps[Any], device: torch.device) -> None:
+        self.place = place
+        self.steps = steps
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.result: Any = None
 
-    def __post_init__(self) -> None:
-        on_gpu = self.device.type == "cuda"
-        self.stream = torch.cuda.Stream(self.device) if on_gpu else None
-
-    def turn(self) -> Result | None:
-        """Take a step; return what has come of the training once it has ended."""
+    def take(self) -> bool:
+        """Take a step; return whether that was the last one."""
         with contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             try:
                 next(self.steps)
+                return False
             except StopIteration as end:
-                return end.value
+                self.result = end.value
             except Exception as error:
-                return error
-        return None
+                self.result = error
+        return True
 
 
 def take_part(job: Job, wanted: str, at_once: int, patience: float = PATIENCE) -> dict[str, Any]:

@@ -96,14 +96,14 @@ class Killed(BaseException):
 
 def test_a_killed_batch_goes_on_in_other_company(data, lone, tmp_path, monkeypatch):
     names = ["ce", "ldam", "focal"]
-    turn, turns = together._Training.turn, iter(range(10_000))
+    turn, turns = together._Turns.take, iter(range(10_000))
 
     def dies(self):
         if next(turns) == 63:
             raise Killed
         return turn(self)
 
-    monkeypatch.setattr(together._Training, "turn", dies)
+    monkeypatch.setattr(together._Turns, "take", dies)
     with pytest.raises(Killed):
         train([job(data, tmp_path / name, name) for name in names])
     monkeypatch.undo()
