@@ -122,7 +122,7 @@ class _Turns:
         return True
 
 
-def take_part(job: Job, wanted: str, at_once: int, patience: float = PATIENCE) -> dict[str, Any]:
+def take_part(job: Job, wanted: str, at_once: int) -> dict[str, Any]:
     """Have `job` trained with up to ``at_once - 1`` others that are waiting on this host.
 
     This process trains them all on a leased device, or waits for the one that does.
@@ -142,12 +142,10 @@ def take_part(job: Job, wanted: str, at_once: int, patience: float = PATIENCE) -
                 return answer["facts"]
             raise (InputError if answer["input"] else RuntimeError)(answer["error"])
         with lease(wanted) as device:
-            return _lead(gathering, job, device, at_once, patience)
+            return _lead(gathering, job, device, at_once)
 
 
-def _lead(
-    gathering: Gathering, job: Job, device: torch.device, at_once: int, patience: float
-) -> dict[str, Any]:
+def _lead(gathering: Gathering, job: Job, device: torch.device, at_once: int) -> dict[str, Any]:
     def accepts(request: Values) -> bool:
         # A process runs the code that it has imported, for others too.
         return all(
@@ -155,7 +153,7 @@ def _lead(
             for values in (request, _request(job))
         )
 
-    taken = gathering.take(at_once, patience, accepts)
+    taken = gathering.take(at_once, PATIENCE, accepts)
     jobs = [replace(_job(values), device=device, cuda_graphs=True) for _, values in taken]
     names = ", ".join(str(values["output"]) for _, values in taken)
     say(f"training {len(jobs)} together on {describe(device)}: {names}")

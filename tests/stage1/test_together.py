@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -15,10 +16,13 @@ import pandas as pd
 import pytest
 import torch
 
+from ltpipe.cli import main
 from ltpipe.config.base import canonical_json
 from ltpipe.errors import InputError
 from ltpipe.gathering import Gathering
+from ltpipe.io import write_json_atomic
 from ltpipe.job import Job
+from ltpipe.provenance import read_manifest
 from ltpipe.stage1 import supervised, together
 from tests.artifacts import CE, CPU, DIGITS, KPS, draw
 
@@ -160,12 +164,42 @@ def test_several_processes_for_one_training_stay_alone(monkeypatch):
     assert "several processes" in together.why_alone({"backbone": CE}, "auto")
 
 
+def test_a_job_of_the_command_line_has_the_manifest_of_a_lone_one(
+    data, lone, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(together, "why_alone", lambda spec, wanted: "")
+    monkeypatch.setattr(together, "PATIENCE", 0.1)
+    write_json_atomic(data / "manifest.json", {})
+    backbone, seed = MODELS["ldam"]
+    spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": seed}
+    command = ["train", "--spec", canonical_json(spec), "--input", f"data={data}"]
+    command += ["--device", "cpu", "--output"]
+    assert main([*command, str(tmp_path / "alone")]) == 0
+    assert "together" not in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "shared"), "--together", "3"]) == 0
+    assert "training 1 together on cpu" in capsys.readouterr().out
+    alone, shared = (read_manifest(tmp_path / name) for name in ("alone", "shared"))
+    assert shared["together"] == 1
+    for key in ("spec", "code", "modules", "inputs", "device", "precision", "processes"):
+        assert shared[key] == alone[key]
+    weights = "model.safetensors"
+    assert shared["outputs"][weights] == alone["outputs"][weights]
+    assert_same(tmp_path / "shared", lone / "ldam")
+    monkeypatch.undo()
+    assert main([*command, str(tmp_path / "cpu"), "--together", "3"]) == 0
+    assert "alone, not together with others: one model keeps a CPU busy" in capsys.readouterr().out
+
+
 # A job's process: what `ltpipe train --together` does, on a CPU. It prints when it leads.
 _PROCESS = """
 import json, sys
 from pathlib import Path
 from ltpipe.config.plan import code_entries
+from ltpipe.io import write_json_atomic
 from ltpipe.job import Job
+from ltpipe.provenance import read_manifest
 from ltpipe.provenance import code_identity
 from ltpipe.stage1 import together
 from ltpipe.training.devices import CPU
