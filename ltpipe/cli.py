@@ -410,7 +410,7 @@ def _compute(
 
     torch.set_num_threads(max(1, options.threads))
     inputs = _read_inputs(options)
-    run = importlib.import_module(job_module(spec)).run
+    module = importlib.import_module(job_module(spec))
     # Drawing and taking over only move data; they leave GPUs to others.
     wanted = "cpu" if spec["kind"] in ("data", "import") else options.device
     job = Job(
@@ -430,8 +430,10 @@ def _compute(
         if not reason:
             return together.take_part(job, wanted, options.together), manifests
         print(f"trained alone, not together with others: {reason}", flush=True)
+    if job.cuda_graphs and not hasattr(module, "steps"):
+        print("trained without CUDA graphs: its system has steps of its own", flush=True)
     with lease(wanted) as device, joined(device):
-        facts = run(dataclasses.replace(job, device=device))
+        facts = module.run(dataclasses.replace(job, device=device))
         facts = {"device": describe(device), **(facts or {})}
     return facts, manifests
 

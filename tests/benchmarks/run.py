@@ -39,7 +39,6 @@ from ltpipe.losses.margin import LDAMLoss
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet32
 from ltpipe.seeding import generator
-from ltpipe.stage1.together import take_turns
 from ltpipe.stage2.batches import FusedBatches
 from ltpipe.stage2.classifiers import CosineModel
 from ltpipe.stage2.fit import Recipe, fit
@@ -54,6 +53,7 @@ from ltpipe.training.engine import (
     epoch_steps,
     train,
 )
+from ltpipe.training.turns import take_turns
 
 CPU = torch.device("cpu")
 COEFFICIENTS = torch.linspace(0, 1, 11)

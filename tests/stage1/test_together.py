@@ -24,6 +24,7 @@ from ltpipe.io import write_json_atomic
 from ltpipe.job import Job
 from ltpipe.provenance import read_manifest
 from ltpipe.stage1 import supervised, together
+from ltpipe.training import turns
 from tests.artifacts import CE, CPU, DIGITS, KPS, draw
 
 LDAM = {
@@ -100,14 +101,14 @@ class Killed(BaseException):
 
 def test_a_killed_batch_goes_on_in_other_company(data, lone, tmp_path, monkeypatch):
     names = ["ce", "ldam", "focal"]
-    turn, turns = together._Turns.take, iter(range(10_000))
+    take, numbers = turns._Turns.take, iter(range(10_000))
 
     def dies(self):
-        if next(turns) == 63:
+        if next(numbers) == 63:
             raise Killed
-        return turn(self)
+        return take(self)
 
-    monkeypatch.setattr(together._Turns, "take", dies)
+    monkeypatch.setattr(turns._Turns, "take", dies)
     with pytest.raises(Killed):
         train([job(data, tmp_path / name, name) for name in names])
     monkeypatch.undo()
