@@ -26,7 +26,7 @@ from ltpipe.evaluation.tables import (
     markdown_rows,
 )
 from ltpipe.io import write_text_atomic
-from ltpipe.provenance import read_manifest
+from ltpipe.provenance import MANIFEST, read_manifest
 
 COLUMNS = ["dataset", "method", "seeds", "mean", "sd"]
 PAIRED = ["pairs", "difference", "sd_difference", "low", "high", "better", "worse", "equal"]
@@ -115,7 +115,7 @@ def _open(path: Path) -> tuple[dict[str, Any], Path]:
         folder, base = path, path.resolve().parents[2]
     else:
         folder, base = Path(build_plan(load_experiment(path)).report.folder), Path()
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: there is no finished experiment; run it first")
     spec = read_manifest(folder)["spec"]
     if spec.get("kind") != "report":

@@ -3,7 +3,7 @@ EXPERIMENT = PLAN.experiment.file.experiment
 
 rule experiment:
     input:
-        manifests("data", "stage1", "features", "import", "filter", "stage2"),
+        lambda wildcards: settle(PLAN.report),
     output:
         report=report(
             f"results/experiments/{EXPERIMENT}/report.html",
