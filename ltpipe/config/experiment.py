@@ -63,7 +63,9 @@ class ExperimentFile(Settings):
     """The whole experiment file, names not yet resolved; config/README.md explains every key.
 
     `preload` starts the jobs of this machine from one process that has imported torch already:
-    worth it for hundreds of short jobs.
+    worth it for hundreds of short jobs. On a GPU, `cuda_graphs` replays the training steps of stage
+    one as CUDA graphs, and `together` lets that many trainings share the GPU; neither is a part of
+    any artifact's identity.
     """
 
     experiment: str
@@ -72,6 +74,8 @@ class ExperimentFile(Settings):
     data: DataLocation = DataLocation()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     preload: bool = False
+    cuda_graphs: bool = False
+    together: int = Field(default=1, ge=1)
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     datasets: dict[str, dict[str, Any] | None] = Field(min_length=1)
     backbones: dict[str, dict[str, Any] | None] = {}

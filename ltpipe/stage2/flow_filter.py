@@ -149,6 +149,8 @@ def train_flow(
         draws = generator(seed, "filter", block, epoch)
         first, second = _draw(labels, classes, steps * size, draws, paired)
         targets = labels[first].to(features.device)
+        # Moved once: an index on the host would make each step wait for its copy.
+        first, second = first.to(features.device), second.to(features.device)
         sums = torch.zeros(4, device=features.device)
         for start in range(0, steps * size, size):
             batch = slice(start, start + size)

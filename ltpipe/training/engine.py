@@ -11,9 +11,9 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,15 @@ from ltpipe.models.building import place
 from ltpipe.progress import say, track
 from ltpipe.seeding import generator
 from ltpipe.training import distributed
+from ltpipe.training.capture import CapturedStep
 from ltpipe.training.checkpoint import Checkpoint, copy_into
 from ltpipe.training.devices import precision
 from ltpipe.training.mixup import mixup, mixup_loss
-from ltpipe.training.rules import Phase, phases
+from ltpipe.training.rules import Phase, on_device, phases
 from ltpipe.training.schedules import learning_rate
 from ltpipe.training.sgd import SGD
+
+_Result = TypeVar("_Result")
 
 
 class HasBuffers(Protocol):
@@ -52,6 +55,19 @@ class Batches(Protocol):
     ) -> Iterator[Tensor]:
         """Yield (B, C, H, W) uint8 batches of the samples in `order`."""
         ...
+
+
+# Work that pauses now and then, so that others' may go on in between, and what it returns.
+Steps: TypeAlias = Generator[None, None, _Result]
+
+
+def drain(steps: Steps[_Result]) -> _Result:
+    """Do all of the work at once and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class SteppedTask(Task, Protocol):
+    """One that may pause after each batch."""
+
+    def steps(self, epoch: int, rate: float) -> Steps[tuple[float, float]]:
+        """Do what `run_epoch` does, pausing after each batch."""
+        ...
+
+
 def run_epochs(
     task: Task,
     settings: BackboneSettings,
@@ -114,12 +139,29 @@ def run_epochs(
         samples: how many samples an epoch sees, by which its sums are divided.
         checkpoint: where to leave the state every few epochs, and from where to go on.
     """
+    return drain(
+        epoch_steps(task, settings, samples, checkpoint=checkpoint, description=description)
+    )
+
+
+def epoch_steps(
+    task: Task,
+    settings: BackboneSettings,
+    samples: int,
+    *,
+    checkpoint: Checkpoint | None = None,
+    description: str = "training",
+) -> Steps[list[Epoch]]:
+    """Do what `run_epochs` does, pausing wherever the task does, and return its history."""
     history = _resume(task, checkpoint)
     bar = track(range(len(history), settings.epochs), description, settings.epochs, len(history))
     for epoch in bar:
         rate = _rate(settings, epoch)
         started = time.perf_counter()
-        total, correct = task.run_epoch(epoch, rate)
+        if isinstance(task, SteppedTask):
+            total, correct = yield from task.steps(epoch, rate)
+        else:
+            total, correct = task.run_epoch(epoch, rate)
         record = Epoch(
             epoch, rate, total / samples, correct / samples, time.perf_counter() - started
         )
@@ -184,40 +226,97 @@ class NetworkTask:
 
 
 class SupervisedTask(NetworkTask):
-    """A network, a loss, a rebalancing rule, and mixup where it is asked for."""
+    """A network, a loss, a rebalancing rule, and mixup where it is asked for.
+
+    Args:
+        captured: whether to replay the step as one CUDA graph; `why_not_captured` says for which
+            settings and devices it can't be.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        data: TrainingSet,
+        settings: Backbone,
+        seed: int,
+        device: torch.device,
+        captured: bool = False,
+    ) -> None:
+        super().__init__(network, loss, data, settings, seed, device)
+        # A graph repeats the numbers that it was recorded with, so its rate is kept in a tensor.
+        self.rate: float | Tensor = torch.zeros((), device=device) if captured else 0.0
+        self.step: Callable[[Tensor, Tensor], Tensor] = self._step
+        if captured:
+            self.step = CapturedStep(self._step, self._recorded_values)
 
     def run_epoch(self, epoch: int, rate: float) -> tuple[float, float]:
+        return drain(self.steps(epoch, rate))
+
+    def steps(self, epoch: int, rate: float) -> Steps[tuple[float, float]]:
         phase = self.phases[epoch]
-        self.loss.reweight(None if phase.weights is None else phase.weights.to(self.device))
+        self.loss.reweight(phase.weights)
         self.loss.on_epoch(epoch)
         self.network.train()
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(rate)
+        else:
+            self.rate = rate
+        self.mixup_stream = epoch_stream(self.seed, "mixup", epoch)
         draws = generator(self.seed, "order", epoch)
         classes = len(self.data.class_counts)
         order = epoch_order(self.data.labels, classes, phase.sampler, draws)
         order, batch_size = distributed.share(order, self.settings.batch_size)
         images_stream = epoch_stream(self.seed, "augment", epoch, self.device)
-        mixup_stream = epoch_stream(self.seed, "mixup", epoch)
-        criterion = functools.partial(distributed.joint_loss, self.loss)
         sums = torch.zeros(2, device=self.device)
         for images, target in self.data.labelled(order, batch_size, images_stream, self.device):
-            with self.autocast():
-                if self.settings.mixup:
-                    images, partners, lam = mixup(images, mixup_stream, self.settings.mixup)
-                    logits = self.forward(images)
-                    value = mixup_loss(criterion, logits, target, partners, lam)
-                else:
-                    logits = self.forward(images)
-                    value = criterion(logits, target)
-            value.backward()
-            self.optimizer.step(rate)
-            sums += batch_sums(value, logits, target)
+            sums += self.step(images, target)
+            yield
+        # Others that take turns get their last steps started before this one is waited for.
+        yield
         total, correct = distributed.all_sum(sums).tolist()
         return total, correct
 
+    def _step(self, images: Tensor, target: Tensor) -> Tensor:
+        """Train on one batch and return its sums."""
+        criterion = functools.partial(distributed.joint_loss, self.loss)
+        with self.autocast():
+            if self.settings.mixup:
+                images, partners, lam = mixup(images, self.mixup_stream, self.settings.mixup)
+                logits = self.forward(images)
+                value = mixup_loss(criterion, logits, target, partners, lam)
+            else:
+                logits = self.forward(images)
+                value = criterion(logits, target)
+        value.backward()
+        self.optimizer.step(self.rate)
+        return batch_sums(value, logits, target)
+
+    def _recorded_values(self) -> tuple[Any, ...]:
+        """Return all but tensors' contents that a step depends on."""
+        plain = (bool, int, float, str, type(None))
+        attributes = {name: v for name, v in vars(self.loss).items() if isinstance(v, plain)}
+        weights = self.loss.rule_weight
+        return None if weights is None else weights.data_ptr(), *attributes.items()
+
     @functools.cached_property
     def phases(self) -> list[Phase]:
-        """What the rule does in each epoch."""
-        return phases(self.settings.rule, self.data.class_counts, self.settings.epochs)
+        """What the rule does in each epoch, its weights on the device."""
+        found = phases(self.settings.rule, self.data.class_counts, self.settings.epochs)
+        return on_device(found, self.device)
+
+
+def why_not_captured(settings: BackboneSettings, device: torch.device) -> str:
+    """Return why training by these settings can't be replayed as a CUDA graph, or nothing."""
+    if device.type != "cuda":
+        return "only CUDA devices have graphs"
+    if distributed.size() > 1:
+        return "several processes train together"
+    if settings.compile:
+        return "compile: true makes its own kernels"
+    if getattr(settings, "mixup", 0.0):
+        return "mixup draws on the host in each step"
+    return ""
 
 
 def batch_sums(value: Tensor, logits: Tensor, target: Tensor) -> Tensor:

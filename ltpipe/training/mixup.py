@@ -26,7 +26,8 @@ def mixup(images: Tensor, generator: torch.Generator, alpha: float) -> tuple[Ten
     # torch's Beta distribution accepts no generator.
     seed = int(torch.randint(2**62, (), generator=generator))
     lam = float(np.random.default_rng(seed).beta(alpha, alpha))
-    permutation = torch.randperm(len(images), generator=generator).to(images.device)
+    permutation = torch.randperm(len(images), generator=generator)
+    permutation = permutation.to(images.device, non_blocking=True)
     return torch.lerp(images[permutation], images, lam), permutation, lam
 
 

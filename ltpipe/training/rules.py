@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ltpipe.config.backbones import Rule
@@ -76,3 +77,12 @@ def phases(rule: Rule, class_counts: Sequence[int], epochs: int) -> list[Phase]:
     start = rule.first_epoch(epochs)
     active = RULES[rule.name](rule, class_counts)
     return [active if epoch >= start else PLAIN for epoch in range(epochs)]
+
+
+def on_device(found: Sequence[Phase], device: torch.device) -> list[Phase]:
+    """Return the same phases with their weights on `device`, each moved once."""
+    moved = {
+        id(phase): Phase(phase.sampler, None if phase.weights is None else phase.weights.to(device))
+        for phase in found
+    }
+    return [moved[id(phase)] for phase in found]

@@ -16,7 +16,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +44,19 @@ from ltpipe.stage2.classifiers import CosineModel
 from ltpipe.stage2.fit import Recipe, fit
 from ltpipe.stage2.logit_gradients import logit_gradient
 from ltpipe.training.devices import precision
-from ltpipe.training.engine import TrainingSet, train
+from ltpipe.training.engine import (
+    Epoch,
+    Steps,
+    SupervisedTask,
+    TrainingSet,
+    drain,
+    epoch_steps,
+    train,
+)
+from ltpipe.training.turns import take_turns
 
 CPU = torch.device("cpu")
+COEFFICIENTS = torch.linspace(0, 1, 11)
 PIXELS = Pixels([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
 
 
@@ -86,9 +96,9 @@ def cifar(samples: int) -> tuple[np.ndarray, torch.Tensor, ImageBatches]:
     return images, labels, open_batches(ArrayImages(images), np.arange(samples), augmentation, CPU)
 
 
-def our_epoch(batches: ImageBatches, labels: torch.Tensor, compiled: bool) -> Callable[[], float]:
-    """Return a function that trains a fresh network and gives its fastest epoch's seconds."""
-    settings = Backbone.model_validate(
+def stage_one(compiled: bool = False) -> Backbone:
+    """Return the settings of the measured trainings."""
+    return Backbone.model_validate(
         {
             "network": "resnet32",
             "loss": {"name": "ce"},
@@ -98,6 +108,11 @@ def our_epoch(batches: ImageBatches, labels: torch.Tensor, compiled: bool) -> Ca
             "schedule": {"kind": "constant", "warmup": 0},
         }
     )
+
+
+def our_epoch(batches: ImageBatches, labels: torch.Tensor, compiled: bool) -> Callable[[], float]:
+    """Return a function that trains a fresh network and gives its fastest epoch's seconds."""
+    settings = stage_one(compiled)
 
     def measure() -> float:
         history = train(
@@ -165,8 +180,10 @@ def augmentation(quick: bool) -> Iterator[Result]:
     yield Result("crop and flip", "images/s", samples / product, samples / peer)
 
 
-def sweep(quick: bool, full: bool = False) -> Iterator[Result]:
-    counts = class_counts(10, 5000, 100)
+def centred_features(
+    counts: list[int], seeds: Iterable[int]
+) -> tuple[dict[tuple[str, int], torch.Tensor], torch.Tensor]:
+    """Return one view (1, N, 64) of each branch's and seed's features, and labels (N,)."""
     labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
     centres = torch.randn(10, 64, generator=generator(0, "centres"))
     tables = {
@@ -175,27 +192,43 @@ def sweep(quick: bool, full: bool = False) -> Iterator[Result]:
             + torch.randn(len(labels), 64, generator=generator(seed, "features", branch))
         )[None]
         for branch in ("kps", "ce")
-        for seed in range(3)
+        for seed in seeds
     }
-    epochs = 5 if quick else 30
-    coefficients = torch.linspace(0, 1, 11)
-    recipe = Recipe(epochs, 64, 0.1, "cosine", 0.9, 2e-4)
+    return tables, labels
+
+
+def sweep_fit(
+    tables: dict[tuple[str, int], torch.Tensor],
+    labels: torch.Tensor,
+    counts: list[int],
+    epochs: int,
+    device: torch.device = CPU,
+) -> None:
+    """Fit FFN's classifiers of 11 coefficients x 3 seeds."""
     start = torch.randn(10, 64, generator=generator(0, "start")).expand(33, -1, -1)
-    model = CosineModel(logit_gradient(LDAMLoss(counts)))
+    batches = FusedBatches(
+        [tables["kps", seed].to(device) for seed in range(3)],
+        [tables["ce", seed].to(device) for seed in range(3)],
+        labels,
+        COEFFICIENTS.to(device),
+        [0, 1, 2],
+        classes=10,
+        sampler="balanced",
+        batch_size=64,
+    )
+    model = CosineModel(logit_gradient(LDAMLoss(counts), device=device))
+    recipe = Recipe(epochs, 64, 0.1, "cosine", 0.9, 2e-4)
+    fit({"weight": start.to(device, copy=True)}, model, batches, recipe)
+
+
+def sweep(quick: bool, full: bool = False) -> Iterator[Result]:
+    counts = class_counts(10, 5000, 100)
+    tables, labels = centred_features(counts, range(3))
+    epochs = 5 if quick else 30
 
     def ours() -> float:
         started = time.perf_counter()
-        batches = FusedBatches(
-            [tables["kps", seed] for seed in range(3)],
-            [tables["ce", seed] for seed in range(3)],
-            labels,
-            coefficients,
-            [0, 1, 2],
-            classes=10,
-            sampler="balanced",
-            batch_size=64,
-        )
-        fit({"weight": start.clone()}, model, batches, recipe)
+        sweep_fit(tables, labels, counts, epochs)
         return time.perf_counter() - started
 
     def lone(seed: int, w1: float) -> float:
@@ -205,7 +238,7 @@ def sweep(quick: bool, full: bool = False) -> Iterator[Result]:
     def theirs() -> float:
         if not full:
             return 33 * lone(0, 0.5)
-        return sum(lone(seed, w1) for seed in range(3) for w1 in coefficients.tolist())
+        return sum(lone(seed, w1) for seed in range(3) for w1 in COEFFICIENTS.tolist())
 
     # Small operations gain nothing from a second thread, on either side.
     threads = torch.get_num_threads()
@@ -220,6 +253,39 @@ def sweep(quick: bool, full: bool = False) -> Iterator[Result]:
         33 / peer,
         15.0,
         remark,
+    )
+
+
+def together(quick: bool) -> Iterator[Result]:
+    """Four seeds that take turns beside four runs, on the CPU."""
+    samples = 256 if quick else 1280
+    _, labels, batches = cifar(samples)
+
+    def steps(seed: int) -> Steps[list[Epoch]]:
+        torch.manual_seed(seed)
+        data = TrainingSet(batches, labels, PIXELS, [samples // 10] * 10)
+        settings = stage_one()
+        task = SupervisedTask(resnet32(10), CrossEntropyLoss(), data, settings, seed, CPU)
+        return epoch_steps(task, settings, samples)
+
+    def at_once() -> float:
+        started = time.perf_counter()
+        take_turns([steps(seed) for seed in range(4)], CPU, lambda place, result: None)
+        return time.perf_counter() - started
+
+    def alone() -> float:
+        started = time.perf_counter()
+        for seed in range(4):
+            drain(steps(seed))
+        return time.perf_counter() - started
+
+    product, peer = alternate(at_once, alone, 2)
+    yield Result(
+        "4 seeds at once, ResNet-32",
+        "images/s",
+        4 * samples / product,
+        4 * samples / peer,
+        remark="peer: 4 lone runs; a CPU is full with one",
     )
 
 
@@ -296,6 +362,7 @@ SUITES = {
     "filter": dlsa_filter,
     "augmentation": augmentation,
     "training": training,
+    "together": together,
     "extraction": extraction,
     "sweep": sweep,
     "store": store,

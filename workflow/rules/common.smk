@@ -22,12 +22,20 @@ except InputError as error:
 # One answer for the whole run: a job that starts after its code changed refuses to run.
 identity_of = cache(code_identity)
 
-prepare_jobs(PLAN.experiment.file.data.root, PLAN.experiment.file.device)
+FILE = PLAN.experiment.file
+prepare_jobs(
+    FILE.data.root,
+    FILE.device,
+    cuda_graphs=FILE.cuda_graphs,
+    together=FILE.together,
+)
 
 # Jobs ask for a GPU where this machine has one; on clusters the profile asks for it. Snakemake
-# takes an unstated resource as unlimited, so the number of GPUs here is the default limit.
+# takes an unstated resource as unlimited, so the number of GPUs here is the default limit. It
+# counts whole GPUs only: where trainings share one, each counts as one, and so do the GPU's other
+# jobs, which take it in turn by the lock that all jobs know.
 GPUS = gpu_count()
-workflow.global_resources.setdefault("gpu", max(GPUS, 1))
+workflow.global_resources.setdefault("gpu", max(GPUS, 1) * FILE.together)
 GPU_PER_JOB = min(GPUS, 1)
 
 

@@ -1,0 +1,155 @@
+"""No training step waits for the device.
+
+Torch's meta device stands in for a GPU: its tensors have shapes and no values, so nothing can be
+read back from them, and copies to it are seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ltpipe.config.backbones import Backbone
+from ltpipe.data.augment import Augmentation, _affine
+from ltpipe.data.images import ArrayImages, ImageBatches
+from ltpipe.data.loading import Pixels
+from ltpipe.losses.building import build_loss
+from ltpipe.models.resnet import resnet8
+from ltpipe.training import engine
+from ltpipe.training.engine import SupervisedTask, TrainingSet
+from tests.artifacts import CE, KPS
+
+META = torch.device("meta")
+COUNTS = [20, 8, 4]
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+
+
+class Waits(Exception):
+    """The host would wait for the device."""
+
+
+class NoWaits(TorchDispatchMode):
+    """Refuses what makes a host wait for a GPU; counts the operations that it saw."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        on_device = any(isinstance(a, torch.Tensor) and a.device.type == "meta" for a in args)
+        self.seen += on_device
+        if name in READS and on_device:
+            raise Waits(name)
+        for index in args[1] if name == "index" else ():
+            if index is not None and index.dtype is torch.bool:
+                raise Waits("a boolean index")
+        if name in ("_to_copy", "copy_"):
+            self.check_copy(args, kwargs)
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def check_copy(args, kwargs):
+        target = kwargs.get("device") or args[0].device
+        source = args[1] if len(args) > 1 else args[0]
+        if torch.device(target).type == source.device.type:
+            return
+        if torch.device(target).type == "cpu" or not kwargs.get("non_blocking"):
+            raise Waits(f"a copy from {source.device} to {target}")
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """Let the meta device draw."""
+    draw = torch.rand
+
+    def rand(*size, generator=None, device=None, **options):
+        # There is no generator on this device.
+        return draw(*size, device=device, **options)
+
+    def stream(seed, name, epoch, device="cpu"):
+        device = torch.device(device)
+        return SimpleNamespace(device=device) if device.type == "meta" else torch.Generator()
+
+    monkeypatch.setattr(torch, "rand", rand)
+    # There is no autocast there either, so full precision is full everywhere.
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
+    monkeypatch.setattr(engine, "epoch_stream", stream)
+    _affine.cache_clear()
+    yield
+    _affine.cache_clear()
+
+
+def task(**settings):
+    labels = torch.zeros(sum(COUNTS), dtype=torch.int64)
+    images = np.zeros((len(labels), 32, 32, 3), np.uint8)
+    plan = Augmentation((32, 32), padding=4, flip=True, color_jitter=0.4)
+    batches = ImageBatches(ArrayImages(images), np.arange(len(labels)), plan, META, False)
+    batches._stored = torch.empty(images.shape, dtype=torch.uint8, device=META)
+    data = TrainingSet(batches, labels, Pixels([0.5] * 3, [0.2] * 3), COUNTS)
+    chosen = Backbone.model_validate({**CE, "precision": "fp32", **settings})
+    with META:
+        network = resnet8(len(COUNTS), chosen.head)
+    loss = build_loss(chosen.loss, COUNTS)
+    return SupervisedTask(network, loss, data, chosen, 0, META)
+
+
+def run_steps(training, epoch):
+    """Run the steps of an epoch; reading its sums is left out."""
+    steps = training.steps(epoch, 0.1)
+    next(steps)
+    with NoWaits() as watched:
+        next(steps)
+    return watched.seen
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rule": {"name": "cb-rw"}},
+        {"loss": {"name": "focal"}, "rule": {"name": "drw", "start": 0}},
+        {"head": "cosine", "loss": {"name": "ldam"}, "rule": {"name": "drw", "start": 0}},
+        KPS | {"loss": {"name": "kps", "adjust_from": 0}},
+        {"loss": {"name": "label-aware-smoothing"}},
+        {"mixup": 1.0, "nesterov": True},
+    ],
+    ids=str,
+)
+def test_no_step_waits_for_the_device(meta, settings):
+    assert run_steps(task(**settings), 0) > 200
+
+
+def test_neither_does_one_whose_rate_is_on_the_device(meta):
+    training = task(nesterov=True)
+    training.rate = torch.zeros((), device=META)
+    assert run_steps(training, 0) > 200
+
+
+def test_a_step_that_waits_is_found_out(meta):
+    training = task()
+    value = training.loss.forward
+    seen: list[float] = []
+    training.loss.forward = lambda *batch: seen.append(value(*batch).mean().item()) or value(*batch)
+    with pytest.raises((Waits, RuntimeError)):
+        run_steps(training, 0)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.cpu(),
+        lambda x: x[x > 0],
+        lambda x: (x > 0).nonzero(),
+        lambda x: torch.zeros(3).to(x.device),
+        lambda x: x.copy_(torch.zeros(3)),
+    ],
+)
+def test_every_kind_of_wait_is_found_out(meta, wait):
+    values = torch.zeros(3, device=META)
+    with NoWaits(), pytest.raises((Waits, NotImplementedError)):
+        wait(values)
