@@ -32,7 +32,11 @@ _JOBS = {
     "filter": ("filter", "train one of DLSA's filters on cached features"),
     "classify": ("stage2", "train and evaluate a classifier on cached features (stage two)"),
     "report": ("report", "write an experiment's tables, figures and report"),
+    "overview": ("overview", "write the page over the experiments of a collection"),
 }
+
+# Jobs that read finished experiments and compute nothing.
+_PAGES = ("report", "overview")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +85,15 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="specs and code identities too, as JSON"
     )
     command.set_defaults(run=_show)
+
+    command = commands.add_parser(
+        "fetch",
+        help="download an experiment's data sets and weights, and say what else to put where",
+        description="Download what an experiment file needs and may be downloaded; list the rest.",
+    )
+    command.add_argument("experiment", type=Path, help="the experiment file")
+    command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
+    command.set_defaults(run=_fetch)
 
     command = commands.add_parser(
         "table",
@@ -202,7 +215,7 @@ def _add_job(commands: Any, name: str, kind: str, summary: str) -> None:
         default=os.environ.get("LTPIPE_DEVICE", "auto"),
         help="auto, cpu or cuda (default: $LTPIPE_DEVICE, else auto)",
     )
-    if kind != "report":
+    if kind not in _PAGES:
         command.add_argument(
             "--data-root",
             default=None,
@@ -259,12 +272,15 @@ def _print_rows(title: str, rows: dict[str, str]) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from ltpipe.config.experiment import load_experiment
-    from ltpipe.config.plan import build_plan, code_entries
+    from ltpipe.config.collection import load_workload
+    from ltpipe.config.missing import describe_missing
+    from ltpipe.config.plan import code_entries
+    from ltpipe.presence import judge
     from ltpipe.provenance import code_identity
 
-    plan = build_plan(load_experiment(options.experiment, options.catalogue))
-    cells = [*plan.cells.values(), plan.report]
+    load = load_workload(options.experiment, options.catalogue, judge)
+    cells = [*load.cells.values(), *(plan.report for plan in load.plans)]
+    cells += [] if load.overview is None else [load.overview]
     if options.json:
         rows = [
             {
@@ -278,7 +294,9 @@ def _show(options: argparse.Namespace) -> int:
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    for kind in ("data", "stage1", "import", "features", "filter", "stage2", "report"):
+    if load.missing:
+        print(describe_missing(load.missing, load.left_out) + "\n")
+    for kind in ("data", "stage1", "import", "features", "filter", "stage2", *_PAGES):
         chosen = [cell for cell in cells if cell.kind == kind]
         if not chosen:
             continue
@@ -291,6 +309,16 @@ def _show(options: argparse.Namespace) -> int:
 
 def _is_done(cell: Any) -> bool:
     return Path(cell.folder, "manifest.json").is_file()
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from ltpipe.fetching import fetch
+
+    lacking = fetch(options.experiment, options.catalogue)
+    for why in lacking:
+        print(f"- {why}")
+    print("not all is there; see above" if lacking else "all is there")
+    return 1 if lacking else 0
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -321,8 +349,8 @@ def _run_job(options: argparse.Namespace) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
-        if options.kind == "report":
-            facts = _report(options, spec)
+        if options.kind in _PAGES:
+            facts = _page(options, spec)
         else:
             facts, inputs = _compute(options, spec, code)
         if _torchrun_rank() not in (None, 0):
@@ -414,11 +442,17 @@ def _compute(
     return facts, manifests
 
 
-def _report(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, Any]:
-    from ltpipe.evaluation.report import write_report
+def _page(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, Any]:
     from ltpipe.io import write_text_atomic
 
-    summary = write_report(spec, options.output, options.expected)
+    if options.kind == "overview":
+        from ltpipe.evaluation.overview import write_overview
+
+        summary = write_overview(spec, options.output)
+    else:
+        from ltpipe.evaluation.report import write_report
+
+        summary = write_report(spec, options.output, options.expected)
     write_text_atomic(options.output / "summary.txt", summary + "\n")
     print(summary)
     print(f"\nreport: {options.output / 'report.html'}")

@@ -7,7 +7,7 @@ defines it except the seed, so equal settings meet in equal folders whichever ex
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ JOBS = {
     "import": "ltpipe.features.importing",
     "filter": "ltpipe.stage2.flow_filter",
     "report": "ltpipe.evaluation.report",
+    "overview": "ltpipe.evaluation.overview",
 }
 
 
@@ -379,6 +380,7 @@ def _report(
         "table_order": list(file.tables),
         "dataset_order": list(data),
         "figures": [_figure(experiment, figure) for figure in file.figures],
+        "missing": [asdict(missing) for missing in experiment.missing],
     }
     return Cell(
         kind="report",
