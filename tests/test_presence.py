@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 
 from ltpipe.compat import import_open_clip, import_torchvision
 from ltpipe.config.backbones import AnyBackbone
-from ltpipe.config.experiment import read_catalogue
 from ltpipe.config.datasets import Dataset
+from ltpipe.config.experiment import read_catalogue
 from ltpipe.errors import InputError
 from ltpipe.presence import (
     OPENAI_REPOSITORIES,
@@ -72,7 +72,7 @@ def test_files_in_their_places_are_found(tmp_path):
     names = ["cifar10-lt", "cifar100-lt", "octmnist", "tiny-imagenet-lt", "voc-lt"]
     for name in names:
         require_data(dataset(name), tmp_path)
-    with pytest.raises(InputError, match="ImageNet_LT_test.txt does not exist"):
+    with pytest.raises(InputError, match=r"ImageNet_LT_test.txt does not exist"):
         require_data(dataset("imagenet-lt"), tmp_path)
 
 
@@ -80,7 +80,7 @@ def test_every_file_of_embeddings_is_looked_for(tmp_path):
     stores = {"a": {"train": "train.npz", "test": "test.npz"}}
     settings = TypeAdapter(Dataset).validate_python({"source": "features", "stores": stores})
     np.savez(tmp_path / "train.npz", features=np.ones((2, 2)))
-    with pytest.raises(InputError, match="test.npz does not exist"):
+    with pytest.raises(InputError, match=r"test.npz does not exist"):
         require_data(settings, tmp_path)
 
 
@@ -103,9 +103,9 @@ def test_weights_in_the_libraries_caches_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     clip, resnet = towers(weights="openai"), backbone(network="resnet152", weights="IMAGENET1K_V1")
-    with pytest.raises(InputError, match="resnet50_clip.openai"):
+    with pytest.raises(InputError, match=r"resnet50_clip.openai"):
         require_weights(clip)
-    with pytest.raises(InputError, match="resnet152-394f9c45.pth"):
+    with pytest.raises(InputError, match=r"resnet152-394f9c45.pth"):
         require_weights(resnet)
     snapshot = tmp_path / "hf/hub/models--timm--resnet50_clip.openai/snapshots/0"
     snapshot.mkdir(parents=True)
@@ -120,7 +120,7 @@ def test_weights_in_the_libraries_caches_are_found(tmp_path, monkeypatch):
 def test_weights_files_are_looked_for(tmp_path):
     file = tmp_path / "towers.safetensors"
     for settings in (towers(weights=str(file)), backbone(network="resnet50", weights=str(file))):
-        with pytest.raises(InputError, match="weights file .* does not exist"):
+        with pytest.raises(InputError, match=r"weights file .* does not exist"):
             require_weights(settings)
     file.touch()
     require_weights(towers(weights=str(file)))

@@ -228,7 +228,13 @@ def resolve(values: Mapping[str, Any], catalogue: Path, where: str = "") -> Expe
     for name in _backbones_in_use(sections):
         if name not in sections["backbones"] and name in known["backbones"]:
             sections["backbones"][name] = _resolve_entry("backbones", name, {}, known["backbones"])
-    experiment = Experiment(file=file, jobs=_jobs(file, sections), **sections)
+    experiment = Experiment(
+        file=file,
+        datasets=sections["datasets"],
+        backbones=sections["backbones"],
+        methods=sections["methods"],
+        jobs=_jobs(file, sections),
+    )
     _check_references(experiment)
     return experiment
 

@@ -94,6 +94,8 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     if kind == "stage2":
         method = job_module(spec)
         entries = [method, *_loss_modules(spec["method"])]
+        for member in spec["method"].get("members", {}).values():
+            entries += [module_of("method", member["kind"]), *_loss_modules(member)]
         if "dataset" in spec:
             entries += [f"{method}_online", module_of("source", spec["dataset"]["source"])]
         for backbone in spec.get("backbones", {}).values():

@@ -1,4 +1,4 @@
-"""One page over many experiments: all methods by data set, links to the reports, what is missing."""
+"""One page over many experiments: all methods by data set, links to reports, what is missing."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def write_overview(spec: Mapping[str, Any], output: Path) -> str:
 
 
 NOTE = (
-    "Test accuracy in percent, mean ± sd over n seeds, of each method's own protocol; the best mean "
-    "of a data set comes first. Methods marked [oracle] are told of each test sample whether its "
-    "class is a head or a tail class, and stand last. Runs that two experiments share count once; "
-    "runs that did not converge are left out. Backbones differ from experiment to experiment, so "
-    "the order says which row is highest and not which idea is best."
+    "Test accuracy in percent, mean ± sd over n seeds, of each method's own protocol; the best "
+    "mean of a data set comes first. Methods marked [oracle] are told of each test sample whether "
+    "its class is a head or a tail class, and stand last. Runs that two experiments share count "
+    "once; runs that did not converge are left out. Backbones differ from experiment to "
+    "experiment, so the order says which row is highest and not which idea is best."
 )
 
 
