@@ -351,6 +351,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "ltpipe.stage2.stacked",
             "run",
             "other methods' predictions in one, weighted by held-out samples",
+            "ltpipe",
         ),
         "tau-norm": Entry(
             "ltpipe.stage2.tau_norm",
