@@ -28,6 +28,8 @@ except InputError as error:
 if WORKLOAD.missing and workflow.is_main_process:
     print(describe_missing(WORKLOAD.missing, WORKLOAD.left_out), file=sys.stderr)
 
+EXPERIMENTS = WORKLOAD.reports
+
 # One answer for the whole run: a job that starts after its code changed refuses to run.
 identity_of = cache(code_identity)
 
@@ -69,6 +71,11 @@ def cell_of(stage, wildcards):
     if "seed" in wildcards.keys():
         parts.append(f"seed{wildcards.seed}")
     return WORKLOAD.cells["/".join(parts)]
+
+
+def plan_of(wildcards):
+    """The plan of the experiment that a report is about."""
+    return EXPERIMENTS[wildcards.experiment]
 
 
 def spec_of(stage):

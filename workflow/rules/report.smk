@@ -1,11 +1,3 @@
-EXPERIMENTS = WORKLOAD.reports
-
-
-def plan_of(wildcards):
-    """The plan of the experiment that a report is about."""
-    return EXPERIMENTS[wildcards.experiment]
-
-
 rule experiment:
     input:
         lambda wildcards: [
