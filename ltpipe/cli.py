@@ -34,7 +34,11 @@ _JOBS = {
     "filter": ("filter", "train one of DLSA's filters on cached features"),
     "classify": ("stage2", "train and evaluate a classifier on cached features (stage two)"),
     "report": ("report", "write an experiment's tables, figures and report"),
+    "overview": ("overview", "write the page over the experiments of a collection"),
 }
+
+# Jobs that read finished experiments and compute nothing.
+_PAGES = ("report", "overview")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,6 +129,15 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="specs and code identities too, as JSON"
     )
     command.set_defaults(run=_show)
+
+    command = commands.add_parser(
+        "fetch",
+        help="download an experiment's data sets and weights, and say what else to put where",
+        description="Download what an experiment file needs and may be downloaded; list the rest.",
+    )
+    command.add_argument("experiment", type=Path, help="the experiment file")
+    command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
+    command.set_defaults(run=_fetch)
 
     command = commands.add_parser(
         "table",
@@ -407,7 +420,7 @@ def _add_job(commands: Any, name: str, kind: str, summary: str) -> None:
         default=os.environ.get("LTPIPE_DEVICE", "auto"),
         help="auto, cpu or cuda (default: $LTPIPE_DEVICE, else auto)",
     )
-    if kind != "report":
+    if kind not in _PAGES:
         command.add_argument(
             "--data-root",
             default=None,
@@ -479,12 +492,15 @@ def _print_rows(title: str, rows: dict[str, str]) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from ltpipe.config.experiment import load_experiment
-    from ltpipe.config.plan import build_plan, code_entries
+    from ltpipe.config.collection import load_workload
+    from ltpipe.config.missing import describe_missing
+    from ltpipe.config.plan import code_entries
+    from ltpipe.presence import judge
     from ltpipe.provenance import code_identity
 
-    plan = build_plan(load_experiment(options.experiment, options.catalogue))
-    cells = [*plan.cells.values(), plan.report]
+    load = load_workload(options.experiment, options.catalogue, judge)
+    cells = [*load.cells.values(), *(plan.report for plan in load.plans)]
+    cells += [] if load.overview is None else [load.overview]
     if options.json:
         rows = [
             {
@@ -498,7 +514,9 @@ def _show(options: argparse.Namespace) -> int:
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    for kind in ("data", "stage1", "import", "features", "filter", "stage2", "report"):
+    if load.missing:
+        print(describe_missing(load.missing, load.left_out) + "\n")
+    for kind in ("data", "stage1", "import", "features", "filter", "stage2", *_PAGES):
         chosen = [cell for cell in cells if cell.kind == kind]
         if not chosen:
             continue
@@ -513,6 +531,16 @@ def _is_done(cell: Any) -> bool:
     from ltpipe.provenance import MANIFEST
 
     return Path(cell.folder, MANIFEST).is_file()
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from ltpipe.fetching import fetch
+
+    lacking = fetch(options.experiment, options.catalogue)
+    for why in lacking:
+        print(f"- {why}")
+    print("not all is there; see above" if lacking else "all is there")
+    return 1 if lacking else 0
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -578,8 +606,8 @@ def _run_job(options: argparse.Namespace) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
-        if options.kind == "report":
-            facts, inputs, files = _report(options, spec)
+        if options.kind in _PAGES:
+            facts, inputs, files = _page(options, spec)
         else:
             facts, inputs, files = _compute(options, spec, code)
         if _torchrun_rank() not in (None, 0):
@@ -693,17 +721,25 @@ def _unfinish(folder: Path) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def _report(options: argparse.Namespace, spec: dict[str, Any]) -> _Made:
+def _page(options: argparse.Namespace, spec: dict[str, Any]) -> _Made:
     from ltpipe.config.plan import report_inputs
-    from ltpipe.evaluation.report import write_report
     from ltpipe.io import write_text_atomic
 
     _unfinish(options.output)
-    summary = write_report(spec, options.output, options.expected)
+    if options.kind == "overview":
+        from ltpipe.evaluation.overview import write_overview
+
+        summary = write_overview(spec, options.output)
+        inputs = {name: options.output.parent / name for name in spec["experiments"]}
+    else:
+        from ltpipe.evaluation.report import write_report
+
+        summary = write_report(spec, options.output, options.expected)
+        inputs = {folder: Path(folder) for folder in report_inputs(spec)}
     write_text_atomic(options.output / "summary.txt", summary + "\n")
     print(summary)
     print(f"\nreport: {options.output / 'report.html'}")
-    return {}, {folder: Path(folder) for folder in report_inputs(spec)}, {}
+    return {}, inputs, {}
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -7,7 +7,7 @@ defines it except the seed, so equal settings meet in equal folders whichever ex
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ JOBS = {
     "import": "ltpipe.features.importing",
     "filter": "ltpipe.stage2.flow_filter",
     "report": "ltpipe.evaluation.report",
+    "overview": "ltpipe.evaluation.overview",
 }
 
 
@@ -97,6 +98,8 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     if kind == "stage2":
         method = job_module(spec)
         entries = [method, *_loss_modules(spec["method"])]
+        for member in spec["method"].get("members", {}).values():
+            entries += [module_of("method", member["kind"]), *_loss_modules(member)]
         if "dataset" in spec:
             entries += [f"{method}_online", module_of("source", spec["dataset"]["source"])]
         for backbone in spec.get("backbones", {}).values():
@@ -395,6 +398,7 @@ def _report(
         "table_order": list(file.tables),
         "dataset_order": list(data),
         "figures": [_figure(experiment, figure) for figure in file.figures],
+        "missing": [asdict(missing) for missing in experiment.missing],
     }
     return Cell(
         kind="report",

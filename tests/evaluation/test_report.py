@@ -97,6 +97,7 @@ def experiment(tmp_path_factory):
             ).model_dump(mode="json"),
             {"kind": "training_curves", "dataset": "digits"},
         ],
+        "missing": [],
         "table_order": ["main", "alone"],
         "dataset_order": ["digits"],
     }
@@ -285,6 +286,18 @@ def test_what_an_earlier_report_held_is_gone(experiment, tmp_path):
     fewer = {**spec, "figures": spec["figures"][:1]}
     write_report(fewer, tmp_path / "a", EXPECTED, base)
     assert len(list((tmp_path / "a/figures").iterdir())) == 3
+
+
+def test_the_page_lists_what_was_left_out(experiment, tmp_path):
+    spec, base = experiment
+    short = {**spec, "figures": []}
+    write_report(short, tmp_path / "a", EXPECTED, base)
+    assert "Not there" not in (tmp_path / "a/report.html").read_text()
+    entry = {"why": "put <it> there", "names": ["Photos"], "tables": ["x/photos"]}
+    write_report({**short, "missing": [entry]}, tmp_path / "b", EXPECTED, base)
+    page = (tmp_path / "b/report.html").read_text()
+    assert "Not there" in page
+    assert "<td>Photos</td><td>put &lt;it&gt; there</td><td>x/photos</td>" in page
 
 
 @pytest.mark.parametrize(
