@@ -24,7 +24,7 @@ import sys
 import time
 
 VARIABLE = "LTPIPE_SERVER"
-JOBS = ("draw", "train", "embed", "import", "filter", "classify", "report")
+JOBS = ("draw", "train", "embed", "import", "filter", "classify", "report", "overview")
 MODULES = (
     "PIL.Image",
     "filelock",
