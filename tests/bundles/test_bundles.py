@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -326,3 +328,17 @@ def test_onnx_that_is_not_installed(result, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"--onnx needs onnxruntime: pip install 'ltpipe\[onnx\]'"):
         export_bundle(result, tmp_path / "b", onnx=True)
     assert not (tmp_path / "b").exists()
+
+
+def test_the_script_of_the_page_runs(exported, result, images, tmp_path, monkeypatch, capsys):
+    """That of docs/predict.md, with the bundle and the images that it names."""
+    page = Path(__file__).resolve().parents[2] / "docs/predict.md"
+    (script,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported, "my-bundle")
+    picture = Image.fromarray(images[1, :, :, 0])
+    Image.fromarray(images[0, :, :, 0]).save("cat.png")
+    names = {"picture": picture, "array": images[2]}
+    exec(compile(script.replace("cat.jpg", "cat.png"), str(page), "exec"), names)
+    labels, _ = recorded(result)
+    assert capsys.readouterr().out.strip() == str([str(label) for label in labels[:3]])

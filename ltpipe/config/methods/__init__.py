@@ -78,8 +78,8 @@ Method = Annotated[
     | LabelMapping
     | CachedSplitting
     | ECVL
-    | ZeroShot
-    | Stacked,
+    | Stacked
+    | ZeroShot,
     Field(discriminator="kind"),
 ]
 
