@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe import __version__
-from ltpipe.errors import InputError
+from ltpipe.errors import DiskError, InputError
+from ltpipe.io import refusal
 
 _DESCRIPTION = """\
 Long-tailed image classification in two stages: train backbones once, cache their features, then
@@ -40,19 +41,30 @@ _PAGES = ("report", "overview")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it went well, 2 after a message about bad input."""
+    """Run one command; 0 when it went well, 2 after a message about bad input, 74 about a disk."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     options.arguments = arguments
     try:
         return options.run(options)
     except InputError as error:
-        print(f"ltpipe: error: {error}", file=sys.stderr)
-        return 2
+        print(f"ltpipe: error: {_one_line(error)}", file=sys.stderr)
+        return os.EX_IOERR if isinstance(error, DiskError) else 2
     except BrokenPipeError:
         # The reader of our output, such as `head`, has gone; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        reason = refusal(error)
+        if reason is None:
+            raise
+        place = getattr(error, "filename", None) or "a file"
+        print(f"ltpipe: error: {place}: {reason}", file=sys.stderr)
+        return os.EX_IOERR
+
+
+def _one_line(error: InputError) -> str:
+    return " ".join(str(error).split("\n"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +85,37 @@ def _parser() -> argparse.ArgumentParser:
         "--catalogue", type=Path, default=None, metavar="DIR", help="default: ./config"
     )
     command.set_defaults(run=_list)
+
+    command = commands.add_parser(
+        "init",
+        help="an experiment file for images or embeddings of your own",
+        description="Look at a folder of images (PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS), "
+        "a training list file, or embeddings (HDF5, npz, npy); say what they are like and write a "
+        "commented experiment file for them.",
+    )
+    command.add_argument("data", type=Path, metavar="IMAGES_OR_FEATURES")
+    command.add_argument("--output", type=Path, required=True, metavar="EXPERIMENT.yaml")
+    command.add_argument("--force", action="store_true", help="replace the file if it exists")
+    command.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder that a list file's paths start from"
+    )
+    command.add_argument(
+        "--sample",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="images to open at most; 0 opens all (default: 2000)",
+    )
+    command.add_argument(
+        "--size", type=int, metavar="PIXELS", help="input side (default: by the images' size)"
+    )
+    command.add_argument(
+        "--epochs", type=int, help="of stage one (default: by the number of images)"
+    )
+    command.add_argument(
+        "--pretrained", action="store_true", help="start large networks from ImageNet's weights"
+    )
+    command.set_defaults(run=_init)
 
     command = commands.add_parser(
         "show",
@@ -148,9 +191,63 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, default=Path("heatmaps"), metavar="FOLDER")
     command.set_defaults(run=_explain)
 
+    _add_upkeep(commands)
     for name, (kind, summary) in _JOBS.items():
         _add_job(commands, name, kind, summary)
     return parser
+
+
+def _add_upkeep(commands: Any) -> None:
+    command = commands.add_parser(
+        "why",
+        help="what an artifact was made from, and what would make it be rebuilt",
+        description="Say what an artifact was made from and what would make it be rebuilt: the "
+        "settings that differ, old and new, the modules that changed, the inputs.",
+    )
+    command.add_argument("path", type=Path, help="an artifact's folder, or a file in it")
+    command.add_argument(
+        "experiments", type=Path, nargs="*", help="experiment files, for what they ask for instead"
+    )
+    command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
+    command.set_defaults(run=_why)
+
+    command = commands.add_parser(
+        "verify",
+        help="check every hash of a results folder, an archived one too, or of one artifact",
+        description="Check files against the hashes in their manifests and feature stores. "
+        "Status 1 when something differs.",
+    )
+    command.add_argument("path", type=Path, nargs="?", default=Path("results"))
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser(
+        "gc",
+        help="list, and with --delete remove, artifacts that no experiment file needs",
+        description="List what is under the results folder and no experiment file named needs. "
+        "Nothing is removed without --delete.",
+    )
+    command.add_argument("experiments", type=Path, nargs="+", help="every experiment to keep")
+    command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
+    command.add_argument("--delete", action="store_true", help="remove what is listed")
+    command.set_defaults(run=_gc)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from ltpipe.init.advice import advise
+    from ltpipe.init.survey import survey
+    from ltpipe.init.writing import check_output, describe, warnings, write_experiment
+
+    check_output(options.output, options.force)
+    found = survey(options.data, options.images, options.sample)
+    advice = advise(found, options.size, options.epochs, options.pretrained)
+    print("\n".join(describe(found)))
+    print("\n".join(f"  - {reason}" for reason in advice.reasons))
+    command = write_experiment(found, advice, options.output)
+    for warning in warnings(found):
+        print(f"warning: {warning}")
+    print(f"\nwrote {options.output}; run it with\n  {command}")
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -279,8 +376,7 @@ def _show(options: argparse.Namespace) -> int:
     from ltpipe.provenance import code_identity
 
     load = load_workload(options.experiment, options.catalogue, judge)
-    cells = [*load.cells.values(), *(plan.report for plan in load.plans)]
-    cells += [] if load.overview is None else [load.overview]
+    cells = list(load.everything.values())
     if options.json:
         rows = [
             {
@@ -308,7 +404,9 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _is_done(cell: Any) -> bool:
-    return Path(cell.folder, "manifest.json").is_file()
+    from ltpipe.provenance import MANIFEST
+
+    return Path(cell.folder, MANIFEST).is_file()
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -330,6 +428,42 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
+def _why(options: argparse.Namespace) -> int:
+    from ltpipe.upkeep.why import explain_artifact
+
+    for line in explain_artifact(options.path, options.experiments, options.catalogue):
+        print(line)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ltpipe.upkeep.verify import verify
+
+    found = verify(options.path)
+    for line in found.notes:
+        print(f"note: {line}")
+    for line in found.wrong:
+        print(f"wrong: {line}")
+    checked = f"{found.artifacts} artifacts, {found.files} files, {found.size / 1e6:.1f} MB"
+    print(f"checked {checked}: {f'{len(found.wrong)} wrong' if found.wrong else 'all as recorded'}")
+    return 1 if found.wrong else 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from ltpipe.upkeep.gc import find_waste, remove
+
+    waste = find_waste(options.experiments, options.results, options.catalogue)
+    for item in waste:
+        print(f"{item.size / 1e6:10.1f} MB  {item.what:<12}  {item.path}")
+    total = f"{len(waste)} items, {sum(item.size for item in waste) / 1e6:.1f} MB"
+    if options.delete:
+        remove(waste, options.results)
+        print(f"removed {total}")
+    else:
+        print(f"{total}; --delete removes them" if waste else "nothing to remove")
+    return 0
+
+
 def _run_job(options: argparse.Namespace) -> int:
     from ltpipe.config.plan import code_entries
     from ltpipe.provenance import code_identity, code_modules, write_manifest
@@ -344,15 +478,14 @@ def _run_job(options: argparse.Namespace) -> int:
             f"the code of {entries[0]} or of what it imports changed after this job was planned "
             f"(planned with {options.code}, now {code}); plan again"
         )
-    inputs: dict[str, Path] = {}
     existed = options.output.exists()
     options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
         if options.kind in _PAGES:
-            facts = _page(options, spec)
+            facts, inputs, files = _page(options, spec)
         else:
-            facts, inputs = _compute(options, spec, code)
+            facts, inputs, files = _compute(options, spec, code)
         if _torchrun_rank() not in (None, 0):
             return 0
         write_manifest(
@@ -361,6 +494,7 @@ def _run_job(options: argparse.Namespace) -> int:
             code=code,
             modules=code_modules(entries),
             inputs=inputs,
+            files=files,
             facts={"wall_s": round(time.perf_counter() - started, 3), **facts},
         )
     except BaseException:
@@ -395,24 +529,28 @@ def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_inputs(options: argparse.Namespace) -> dict[str, Path]:
+    from ltpipe.provenance import MANIFEST
+
     inputs = {}
     for item in options.input:
         role, separator, folder = item.partition("=")
         if not separator:
             raise InputError(f"--input {item}: write ROLE=FOLDER")
-        if not Path(folder, "manifest.json").is_file():
+        if not Path(folder, MANIFEST).is_file():
             raise InputError(f"--input {item}: there is no finished artifact in {folder}")
         inputs[role] = Path(folder)
     return inputs
 
 
-def _compute(
-    options: argparse.Namespace, spec: dict[str, Any], code: str
-) -> tuple[dict[str, Any], dict[str, Path]]:
+_Made = tuple[dict[str, Any], dict[str, Path], dict[str, Path]]
+
+
+def _compute(options: argparse.Namespace, spec: dict[str, Any], code: str) -> _Made:
+    """Run a job; return facts for the manifest, the folders of its inputs, and outside files."""
     import torch
 
-    from ltpipe.config.plan import job_module
-    from ltpipe.data.sources import data_root
+    from ltpipe.config.plan import job_module, outside_files
+    from ltpipe.data.sources import data_root, locate
     from ltpipe.job import Job
     from ltpipe.training.devices import describe, lease
     from ltpipe.training.distributed import is_launched, joined
@@ -425,6 +563,8 @@ def _compute(
     run = importlib.import_module(job_module(spec)).run
     # Drawing and taking over only move data; they leave GPUs to others.
     wanted = "cpu" if spec["kind"] in ("data", "import") else options.device
+    root = data_root(options.data_root)
+    _unfinish(options.output)
     with lease(wanted) as device, joined(device):
         facts = run(
             Job(
@@ -432,19 +572,27 @@ def _compute(
                 inputs=inputs,
                 output=options.output,
                 device=device,
-                root=data_root(options.data_root),
+                root=root,
                 code=code,
                 checkpoint_every=getattr(options, "checkpoint_every", 5),
             )
         )
         facts = {"device": describe(device), **(facts or {})}
-    manifests = {role: folder / "manifest.json" for role, folder in inputs.items()}
-    return facts, manifests
+    return facts, inputs, {name: locate(name, root) for name in outside_files(spec)}
 
 
-def _page(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, Any]:
+def _unfinish(folder: Path) -> None:
+    """An artifact that is made again is unfinished from here on, whatever comes."""
+    from ltpipe.provenance import MANIFEST
+
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _page(options: argparse.Namespace, spec: dict[str, Any]) -> _Made:
+    from ltpipe.config.plan import report_inputs
     from ltpipe.io import write_text_atomic
 
+    _unfinish(options.output)
     if options.kind == "overview":
         from ltpipe.evaluation.overview import write_overview
 
@@ -456,7 +604,7 @@ def _page(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, Any]:
     write_text_atomic(options.output / "summary.txt", summary + "\n")
     print(summary)
     print(f"\nreport: {options.output / 'report.html'}")
-    return {}
+    return {}, {folder: Path(folder) for folder in report_inputs(spec)}, {}
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -12,7 +12,6 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from ltpipe.config.collection import load_workload
-from ltpipe.config.plan import RESULTS
 from ltpipe.errors import InputError, nearest
 from ltpipe.evaluation.page import render
 from ltpipe.evaluation.points import shown_points
@@ -26,7 +25,7 @@ from ltpipe.evaluation.tables import (
     markdown_rows,
 )
 from ltpipe.io import write_text_atomic
-from ltpipe.provenance import read_manifest
+from ltpipe.provenance import MANIFEST, read_manifest
 
 COLUMNS = ["dataset", "method", "seeds", "mean", "sd"]
 PAIRED = ["pairs", "difference", "sd_difference", "low", "high", "better", "worse", "equal"]
@@ -114,9 +113,8 @@ def _open(path: Path) -> list[tuple[dict[str, Any], Path]]:
         # results/experiments/NAME lies two folders below what its artifacts are relative to.
         folder, base = path, path.resolve().parents[2]
     else:
-        head = load_workload(path).head
-        folder, base = Path(RESULTS, "experiments", head.experiment), Path()
-    if not (folder / "manifest.json").is_file():
+        folder, base = Path(load_workload(path).folder), Path()
+    if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: there is no finished experiment; run it first")
     spec = read_manifest(folder)["spec"]
     if spec.get("kind") == "overview":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from ltpipe.evaluation.figures.base import STYLE
 from ltpipe.io import atomic_path
 from ltpipe.models.building import build_network, load_weights
 from ltpipe.models.cam import channel_maps, class_activation_maps, grad_cam, overlay
+from ltpipe.provenance import read_manifest
 from ltpipe.seeding import generator, stream_seed
 
 METHODS = ("grad-cam", "cam")
@@ -110,10 +110,10 @@ def open_backbone(folder: Path) -> Explained:
         InputError: there is none, or its outputs are no classes of images.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        spec, data = manifest["spec"], Path(manifest["inputs"]["data"]["path"]).parent
+        manifest = read_manifest(folder)
+        spec, data = manifest["spec"], Path(manifest["inputs"]["data"]["path"])
         settings = backbone_settings(spec["backbone"])
-    except (OSError, KeyError, ValueError) as error:
+    except (InputError, KeyError, ValueError) as error:
         raise InputError(
             f"{folder}: no trained backbone ({type(error).__name__}: {error}); name a folder such "
             "as results/stage1/DATASET/BACKBONE/DIGEST/seed0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -102,14 +103,16 @@ def experiment(tmp_path_factory):
     }
 
     def manifest(folder, artifact, **inputs):
-        write_manifest(
-            folder,
-            spec=artifact,
-            code="0" * 10,
-            modules={},
-            inputs={role: needed / "manifest.json" for role, needed in inputs.items()},
-            facts={"wall_s": 1.0, "device": "cpu"},
-        )
+        # Manifests name folders as seen from where the jobs run.
+        with chdir(base):
+            write_manifest(
+                folder,
+                spec=artifact,
+                code="0" * 10,
+                modules={},
+                inputs={role: needed.relative_to(base) for role, needed in inputs.items()},
+                facts={"wall_s": 1.0, "device": "cpu"},
+            )
 
     manifest(data, {"kind": "data"})
     for seed in (0, 1):

@@ -5,6 +5,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from snakemake.settings.types import RerunTrigger
+
 from ltpipe.config.collection import build_workload
 from ltpipe.config.missing import describe_missing
 from ltpipe.config.plan import code_entries
@@ -12,6 +14,7 @@ from ltpipe.environment import gpu_count, outside_file, prepare_jobs, start_serv
 from ltpipe.errors import InputError
 from ltpipe.presence import judge
 from ltpipe.provenance import code_identity
+from ltpipe.upkeep.changes import Artifacts
 
 HERE = Path(workflow.basedir)
 
@@ -88,20 +91,72 @@ def code_of(stage):
     return lambda wildcards: identity_of(code_entries(cell_of(stage, wildcards).spec))
 
 
-def needs(stage):
-    """An input function: the manifests of what the artifact is made from, and outside files.
+# Targets that ask for no backbone. There, features need not have theirs beside them.
+CACHE_TARGETS = {"features", "stage2"}
 
-    Manifests are small enough for Snakemake to compare by content, so touching a large file
-    reruns nothing.
+
+@cache
+def artifacts():
+    """What lies there already, judged by its contents."""
+    # Manifests list inputs too, and one that is not needed may be gone.
+    triggers = frozenset(workflow.dag_settings.rerun_triggers)
+    workflow.dag_settings.rerun_triggers = triggers - {RerunTrigger.INPUT}
+    asked = {rule.name for rule in workflow.dag.targetrules}
+    return Artifacts(
+        identity=identity_of,
+        without_inputs=asked <= CACHE_TARGETS and bool(asked),
+    )
+
+
+RULES = {
+    "data": "draw",
+    "stage1": "train",
+    "features": "embed",
+    "import": "take_over",
+    "filter": "filter",
+    "stage2": "classify",
+    "report": "experiment",
+}
+
+
+@cache
+def is_asked_for(cell):
+    """Whether --forcerun and its kin have an artifact made again, or what it is made from."""
+    folder = f"{cell.folder}/"
+    return (
+        any(rule.name == RULES[cell.kind] for rule in workflow.dag.forcerules)
+        or any(file.startswith(folder) for file in workflow.dag.forcefiles)
+        or any(is_asked_for(needed) for needed in cell.inputs.values())
+    )
+
+
+def settle(cell):
+    """Return what `cell` is made from, manifests and outside files, as its job's input.
+
+    Manifests say what artifacts were made from, so an artifact is taken or made again by what it
+    holds, wherever it was copied from and whatever its times or Snakemake's records say. One that
+    was made from other things is forced. One that is as the plan asks does not look at the times
+    of its inputs. Nor do Snakemake's marks of unfinished files count: a manifest is written last
+    and deleted first.
     """
+    workflow.dag.ignore_incomplete = True
+    inputs = cell.inputs.values()
+    made = [f"{needed.folder}/manifest.json" for needed in inputs]
+    files = made + [outside_file(name) for name in cell.files]
+    found = artifacts()
+    if found.is_current(cell):
+        there = [file for file in files if Path(file).exists()]
+        if found.is_newer_than(cell, there) or any(map(is_asked_for, inputs)):
+            return there
+        return ancient(there)
+    if workflow.is_main_process and found.is_there(cell) and found.has_changed(cell):
+        workflow.dag.forcefiles.add(f"{cell.folder}/manifest.json")
+    return files
 
-    def inputs(wildcards):
-        cell = cell_of(stage, wildcards)
-        return [f"{needed.folder}/manifest.json" for needed in cell.inputs.values()] + [
-            outside_file(name) for name in cell.files
-        ]
 
-    return inputs
+def needs(stage):
+    """An input function: the manifests of what the artifact is made from, and outside files."""
+    return lambda wildcards: settle(cell_of(stage, wildcards))
 
 
 def roles_of(stage):

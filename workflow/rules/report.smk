@@ -1,8 +1,6 @@
 rule experiment:
     input:
-        lambda wildcards: [
-            f"{folder}/manifest.json" for folder in plan_of(wildcards).cells
-        ],
+        lambda wildcards: settle(plan_of(wildcards).report),
     output:
         report=report(
             "results/experiments/{experiment}/report.html",
@@ -66,7 +64,7 @@ else:
 
     rule overview:
         input:
-            expand(rules.experiment.output.manifest, experiment=EXPERIMENTS),
+            lambda wildcards: settle(OVERVIEW),
         output:
             report=report(
                 f"{OVERVIEW.folder}/report.html",
