@@ -132,8 +132,7 @@ def _show(options: argparse.Namespace) -> int:
     from ltpipe.provenance import code_identity
 
     load = load_workload(options.experiment, options.catalogue, judge)
-    cells = [*load.cells.values(), *(plan.report for plan in load.plans)]
-    cells += [] if load.overview is None else [load.overview]
+    cells = list(load.everything.values())
     if options.json:
         rows = [
             {

@@ -252,16 +252,14 @@ def _page(options: argparse.Namespace, spec: dict[str, Any]) -> _Made:
         from ltpipe.evaluation.overview import write_overview
 
         summary = write_overview(spec, options.output)
-        inputs = {name: options.output.parent / name for name in spec["experiments"]}
     else:
         from ltpipe.evaluation.report import write_report
 
         summary = write_report(spec, options.output, options.expected)
-        inputs = {folder: Path(folder) for folder in report_inputs(spec)}
     write_text_atomic(options.output / "summary.txt", summary + "\n")
     print(summary)
     print(f"\nreport: {options.output / 'report.html'}")
-    return {}, inputs, {}
+    return {}, {folder: Path(folder) for folder in report_inputs(spec)}, {}
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -7,7 +7,7 @@ common is shared, because folders are named by what defines their contents.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,18 @@ class Workload:
     def cells(self) -> dict[str, Cell]:
         """Every artifact of every plan by folder."""
         return {folder: cell for plan in self.plans for folder, cell in plan.cells.items()}
+
+    @property
+    def folder(self) -> str:
+        """Where the file's own page lies: the overview, or the only report."""
+        return f"{RESULTS}/experiments/{self.head.experiment}"
+
+    @cached_property
+    def everything(self) -> dict[str, Cell]:
+        """All artifacts by folder, reports and overview among them."""
+        pages = [plan.report for plan in self.plans]
+        pages += [] if self.overview is None else [self.overview]
+        return {**self.cells, **{page.folder: page for page in pages}}
 
     @cached_property
     def reports(self) -> dict[str, Plan]:
@@ -201,8 +213,8 @@ def _overview(
             "title": head.title or head.experiment,
             "description": head.description,
             "experiments": [plan.experiment.file.experiment for plan in plans],
-            "missing": [asdict(entry) for entry in missing],
+            "missing": [entry.as_json() for entry in missing],
             "left_out": list(left_out),
         },
-        inputs={plan.experiment.file.experiment: plan.report for plan in plans},
+        inputs={plan.report.folder: plan.report for plan in plans},
     )

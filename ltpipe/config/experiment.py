@@ -130,6 +130,10 @@ class Missing:
     names: tuple[str, ...]
     tables: tuple[str, ...]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry as specs hold it."""
+        return {"why": self.why, "names": list(self.names), "tables": list(self.tables)}
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -7,7 +7,7 @@ defines it except the seed, so equal settings meet in equal folders whichever ex
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -137,7 +137,9 @@ def outside_files(spec: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def report_inputs(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the folders of the artifacts that a report shows."""
+    """Return the folders of the artifacts that a report, or an overview of reports, shows."""
+    if spec["kind"] == "overview":
+        return tuple(f"{RESULTS}/experiments/{name}" for name in spec["experiments"])
     rows = [*spec["datasets"].values(), *spec["stage1"], *spec["features"], *spec["results"]]
     return tuple(dict.fromkeys(row["folder"] for row in rows))
 
@@ -398,7 +400,7 @@ def _report(
         "table_order": list(file.tables),
         "dataset_order": list(data),
         "figures": [_figure(experiment, figure) for figure in file.figures],
-        "missing": [asdict(missing) for missing in experiment.missing],
+        "missing": [missing.as_json() for missing in experiment.missing],
     }
     return Cell(
         kind="report",

@@ -12,7 +12,6 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from ltpipe.config.collection import load_workload
-from ltpipe.config.plan import RESULTS
 from ltpipe.errors import InputError, nearest
 from ltpipe.evaluation.page import render
 from ltpipe.evaluation.points import shown_points
@@ -114,8 +113,7 @@ def _open(path: Path) -> list[tuple[dict[str, Any], Path]]:
         # results/experiments/NAME lies two folders below what its artifacts are relative to.
         folder, base = path, path.resolve().parents[2]
     else:
-        head = load_workload(path).head
-        folder, base = Path(RESULTS, "experiments", head.experiment), Path()
+        folder, base = Path(load_workload(path).folder), Path()
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: there is no finished experiment; run it first")
     spec = read_manifest(folder)["spec"]

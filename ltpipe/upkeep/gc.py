@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltpipe.config.experiment import load_experiment
-from ltpipe.config.plan import RESULTS, build_plan
+from ltpipe.config.collection import load_workload
+from ltpipe.config.plan import RESULTS
 from ltpipe.errors import InputError
 from ltpipe.io import is_temporary
 from ltpipe.provenance import MANIFEST
@@ -37,8 +37,10 @@ def find_waste(
     Raises:
         InputError: an experiment file can't be read, or `results` is no results folder.
     """
-    plans = [build_plan(load_experiment(path, catalogue)) for path in experiments]
-    needed = {cell.folder for plan in plans for cell in [*plan.cells.values(), plan.report]}
+    # What needs data sets that are not there now is needed all the same.
+    needed = {
+        folder for path in experiments for folder in load_workload(path, catalogue).everything
+    }
     if not is_tree(results):
         raise InputError(f"{results}: no results folder")
     waste = []

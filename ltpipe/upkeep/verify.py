@@ -93,7 +93,7 @@ def _check(place: Place, tree: Path, findings: Findings) -> Iterator[str]:
 
 
 def _is_named_after(place: Place, spec: dict[str, Any]) -> bool:
-    if spec.get("kind") == "report":
+    if spec.get("kind") in ("report", "overview"):
         return place.folder.name == spec.get("experiment")
     parts = place.name.split("/")
     settings = {key: value for key, value in spec.items() if key not in ("kind", "seed")}

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.config.base import canonical_json
-from ltpipe.config.experiment import load_experiment
-from ltpipe.config.plan import RESULTS, Cell, build_plan
+from ltpipe.config.collection import load_workload
+from ltpipe.config.plan import RESULTS, Cell
 from ltpipe.errors import InputError
+from ltpipe.presence import judge
 from ltpipe.provenance import MANIFEST, read_manifest
 from ltpipe.upkeep.changes import Artifacts, differences
 from ltpipe.upkeep.tree import DEPTHS, Place, find_tree, place_of, places, recorded_place
@@ -25,8 +26,8 @@ def explain_artifact(path: Path, experiments: Sequence[Path], catalogue: Path | 
     Raises:
         InputError: no artifact is there, and no experiment asks for one there.
     """
-    plans = [build_plan(load_experiment(file, catalogue)) for file in experiments]
-    cells = {cell.folder: cell for plan in plans for cell in [*plan.cells.values(), plan.report]}
+    loads = [load_workload(file, catalogue, judge) for file in experiments]
+    cells = {folder: cell for load in loads for folder, cell in load.everything.items()}
     tree, place = _locate(path)
     asked = cells.get(place.name)
     if not place.finished:
@@ -73,7 +74,7 @@ def _origin(place: Place, manifest: dict[str, Any]) -> Iterator[str]:
     yield f"{place.name}: {spec['kind']}"
     yield "made from"
     for key in sorted(spec):
-        if key != "kind" and spec["kind"] != "report":
+        if key != "kind" and spec["kind"] not in ("report", "overview"):
             yield f"  {key}: {canonical_json(spec[key])}"
     yield f"  code {manifest['code']}: {len(manifest['modules'])} modules"
     for role, entry in manifest["inputs"].items():

@@ -58,7 +58,7 @@ def test_included_experiments_keep_their_reports_and_share_artifacts(write):
     # The data once; backbone, features and result of two seeds.
     assert len(load.cells) == 1 + 2 * 3
     assert load.overview.spec["experiments"] == ["a", "b"]
-    assert set(load.overview.inputs) == {"a", "b"}
+    assert set(load.overview.inputs) == {plan.report.folder for plan in load.plans}
 
 
 def test_seeds_of_the_including_file_replace_the_others(write):
@@ -125,7 +125,7 @@ def test_absent_data_is_left_out_where_the_file_says_skip(write):
         "training_curves",
     ]
     assert spec["missing"] == [
-        {"why": "put it here", "names": ("CIFAR-10-LT",), "tables": ("a/both", "a/cifar")}
+        {"why": "put it here", "names": ["CIFAR-10-LT"], "tables": ["a/both", "a/cifar"]}
     ]
 
 
