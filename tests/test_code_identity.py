@@ -124,7 +124,8 @@ METHODS = {
         "ltpipe.losses.softmax",
         "ltpipe.losses.weights",
     },
-    "stacked": RESULTS | {"ltpipe.stage2.stacked", "ltpipe.evaluation.records"},
+    "stacked": RESULTS
+    | {"ltpipe.stage2.stacked", "ltpipe.stage2.scoring", "ltpipe.evaluation.records"},
     "tau-norm": DECOUPLED | {"ltpipe.stage2.tau_norm"},
     "logit-adjusted": DECOUPLED | {"ltpipe.stage2.logit_adjusted", "ltpipe.losses.base"},
     "ecvl": DECOUPLED

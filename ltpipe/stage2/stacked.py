@@ -15,10 +15,12 @@ and once on the full ones, for the test.
 
 from __future__ import annotations
 
+import importlib
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,8 +37,9 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.io import write_text_atomic
 from ltpipe.job import Job
 from ltpipe.progress import say
-from ltpipe.registry import load
-from ltpipe.stage2.results import manifest_facts, method_settings, open_stores, write_results
+from ltpipe.registry import load, module_of
+from ltpipe.stage2.results import method_settings, open_stores
+from ltpipe.stage2.scoring import Fitted, Samples, finish_scores
 
 # Probabilities below this are taken for it: a member must not veto a class by rounding to zero.
 _FLOOR = 1e-12
@@ -52,7 +55,8 @@ def run(job: Job) -> dict[str, Any]:
     """
     roles = [key.removeprefix("features.") for key in job.inputs if key.startswith("features.")]
     settings = method_settings(job, Stacked, roles)
-    names = list(settings.members)
+    # By name: files keep no order of keys.
+    names = sorted(settings.members)
     weights = np.full(len(names), 1 / len(names))
     facts: dict[str, Any] = {}
     if settings.needs_validation():
@@ -62,19 +66,32 @@ def run(job: Job) -> dict[str, Any]:
         write_text_atomic(job.output / "members.csv", table.to_csv(index=False))
         facts = {"held_out": len(held_out.labels)}
     folders = {role: job.inputs[f"features.{role}"] for role in roles}
-    logs, tensors = _run_members(job, folders, names)
+    trained = _run_members(job, folders, names)
     for name, weight in zip(names, weights, strict=True):
         say(f"weight of {name}: {weight:.2f}")
-    write_results(
-        job,
-        [pool(logs, weights).astype(np.float32)],
-        points=[{}],
-        protocol=settings.protocol(),
-        test=next(iter(open_stores(job, "test").values())),
-        weights={**tensors, "weights": torch.from_numpy(weights)[None]},
-    )
-    shown = dict(zip(names, weights.round(6).tolist(), strict=True))
-    return {**manifest_facts(settings.protocol(), [{}]), "weights": shown, **facts}
+    facts["member_weights"] = dict(zip(names, weights.round(6).tolist(), strict=True))
+    facts["members"] = trained.facts
+    tensors = {**trained.weights, "weights": torch.from_numpy(weights).float()[None]}
+    return finish_scores(job, settings, open_stores(job, "test"), scores, tensors, **facts)
+
+
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the members' log-probabilities, weighted and summed, (N, C)."""
+    logs = []
+    for name, settings in sorted(fitted.settings.members.items()):
+        start = f"{name}."
+        member = Fitted(
+            settings,
+            {k.removeprefix(start): v for k, v in fitted.weights.items() if k.startswith(start)},
+            settings.points()[0],
+            fitted.class_counts,
+            fitted.facts["members"][name],
+        )
+        own = {role: samples[outer] for role, outer in settings.roles().items()}
+        module = importlib.import_module(module_of("method", settings.kind))
+        log = torch.log_softmax(module.scores(member, own), dim=1)
+        logs.append(log.clamp(min=math.log(_FLOOR)))
+    return torch.einsum("m,mnc->nc", fitted.weights["weights"], torch.stack(logs))
 
 
 def pool(logs: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -182,16 +199,22 @@ def _held_out(job: Job, roles: list[str], names: list[str]) -> tuple[FeatureStor
             (folders[role] / "train.h5").symlink_to((source / "train.h5").resolve())
             (folders[role] / "test.h5").symlink_to((source / "val.h5").resolve())
         say(f"members on {len(held_out.labels)} held-out samples, called test here:")
-        logs, _ = _run_members(job, folders, names)
-        return held_out, logs
+        return held_out, _run_members(job, folders, names).logs
 
 
-def _run_members(
-    job: Job, folders: Mapping[str, Path], names: Iterable[str]
-) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """Train members on stores by role; return log-probabilities (M, N, C) and their weights."""
+class _Trained(NamedTuple):
+    """Members' log-probabilities (M, N, C), weights by member and name, and manifest facts."""
+
+    logs: np.ndarray
+    weights: dict[str, Tensor]
+    facts: dict[str, dict[str, Any]]
+
+
+def _run_members(job: Job, folders: Mapping[str, Path], names: Iterable[str]) -> _Trained:
+    """Train members on stores by role."""
     logs: list[np.ndarray] = []
     tensors: dict[str, Tensor] = {}
+    facts: dict[str, dict[str, Any]] = {}
     for name in names:
         method = job.spec["method"]["members"][name]
         inputs = {f"features.{own}": folders[outer] for own, outer in method["backbones"].items()}
@@ -200,14 +223,14 @@ def _run_members(
             spec = {**job.spec, "method": method}
             member: Callable[[Job], Any] = load("method", method["kind"])
             say(f"member {name}:")
-            member(Job(spec=spec, inputs=inputs, output=output, device=job.device))
-            scores = read_predictions(output).scores
-            if scores is None:
+            facts[name] = member(Job(spec=spec, inputs=inputs, output=output, device=job.device))
+            predicted = read_predictions(output).scores
+            if predicted is None:
                 raise InputError(
                     f"members.{name}: the test set times its classes is too large to keep scores "
                     "of; a stack needs them"
                 )
             found = load_file(output / "models.safetensors")
-        logs.append(np.log(scores[0].astype(np.float64).clip(_FLOOR)))
+        logs.append(np.log(predicted[0].astype(np.float64).clip(_FLOOR)))
         tensors |= {f"{name}.{key}": value for key, value in found.items()}
-    return np.stack(logs), tensors
+    return _Trained(np.stack(logs), tensors, facts)

@@ -82,7 +82,8 @@ class World:
     ) -> Path:
         """Run a method and return its artifact's folder."""
         model: Any = settings_of(kind)
-        roles = list(model.model_fields["backbones"].annotation.model_fields)
+        annotation = model.model_fields["backbones"].annotation
+        roles = list(getattr(annotation, "model_fields", None) or settings["backbones"])
         method = model.model_validate(
             {"kind": kind, "backbones": {role: role for role in roles}, **settings}
         )

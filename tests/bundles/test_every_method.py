@@ -18,6 +18,14 @@ SMALL = {
     "dlsa": {**DLSA, "blocks": 2},
     "cached-splitting": {"subclasses": "counts"},
     "label-mapping": {},
+    "stacked": {
+        "backbones": {"ce": "ce", "kps": "kps"},
+        "members": {
+            "fused": {"kind": "ffn", "backbones": {"ce": "ce", "kps": "kps"}, "epochs": 2},
+            "own": {"kind": "own-classifier", "backbones": {"features": "kps"}},
+            "means": {"kind": "ncm", "backbones": {"features": "ce"}},
+        },
+    },
 }
 ORACLES = {"oracle-mask"}
 CASES = [(kind, SMALL.get(kind, {})) for kind in REGISTRY["method"] if kind not in ORACLES]

@@ -66,7 +66,7 @@ def test_what_is_there_runs_and_what_is_not_is_listed(collected: Workspace):
     results = pd.read_csv(folder / "whole/results.csv")
     # CE and a point of FFN are of both experiments and stand once.
     points = [f"FFN (w1 = {w1})" for w1 in ("0", "0.5", "1")]
-    assert sorted(results["method"]) == ["CE", *points, "fused"]
+    assert sorted(results["method"]) == ["CE", *points, "fused (w1 = 0.5)"]
     assert results["accuracy"].is_monotonic_decreasing
     for _, row in results.iterrows():
         assert 0 <= row["few"] <= 1 and row["seeds"] == 1
