@@ -38,7 +38,6 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
 from ltpipe.memory import keep_freed_memory
 from ltpipe.models.flow import FlowMixture
-from ltpipe.models.resnet import resnet32
 from ltpipe.seeding import generator
 from ltpipe.stage2.batches import Rows
 from ltpipe.stage2.classifier import fit_classifiers
@@ -124,9 +123,8 @@ def dump(images: int, views: int) -> Callable[[], Any]:
         with storage.folder() as base:
             (base / "model.safetensors").write_bytes(b"random")
             job = Job({"seed": 0}, {"stage1": base}, base, CPU)
-            extract._write_split(
-                job, "train", split, network, settings, backbone, subset, dtype, {}
-            )
+            given = (settings, backbone, subset, dtype, {})
+            extract._write_split(job, "train", split, resnet32(10), *given)
 
     return call
 
