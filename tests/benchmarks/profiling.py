@@ -107,9 +107,10 @@ LOOPS: dict[str, Callable[[bool], Work]] = {
     "extraction": extraction,
     "sweep": sweep_step,
     "large": large_step,
-    "filter": filter_step,
     "ecvl": ecvl_step,
     "clustering": clustering_step,
+    # Last: from then on the process keeps the memory that it frees, as the filter's job does.
+    "filter": filter_step,
 }
 
 

@@ -38,6 +38,7 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
 from ltpipe.memory import keep_freed_memory
 from ltpipe.models.flow import FlowMixture
+from ltpipe.models.resnet import resnet32
 from ltpipe.seeding import generator
 from ltpipe.stage2.batches import Rows
 from ltpipe.stage2.classifier import fit_classifiers
@@ -174,6 +175,14 @@ LOOPS: dict[str, Loop] = {
             "models": [1, 4, 16, 64],
         },
     ),
+    "dump, ResNet-32": Loop(
+        dump,
+        {"images": 512, "views": 1},
+        {"images": [256, 512, 1024, 2048], "views": [1, 2, 4, 8]},
+    ),
+    "feature file, write": _FILE,
+    "feature file, open": dataclasses.replace(_FILE, prepare=opened),
+    # Last: from then on the process keeps the memory that it frees, as the filter's job does.
     "DLSA filter, one epoch": Loop(
         flow_filter,
         {"images": 2048, "dimensions": 256, "clusters": 100},
@@ -183,13 +192,6 @@ LOOPS: dict[str, Loop] = {
             "clusters": [50, 100, 500, 2000],
         },
     ),
-    "dump, ResNet-32": Loop(
-        dump,
-        {"images": 512, "views": 1},
-        {"images": [256, 512, 1024, 2048], "views": [1, 2, 4, 8]},
-    ),
-    "feature file, write": _FILE,
-    "feature file, open": dataclasses.replace(_FILE, prepare=opened),
 }
 
 
