@@ -31,11 +31,11 @@ def table_of(
 ) -> pd.DataFrame:
     """Return one run's rows; `extent` is quick, default or full."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    of_this_run = {"version": version(), "extent": extent, "machine": machine()}
     rows = [
         {
             "date": now,
-            "version": version(),
-            "extent": extent,
+            **of_this_run,
             "name": found.name,
             "unit": found.unit,
             "product": found.product,
@@ -45,7 +45,6 @@ def table_of(
             "ceiling": found.ceiling,
             "share": share,
             "remark": found.remark,
-            "machine": machine(),
         }
         for found, share in zip(results, shares, strict=True)
     ]
