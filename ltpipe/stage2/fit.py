@@ -22,8 +22,8 @@ Parameters = dict[str, Tensor]
 # run of M / G models sees the same batches.
 EpochBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
-# Half a megabyte of float32: weight, gradient and momentum fit into 2 MB of cache.
-_BLOCK = 1 << 17
+# From so many numbers on a step on the CPU is bound by passing over them, and not by calls.
+_LARGE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -78,35 +78,48 @@ def fit(
         for inputs, target in batches(epoch):
             for name, gradient in model.gradients(parameters, inputs, target).items():
                 value = parameters[name]
-                first = name not in momenta
-                momentum = momenta.setdefault(name, gradient)
                 rate = share * recipe.factors.get(name, 1.0)
-                for v, g, m in _blocks(value, gradient, momentum):
-                    g.add_(v, alpha=recipe.weight_decay)
-                    if not first:
-                        m.mul_(recipe.momentum).add_(g)
-                    if not isinstance(recipe.learning_rate, Tensor):
-                        v.add_(m, alpha=-recipe.learning_rate * rate)
+                if _in_one_pass(value, gradient, recipe):
+                    first = name not in momenta
+                    if first:
+                        momenta[name] = torch.empty_like(value)
+                    # What torch.optim.SGD(fused=True) calls: one pass instead of four.
+                    torch._fused_sgd_(
+                        [value],
+                        [gradient],
+                        [momenta[name]],
+                        weight_decay=recipe.weight_decay,
+                        momentum=recipe.momentum,
+                        lr=recipe.learning_rate * rate,
+                        dampening=0.0,
+                        nesterov=False,
+                        maximize=False,
+                        is_first_step=first,
+                    )
+                    continue
+                gradient.add_(value, alpha=recipe.weight_decay)
+                if name in momenta:
+                    momentum = momenta[name].mul_(recipe.momentum).add_(gradient)
+                else:
+                    momentum = momenta[name] = gradient
                 if isinstance(recipe.learning_rate, Tensor):
                     rates = (recipe.learning_rate * rate).view(-1, *[1] * (value.ndim - 1))
                     value.addcmul_(momentum, rates, value=-1)
+                else:
+                    value.add_(momentum, alpha=-recipe.learning_rate * rate)
         if on_epoch is not None:
             on_epoch(epoch, parameters)
     return parameters
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield equal places of tensors of one shape, as many as a core's cache holds together.
-
-    The operations of a step then find in the cache what the one before has left there. A GPU would
-    rather have one large operation.
-    """
-    one = tensors[0]
-    divided = one.device.type == "cpu" and one.numel() > _BLOCK
-    if divided and all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(tensor.view(-1).split(_BLOCK) for tensor in tensors), strict=True)
-    else:
-        yield tensors
+def _in_one_pass(value: Tensor, gradient: Tensor, recipe: Recipe) -> bool:
+    return (
+        value.numel() >= _LARGE
+        and value.device.type == "cpu"
+        and not isinstance(recipe.learning_rate, Tensor)
+        and value.is_contiguous()
+        and gradient.is_contiguous()
+    )
 
 
 def stacked(values: list[Tensor], points: int) -> Tensor:

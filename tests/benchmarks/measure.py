@@ -61,7 +61,7 @@ class Result:
         """How many times better the product is than its peer; None without one."""
         if self.peer is None:
             return None
-        if self.unit.startswith("s"):
+        if self.unit.split("/")[0] == "s":
             return self.peer / self.product
         return self.product / self.peer
 

@@ -57,7 +57,7 @@ def line(result: Result, share: float | None) -> str:
     goal = "" if result.goal is None else f"{result.goal:g}"
     part = "" if share is None else f"{share:.1%}"
     return (
-        f"{result.name:<32}{result.unit:>10}{number(result.product):>12}{number(result.peer):>12}"
+        f"{result.name:<36}{result.unit:>10}{number(result.product):>12}{number(result.peer):>12}"
         f"{ratio:>8}{goal:>6}{part:>8}  {result.ceiling or '':<26}{result.remark}"
     ).rstrip()
 
@@ -96,7 +96,7 @@ def main() -> None:
     chosen = options.only or [name for name in SUITES if options.full or name not in LONG]
     print(machine())
     print(
-        f"{'what':<32}{'unit':>10}{'ltpipe':>12}{'peer':>12}{'ratio':>8}{'goal':>6}{'share':>8}"
+        f"{'what':<36}{'unit':>10}{'ltpipe':>12}{'peer':>12}{'ratio':>8}{'goal':>6}{'share':>8}"
         "  of the ceiling            remark"
     )
     limits, rows = limits_of(options.quick)

@@ -73,6 +73,7 @@ def test_the_share_of_a_ceiling_and_ratios():
     assert run_.share(rate) == 0.5
     assert rate.ratio == 2.5
     assert rate.goal == 6.0
+    assert Result("DLSA filter step", "steps/s", 6.0, 2.0).ratio == 3
     # Of seconds fewer are better.
     assert Result("a job", "s/job", 0.5, 2.0).ratio == 4
     alone = Result("whole", "s", 3.0)
