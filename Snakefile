@@ -25,11 +25,11 @@ include: "workflow/rules/report.smk"
 
 onstart:
     # Not run by dry runs, nor by the Snakemakes that a cluster's jobs start.
-    if PLAN.experiment.file.preload and workflow.local_exec:
+    if WORKLOAD.head.preload and workflow.local_exec:
         start_server()
 
 
 rule all:
     default_target: True
     input:
-        rules.experiment.output,
+        FINISHED,

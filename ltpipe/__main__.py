@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Any
 
 from ltpipe.server import hand_over
 
@@ -14,8 +16,34 @@ def main() -> int:
     if status is None:
         from ltpipe import cli
 
+        _say_refusals_once()
         status = cli.main(arguments)
+        if status == os.EX_IOERR:
+            # HDF5 would try to write once more what it could not write, and crash.
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(status)
     return status
+
+
+def _say_refusals_once() -> None:
+    """Leave out what HDF5 says again and again of a full disk when its objects are freed."""
+    exception, unraisable = sys.excepthook, sys.unraisablehook
+
+    def was_refused(error: Any) -> bool:
+        from ltpipe.io import refusal
+
+        return refusal(error) is not None
+
+    def show(kind: Any, error: Any, trace: Any) -> None:
+        if not was_refused(error):
+            exception(kind, error, trace)
+
+    def show_unraisable(found: Any) -> None:
+        if not was_refused(found.exc_value):
+            unraisable(found)
+
+    sys.excepthook, sys.unraisablehook = show, show_unraisable
 
 
 if __name__ == "__main__":

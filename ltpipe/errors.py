@@ -14,6 +14,10 @@ class InputError(ValueError):
     """
 
 
+class DiskError(InputError):
+    """The system refused to read or write: a full disk, missing rights. Status 74."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the choice closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

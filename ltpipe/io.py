@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ltpipe.errors import DiskError
+
+_SUFFIX = ".tmp"
+_NUMBER = re.compile(r"(?:errno = |os error )(\d+)")
+_SPACE = "free some space and run again; what is finished stays"
+_RIGHTS = "make it writable, or work in another folder"
+_REFUSALS = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "the limit on file sizes (ulimit -f) is too low",
+    errno.EROFS: _RIGHTS,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EIO: "the disk is failing; check it, and run again elsewhere",
+    errno.ESTALE: "the network disk went away; run again",
+}
 
 
 @contextmanager
@@ -21,7 +40,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -30,9 +49,30 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        reason = refusal(error)
+        if reason is not None:
+            raise DiskError(f"{path}: can't be written: {reason}") from error
         raise
+
+
+def refusal(error: BaseException) -> str | None:
+    """Return in words why the system refused to read or write, and what to do; None if it did not.
+
+    HDF5 and safetensors hide the system's error number in their messages.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        found = _NUMBER.search(str(error))
+        number = int(found.group(1)) if found else None
+    advice = _REFUSALS.get(number or 0)
+    return None if advice is None else f"{os.strerror(number or 0).lower()}; {advice}"
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether `path` is one that `atomic_path` yields: half-written if nobody writes it."""
+    return path.name.startswith(".") and path.suffix == _SUFFIX
 
 
 def _umask() -> int:

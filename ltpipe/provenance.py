@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe import __version__
+from ltpipe.config.base import canonical_json
 from ltpipe.errors import InputError
-from ltpipe.io import file_sha256, write_json_atomic
+from ltpipe.io import file_sha256, is_temporary, write_json_atomic
 
 PACKAGE = Path(__file__).resolve().parent
+MANIFEST = "manifest.json"
+# Records of a run, such as seconds an epoch: they differ from run to run and nothing reads them on.
+_RECORDS = ("history.csv",)
+# Snakemake's own mark in folders that are outputs.
+_TIMESTAMP = ".snakemake_timestamp"
 
 # Settings reach a result through its spec alone; the registry and the lazy package of losses only
 # say where a name's module is; the others write files or messages and never change a number.
@@ -123,7 +129,12 @@ def code_modules(entries: Iterable[str]) -> dict[str, str]:
 
 def code_identity(entries: Iterable[str]) -> str:
     """Return the first 10 hex digits of the SHA-256 over the modules behind `entries`."""
-    text = "\n".join(f"{name} {value}" for name, value in code_modules(entries).items())
+    return identity_of_modules(code_modules(entries))
+
+
+def identity_of_modules(modules: Mapping[str, str]) -> str:
+    """Return the code identity of modules, given each with its hash."""
+    text = "\n".join(f"{name} {modules[name]}" for name in sorted(modules))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -144,6 +155,19 @@ def peak_memory_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
+def artifact_files(folder: Path) -> list[Path]:
+    """Return the files that an artifact consists of, its manifest and unfinished ones aside."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path != folder / MANIFEST
+        and path.name != _TIMESTAMP
+        and not is_temporary(path)
+        and "resume" not in path.relative_to(folder).parts[:-1]
+    )
+
+
 def write_manifest(
     folder: Path,
     *,
@@ -152,32 +176,57 @@ def write_manifest(
     modules: Mapping[str, str],
     inputs: Mapping[str, Path],
     facts: Mapping[str, Any],
+    files: Mapping[str, Path] | None = None,
 ) -> None:
     """Write `folder`/manifest.json, the last file of an artifact.
 
-    It holds the spec, the code identity with its modules, SHA-256 sums of the inputs and of
-    every file in the folder, versions, and `facts` such as device and wall time.
+    It holds the spec, the code identity with its modules, the contents of the artifacts in the
+    folders `inputs`, SHA-256 sums of the `files` from outside by the names that settings give
+    them and of every file in the folder, versions, and `facts` such as device and wall time.
     """
-    outputs = sorted(
-        path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json"
-    )
+    outputs = artifact_files(folder)
     write_json_atomic(
-        folder / "manifest.json",
+        folder / MANIFEST,
         {
             "format": "ltpipe-manifest/1",
             "spec": spec,
             "code": code,
             "modules": modules,
             "inputs": {
-                role: {"path": str(path), "sha256": file_sha256(path)}
+                role: {"path": str(path), "content": content_of(read_manifest(path))}
                 for role, path in inputs.items()
             },
-            "outputs": {path.name: file_sha256(path) for path in outputs},
+            "files": {name: file_sha256(path) for name, path in (files or {}).items()},
+            "outputs": {path.relative_to(folder).as_posix(): file_sha256(path) for path in outputs},
             "versions": versions(),
             "peak_memory_mib": peak_memory_mib(),
             **facts,
         },
     )
+
+
+def input_beside(folder: Path, named: Path) -> Path:
+    """Return the folder that an artifact's manifest names as an input.
+
+    It lies below the working folder, or below a folder that has the artifact.
+
+    Raises:
+        InputError: it is not there.
+    """
+    for base in (Path(), *folder.resolve().parents):
+        if (base / named).is_dir():
+            return base / named
+    raise InputError(f"{folder}: what it was made from, {named}, is not there")
+
+
+def content_of(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what an artifact is: its spec and its files, not when it was made.
+
+    An artifact that was made again and came out the same has the same content.
+    """
+    outputs = {name: value for name, value in manifest["outputs"].items() if name not in _RECORDS}
+    text = canonical_json({"spec": manifest["spec"], "outputs": outputs})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -186,13 +235,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the artifact is not finished") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise InputError(f"{path}: damaged; delete the folder and run again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != "ltpipe-manifest/1":
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    if not _is_manifest(manifest):
         raise InputError(f"{path}: not a manifest of this version; delete the folder and run again")
     return manifest
+
+
+def _is_manifest(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.get("format") == "ltpipe-manifest/1"
+        and all(isinstance(value.get(key), dict) for key in ("spec", "modules", "outputs"))
+        and isinstance(value.get("inputs"), dict)
+        and all(
+            isinstance(entry, dict) and isinstance(entry.get("path"), str)
+            for entry in value["inputs"].values()
+        )
+    )

@@ -347,6 +347,12 @@ REGISTRY: dict[str, dict[str, Entry]] = {
             "the stage-one classifier with one learned factor a class",
             "Kang et al., ICLR 2020",
         ),
+        "stacked": Entry(
+            "ltpipe.stage2.stacked",
+            "run",
+            "other methods' predictions in one, weighted by held-out samples",
+            "ltpipe",
+        ),
         "tau-norm": Entry(
             "ltpipe.stage2.tau_norm",
             "run",

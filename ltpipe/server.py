@@ -24,7 +24,7 @@ import sys
 import time
 
 VARIABLE = "LTPIPE_SERVER"
-JOBS = ("draw", "train", "embed", "import", "filter", "classify", "report")
+JOBS = ("draw", "train", "embed", "import", "filter", "classify", "report", "overview")
 MODULES = (
     "PIL.Image",
     "filelock",
@@ -100,7 +100,8 @@ def hand_over(arguments: list[str]) -> int | None:
 
 def _python() -> list[str | None]:
     """Return what decides which libraries are imported."""
-    return [sys.executable, os.environ.get("PYTHONPATH")]
+    # One environment's interpreter goes by several names: python, python3.
+    return [sys.prefix, sys.version, os.environ.get("PYTHONPATH")]
 
 
 def _follow(connection: socket.socket) -> int | None:

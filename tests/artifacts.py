@@ -12,8 +12,8 @@ from ltpipe.config.plan import job_module
 from ltpipe.data import drawing
 from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
-from ltpipe.io import write_json_atomic
 from ltpipe.job import Job
+from ltpipe.provenance import MANIFEST, write_manifest
 from ltpipe.stage1 import supervised
 from ltpipe.training.engine import TrainingSet
 
@@ -36,11 +36,12 @@ KPS: dict[str, Any] = {**CE, "head": "cosine", "loss": {"name": "kps", "adjust_f
 
 
 def run_job(module: Any, spec: dict[str, Any], output: Path, **inputs: Path) -> dict[str, Any]:
-    """Run a job in this process and leave a stand-in for its manifest."""
+    """Run a job in this process and leave its manifest."""
     output.mkdir(parents=True, exist_ok=True)
     roles = {role.replace("_", "."): folder for role, folder in inputs.items()}
     facts = module.run(Job(spec=spec, inputs=roles, output=output, device=CPU, code="test"))
-    write_json_atomic(output / "manifest.json", {"spec": spec})
+    finished = {role: path for role, path in roles.items() if (path / MANIFEST).is_file()}
+    write_manifest(output, spec=spec, code="test", modules={}, inputs=finished, facts=facts or {})
     return facts
 
 

@@ -16,7 +16,9 @@ from ltpipe.provenance import code_identity
 from ltpipe.registry import REGISTRY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ["list", "show", "table", "draw", "train", "embed", "import", "classify", "report"]
+COMMANDS = ["list", "init", "show", "table", "compare", "explain", "export", "predict"]
+COMMANDS += ["why", "verify", "gc"]
+COMMANDS += ["draw", "train", "embed", "import", "filter", "classify", "report"]
 
 
 @pytest.fixture

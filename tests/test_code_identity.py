@@ -21,6 +21,7 @@ STORE = {"ltpipe.features.store", "ltpipe.features"}
 RESULTS = STORE | {
     "ltpipe.stage2",
     "ltpipe.stage2.results",
+    "ltpipe.stage2.scoring",
     "ltpipe.evaluation",
     "ltpipe.evaluation.metrics",
 }
@@ -38,7 +39,7 @@ DECOUPLED = RESULTS | {"ltpipe.stage2.decoupled"}
 RETRAINED = DECOUPLED | FIT | {"ltpipe.stage2.retraining"}
 TEXTS = {"ltpipe.stage2.texts"}
 METHODS = {
-    "own-classifier": RESULTS | {"ltpipe.stage2.own_classifier"},
+    "own-classifier": DECOUPLED | {"ltpipe.stage2.own_classifier"},
     "logit-fusion": RESULTS | {"ltpipe.stage2.logit_fusion"},
     "ffn": RESULTS | FIT | {"ltpipe.stage2.ffn", "ltpipe.losses.margin"},
     "classifier": RETRAINED
@@ -123,6 +124,8 @@ METHODS = {
         "ltpipe.losses.softmax",
         "ltpipe.losses.weights",
     },
+    "stacked": RESULTS
+    | {"ltpipe.stage2.stacked", "ltpipe.stage2.scoring", "ltpipe.evaluation.records"},
     "tau-norm": DECOUPLED | {"ltpipe.stage2.tau_norm"},
     "logit-adjusted": DECOUPLED | {"ltpipe.stage2.logit_adjusted", "ltpipe.losses.base"},
     "ecvl": DECOUPLED

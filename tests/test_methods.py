@@ -26,6 +26,14 @@ SMALL = {
     },
     # The paper's lists are for ten classes or a hundred.
     "cached-splitting": {"subclasses": "counts"},
+    "stacked": {
+        "roles": ["a", "b"],
+        "members": {
+            "ffn": {"kind": "ffn", "backbones": {"ce": "a", "kps": "b"}, "epochs": 3},
+            "probe": {"kind": "classifier", "backbones": {"features": "b"}, "epochs": 3},
+            "own": {"kind": "own-classifier", "backbones": {"features": "a"}},
+        },
+    },
 }
 
 

@@ -112,5 +112,5 @@ def test_rn50_loads_trains_encodes_and_adapts(weights, pictures, tmp_path):
 
 def test_towers_refuse_a_file_of_others(weights):
     settings = {"system": "vision-language", "network": "ViT-B-32", "weights": str(weights)}
-    with pytest.raises(InputError, match=r"open_clip_model.safetensors (lacks|has the unknown)"):
+    with pytest.raises(InputError, match=r"open_clip_model.safetensors: .* (missing|unknown)"):
         build_towers(VisionLanguage.model_validate(settings))

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ltpipe import cli, server
+from ltpipe import server
+from ltpipe.commands import jobs
 from ltpipe.config.experiment import load_experiment
 from ltpipe.config.plan import build_plan
 from ltpipe.environment import start_server
@@ -158,7 +159,7 @@ def plain(environment: dict[str, str]) -> dict[str, str]:
 
 
 def test_the_commands_that_are_handed_over_are_the_jobs():
-    assert tuple(cli._JOBS) == server.JOBS
+    assert tuple(jobs.JOBS) == server.JOBS
 
 
 def test_a_job_leaves_the_same_bytes(real: Running, tmp_path: Path):

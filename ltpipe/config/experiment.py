@@ -59,13 +59,14 @@ class Run(Settings):
     seeds: list[int] | None = None
 
 
-class ExperimentFile(Settings):
-    """The whole experiment file, names not yet resolved; config/README.md explains every key.
+class Head(Settings):
+    """What experiment files and collections of them share.
 
     `preload` starts the jobs of this machine from one process that has imported torch already:
     worth it for hundreds of short jobs. On a GPU, `cuda_graphs` replays the training steps of stage
-    one as CUDA graphs, and `together` lets that many trainings share the GPU; neither is a part of
-    any artifact's identity.
+    one as CUDA graphs, and `together` lets that many trainings share the GPU. None of these is a
+    part of any artifact's identity. `missing: skip` leaves out what needs data sets or weights that
+    are not there, and says so.
     """
 
     experiment: str
@@ -76,13 +77,7 @@ class ExperimentFile(Settings):
     preload: bool = False
     cuda_graphs: bool = False
     together: int = Field(default=1, ge=1)
-    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
-    datasets: dict[str, dict[str, Any] | None] = Field(min_length=1)
-    backbones: dict[str, dict[str, Any] | None] = {}
-    methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
-    runs: list[Run] = Field(default=[Run()], min_length=1)
-    tables: dict[str, Table] = {}
-    figures: list[Figure] = []
+    missing: Literal["error", "skip"] = "error"
 
     @field_validator("experiment")
     @classmethod
@@ -90,6 +85,18 @@ class ExperimentFile(Settings):
         if not _NAME.fullmatch(name):
             raise ValueError("use letters, digits, '.', '_', '+' and '-': it names a folder")
         return name
+
+
+class ExperimentFile(Head):
+    """The whole experiment file, names not yet resolved; config/README.md explains every key."""
+
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    datasets: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    backbones: dict[str, dict[str, Any] | None] = {}
+    methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    runs: list[Run] = Field(default=[Run()], min_length=1)
+    tables: dict[str, Table] = {}
+    figures: list[Figure] = []
 
     @field_validator("seeds")
     @classmethod
@@ -113,14 +120,31 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """Something from outside that is not there: why, what needs it, and the tables it is in.
+
+    `names` are data sets and backbones by their labels, `tables` are written EXPERIMENT/TABLE.
+    """
+
+    why: str
+    names: tuple[str, ...]
+    tables: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry as specs hold it."""
+        return {"why": self.why, "names": list(self.names), "tables": list(self.tables)}
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """An experiment file with every name resolved."""
+    """An experiment file with every name resolved, less what is `missing`."""
 
     file: ExperimentFile
     datasets: dict[str, Named]
     backbones: dict[str, Named]
     methods: dict[str, Named]
     jobs: list[tuple[str, str, int]]  # data set, method, seed
+    missing: tuple[Missing, ...] = ()
 
 
 def load_experiment(path: Path, catalogue: Path | None = None) -> Experiment:
@@ -212,7 +236,13 @@ def resolve(values: Mapping[str, Any], catalogue: Path, where: str = "") -> Expe
     for name in _backbones_in_use(sections):
         if name not in sections["backbones"] and name in known["backbones"]:
             sections["backbones"][name] = _resolve_entry("backbones", name, {}, known["backbones"])
-    experiment = Experiment(file=file, jobs=_jobs(file, sections), **sections)
+    experiment = Experiment(
+        file=file,
+        datasets=sections["datasets"],
+        backbones=sections["backbones"],
+        methods=sections["methods"],
+        jobs=_jobs(file, sections),
+    )
     _check_references(experiment)
     return experiment
 

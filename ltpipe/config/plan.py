@@ -13,7 +13,7 @@ from typing import Any
 
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.base import canonical_json, digest
-from ltpipe.config.datasets import FeaturesDataset
+from ltpipe.config.datasets import FeaturesDataset, StoreFiles
 from ltpipe.config.experiment import Experiment, Named, match, places_on_line
 from ltpipe.config.figures import SettingCurve, TrainingCurves
 from ltpipe.config.methods import FlowFilter, settings_of
@@ -31,6 +31,7 @@ JOBS = {
     "import": "ltpipe.features.importing",
     "filter": "ltpipe.stage2.flow_filter",
     "report": "ltpipe.evaluation.report",
+    "overview": "ltpipe.evaluation.overview",
 }
 
 
@@ -42,7 +43,7 @@ _DUMPS = {"vision-language": "ltpipe.features.vision_language"}
 class Cell:
     """One artifact: `kind` of job, its `folder`, the `spec` that defines it, what it reads.
 
-    `inputs` maps a role to the cell whose artifact plays it; `files` are files from outside.
+    `inputs` maps a role to the cell whose artifact plays it.
     """
 
     kind: str
@@ -50,12 +51,16 @@ class Cell:
     title: str
     spec: dict[str, Any]
     inputs: dict[str, Cell] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
 
     @cached_property
     def spec_text(self) -> str:
         """The canonical JSON of the spec, as rules and jobs pass it on."""
         return canonical_json(self.spec)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of embeddings from outside that it reads."""
+        return outside_files(self.spec)
 
     @property
     def digest(self) -> str:
@@ -93,6 +98,8 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str, ...]:
     if kind == "stage2":
         method = job_module(spec)
         entries = [method, *_loss_modules(spec["method"])]
+        for member in spec["method"].get("members", {}).values():
+            entries += [module_of("method", member["kind"]), *_loss_modules(member)]
         if "dataset" in spec:
             entries += [f"{method}_online", module_of("source", spec["dataset"]["source"])]
         for backbone in spec.get("backbones", {}).values():
@@ -115,6 +122,26 @@ def _loss_modules(method: Mapping[str, Any]) -> list[str]:
     if field is None:
         return []
     return [module_of("loss", method["loss"]["name"] if "loss" in method else field.default.name)]
+
+
+def outside_files(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the files of embeddings that the artifact of `spec` reads, as they are named."""
+    if spec["kind"] == "import":
+        stores = [spec["store"]]
+    elif spec["kind"] == "data" and spec["dataset"]["source"] == "features":
+        stores = list(spec["dataset"]["stores"].values())
+    else:
+        stores = []
+    names = [name for store in stores for name in StoreFiles.model_validate(store).files()]
+    return tuple(dict.fromkeys(names))
+
+
+def report_inputs(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the folders of the artifacts that a report, or an overview of reports, shows."""
+    if spec["kind"] == "overview":
+        return tuple(f"{RESULTS}/experiments/{name}" for name in spec["experiments"])
+    rows = [*spec["datasets"].values(), *spec["stage1"], *spec["features"], *spec["results"]]
+    return tuple(dict.fromkeys(row["folder"] for row in rows))
 
 
 @dataclass(frozen=True)
@@ -200,18 +227,13 @@ def _cell(
 
 
 def _data(dataset: Named) -> Cell:
-    settings = dataset.settings
-    files: tuple[str, ...] = ()
-    if isinstance(settings, FeaturesDataset):
-        files = tuple(file for store in settings.stores.values() for file in store.files())
     return _cell(
         "data",
         "data",
         (dataset.folder,),
-        {"dataset": settings.draw_identity()},
+        {"dataset": dataset.settings.draw_identity()},
         None,
         title=f"Draw the training subset of {dataset.name}",
-        files=files,
     )
 
 
@@ -277,7 +299,6 @@ def _imported(dataset: Named, store: str) -> Cell:
         0,
         title=f"Take over the embeddings {store} of {dataset.name}",
         inputs={"data": _data(dataset)},
-        files=tuple(settings.stores[store].files()),
     )
 
 
@@ -379,6 +400,7 @@ def _report(
         "table_order": list(file.tables),
         "dataset_order": list(data),
         "figures": [_figure(experiment, figure) for figure in file.figures],
+        "missing": [missing.as_json() for missing in experiment.missing],
     }
     return Cell(
         kind="report",

@@ -108,7 +108,31 @@ def normalise(
     Returns:
         (B, C, H, W) of `dtype` in channels-last memory, computed in float32.
     """
-    scale, shift = _affine(tuple(mean), tuple(std), images.device)
+    # Kept on the device: a copy from the host for each batch would stall a GPU.
+    return scaled(images, *_affine(tuple(mean), tuple(std), images.device), dtype)
+
+
+class Normalise(torch.nn.Module):
+    """`normalise` as a module, whose constants move with it and are part of an exported graph."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        scale, shift = _scale_and_shift(mean, std)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return scaled(images, self.scale, self.shift, self.dtype)
+
+
+def scaled(
+    images: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return ``images scale + shift`` of `dtype` in channels-last memory."""
     batch = torch.addcmul(shift, images.to(torch.float32), scale)
     return batch.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -117,14 +141,17 @@ def normalise(
 def _affine(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # Kept on the device: a copy from the host for each batch would stall a GPU.
+    scale, shift = _scale_and_shift(mean, std)
+    return scale.to(device), shift.to(device)
+
+
+def _scale_and_shift(
+    mean: Sequence[float], std: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
     m = torch.tensor(mean, dtype=torch.float64)
     s = torch.tensor(std, dtype=torch.float64)
     scale, shift = 1 / (255 * s), -m / s
-    return (
-        scale.float().view(1, -1, 1, 1).to(device),
-        shift.float().view(1, -1, 1, 1).to(device),
-    )
+    return scale.float().view(1, -1, 1, 1), shift.float().view(1, -1, 1, 1)
 
 
 def _padded_crop(

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -143,27 +143,28 @@ class FileImages:
         return batch
 
     def _decode(self, path: Path) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise InputError(
-                        f"image {path} has {image.width} x {image.height} pixels, more than "
-                        f"{MAX_PIXELS}: shrink it or take it out"
-                    )
-                if image.mode.startswith(("I", "F")):
-                    raise InputError(
-                        f"image {path} has mode {image.mode}, more than 8 bits a channel: "
-                        "convert it to 8 bits"
-                    )
-                pixels = self._fit(image.convert(_MODES[self._channels]))
-        except InputError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise InputError(f"image {path} is too big: {error}") from error
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise InputError(f"image {path} can't be read: {reason}") from error
-        return np.asarray(pixels, dtype=np.uint8).reshape(self.shape)
+        with _readable(f"image {path}"), Image.open(path) as image:
+            return self.prepared(image, f"image {path}")
+
+    def prepared(self, image: Image.Image, name: str) -> np.ndarray:
+        """Return an opened image as it is stored, uint8 (H, W, C).
+
+        Raises:
+            InputError: it is damaged, has more than 8 bits a channel, or is too big.
+        """
+        with _readable(name):
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"{name} has {image.width} x {image.height} pixels, more than "
+                    f"{MAX_PIXELS}: shrink it or take it out"
+                )
+            if image.mode.startswith(("I", "F")):
+                raise InputError(
+                    f"{name} has mode {image.mode}, more than 8 bits a channel: "
+                    "convert it to 8 bits"
+                )
+            pixels = self._fit(image.convert(_MODES[self._channels]))
+            return np.asarray(pixels, dtype=np.uint8).reshape(self.shape)
 
     def _fit(self, image: Image.Image) -> Image.Image:
         height, width = self._size
@@ -178,6 +179,20 @@ class FileImages:
             image = image.resize(resized, self._interpolation)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn what Pillow raises at an image into one error that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too big: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{name} can't be read: {reason}") from error
 
 
 class ImageBatches:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ltpipe.errors import InputError
+from ltpipe.io import file_sha256
+from ltpipe.provenance import MANIFEST, read_manifest
 
 # What each kind of job does, in the order in which they follow each other.
 STEPS = {
@@ -82,19 +81,11 @@ def read_artifacts(spec: Mapping[str, Any], base: Path = Path()) -> dict[str, Ar
 
 
 def _read(folder: str, names: tuple[str, str] | None, base: Path) -> Artifact:
-    path = base / folder / "manifest.json"
-    try:
-        content = path.read_bytes()
-        manifest = json.loads(content)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the artifact is not finished") from None
-    except ValueError:
-        raise InputError(f"{path}: damaged; delete the folder and run again") from None
+    manifest = read_manifest(base / folder)
     if names is None:
         # results/KIND/DATASET/NAME/DIGEST/seedN
         parts = folder.split("/")
         names = (parts[2], parts[3]) if len(parts) == 6 else (folder, folder)
-    inputs = manifest.get("inputs", {}).values()
     return Artifact(
         kind=manifest["spec"]["kind"],
         dataset=names[0],
@@ -102,8 +93,8 @@ def _read(folder: str, names: tuple[str, str] | None, base: Path) -> Artifact:
         seed=manifest["spec"].get("seed"),
         folder=folder,
         manifest=manifest,
-        sha256=hashlib.sha256(content).hexdigest(),
-        needs=tuple(dict.fromkeys(str(Path(entry["path"]).parent) for entry in inputs)),
+        sha256=file_sha256(base / folder / MANIFEST),
+        needs=tuple(dict.fromkeys(entry["path"] for entry in manifest["inputs"].values())),
     )
 
 

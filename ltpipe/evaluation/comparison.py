@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from ltpipe.config.experiment import load_experiment
-from ltpipe.config.plan import build_plan
+from ltpipe.config.collection import load_workload
 from ltpipe.errors import InputError, nearest
 from ltpipe.evaluation.page import render
 from ltpipe.evaluation.points import shown_points
@@ -26,7 +25,7 @@ from ltpipe.evaluation.tables import (
     markdown_rows,
 )
 from ltpipe.io import write_text_atomic
-from ltpipe.provenance import read_manifest
+from ltpipe.provenance import MANIFEST, read_manifest
 
 COLUMNS = ["dataset", "method", "seeds", "mean", "sd"]
 PAIRED = ["pairs", "difference", "sd_difference", "low", "high", "better", "worse", "equal"]
@@ -69,7 +68,7 @@ def read_experiments(paths: Sequence[Path]) -> pd.DataFrame:
 
     A path is a results/experiments/NAME folder or an experiment file, whose results are looked for
     below the working folder. Columns: dataset, row (the method and its point), seed, metric,
-    value, experiment. Data sets are the same when they were drawn the same; runs that two
+    value, experiment, protocol. Data sets are the same when they were drawn the same; runs that two
     experiments share count once; runs that did not converge are left out. Where two experiments
     mean different things by one name, the name gets the experiment's in brackets.
 
@@ -79,8 +78,7 @@ def read_experiments(paths: Sequence[Path]) -> pd.DataFrame:
     if not paths:
         raise InputError("name at least one experiment: a folder of results or a file")
     tables = []
-    for path in paths:
-        spec, base = _open(path)
+    for spec, base in (opened for path in paths for opened in _open(path)):
         records = read_records(spec, base)
         shown = shown_points(spec, records[(records["class"].isna()) & (records["diverged"] == "")])
         folders = {(r["dataset"], r["method"], r["seed"]): r["folder"] for r in spec["results"]}
@@ -98,7 +96,7 @@ def read_experiments(paths: Sequence[Path]) -> pd.DataFrame:
     found = _tell_apart(found, "dataset", found["drawn"])
     # A folder without its seed is what a method is: its settings and all before them.
     found = _tell_apart(found, "row", found["folder"].str.rsplit("/seed", n=1).str[0])
-    return found[["dataset", "row", "seed", "metric", "value", "experiment"]]
+    return found[["dataset", "row", "seed", "metric", "value", "experiment", "protocol"]]
 
 
 def _tell_apart(found: pd.DataFrame, column: str, identity: pd.Series) -> pd.DataFrame:
@@ -109,18 +107,21 @@ def _tell_apart(found: pd.DataFrame, column: str, identity: pd.Series) -> pd.Dat
     return found.assign(**{column: names})
 
 
-def _open(path: Path) -> tuple[dict[str, Any], Path]:
+def _open(path: Path) -> list[tuple[dict[str, Any], Path]]:
+    """Return the report's spec and base of an experiment, or of each that a collection includes."""
     if path.is_dir():
         # results/experiments/NAME lies two folders below what its artifacts are relative to.
         folder, base = path, path.resolve().parents[2]
     else:
-        folder, base = Path(build_plan(load_experiment(path)).report.folder), Path()
-    if not (folder / "manifest.json").is_file():
+        folder, base = Path(load_workload(path).folder), Path()
+    if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: there is no finished experiment; run it first")
     spec = read_manifest(folder)["spec"]
+    if spec.get("kind") == "overview":
+        return [one for name in spec["experiments"] for one in _open(folder.parent / name)]
     if spec.get("kind") != "report":
         raise InputError(f"{folder}: not an experiment; name a folder results/experiments/NAME")
-    return spec, base
+    return [(spec, base)]
 
 
 def compare(

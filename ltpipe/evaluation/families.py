@@ -50,6 +50,11 @@ SYSTEMS = {
         "DLSA: a cascade of flow filters",
         "Each filter takes the likeliest samples out for a classifier; the next sees the others.",
     ),
+    "ltpipe": Family(
+        "combined",
+        "Combined: methods in one",
+        "Predictions of several methods, multiplied with weights that held-out samples choose.",
+    ),
 }
 # Figures of backbones that only one system has.
 _OF_KIND = {"subclass_occupancy": "CWS"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from ltpipe.evaluation.figures.base import STYLE
 from ltpipe.io import atomic_path
 from ltpipe.models.building import build_network, load_weights
 from ltpipe.models.cam import channel_maps, class_activation_maps, grad_cam, overlay
+from ltpipe.provenance import input_beside, read_manifest
 from ltpipe.seeding import generator, stream_seed
 
 METHODS = ("grad-cam", "cam")
@@ -110,17 +110,17 @@ def open_backbone(folder: Path) -> Explained:
         InputError: there is none, or its outputs are no classes of images.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        spec, data = manifest["spec"], Path(manifest["inputs"]["data"]["path"]).parent
+        manifest = read_manifest(folder)
+        spec, data = manifest["spec"], Path(manifest["inputs"]["data"]["path"])
         settings = backbone_settings(spec["backbone"])
-    except (OSError, KeyError, ValueError) as error:
+    except (InputError, KeyError, ValueError) as error:
         raise InputError(
             f"{folder}: no trained backbone ({type(error).__name__}: {error}); name a folder such "
             "as results/stage1/DATASET/BACKBONE/DIGEST/seed0"
         ) from None
     if settings.splits_classes() or not hasattr(settings, "network") or settings.loss is None:
         raise InputError(f"{folder}: system {settings.system!r} has no classifier over classes")
-    subset = read_subset(_beside(folder, data) / "subset.h5")
+    subset = read_subset(input_beside(folder, data) / "subset.h5")
     names = list(subset.class_names)
     if isinstance(settings, HybridBranch):
         counts = subset.class_counts
@@ -139,14 +139,6 @@ def open_backbone(folder: Path) -> Explained:
             raise InputError(f"{folder}: network {settings.network} has no last maps to show")
         networks.append(network)
     return Explained(networks[0], networks[1], names, dataset_settings(spec["dataset"]).input)
-
-
-def _beside(folder: Path, data: Path) -> Path:
-    """Return the data artifact: below the working folder, or below the one that has `folder`."""
-    for base in (Path(), *folder.resolve().parents):
-        if (base / data).is_dir():
-            return base / data
-    raise InputError(f"{folder}: its data set's folder {data} is not there")
 
 
 def _check_outputs(weights: Path, classes: int) -> None:

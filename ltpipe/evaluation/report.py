@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,11 @@ def write_report(
     Raises:
         InputError: an artifact is missing or damaged, or a published table does not exist.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        work = Path(temporary)
+    # Always of one name, so that what a killed run left is removed by the next one.
+    work = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
         text = _write(_in_order(spec), work, expected_dir, base)
         output.mkdir(exist_ok=True)
         for made in sorted(work.iterdir()):
@@ -63,6 +64,8 @@ def write_report(
             if old.is_dir():
                 shutil.rmtree(old)
             made.replace(old)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return text
 
 

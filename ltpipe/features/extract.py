@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ltpipe.config.backbones import FeatureSettings, HybridBranch, backbone_settings
-from ltpipe.data.augment import normalise
+from ltpipe.data.augment import Normalise, normalise
 from ltpipe.data.head_tail import group_classes
 from ltpipe.data.loading import ImageSplit, Pixels, open_split
 from ltpipe.data.subset import Subset, read_subset
@@ -35,18 +35,28 @@ TRAIN_BN_BATCH = {"train": 64, "val": 256, "test": 256}
 Embed = Callable[[Tensor], Tensor]
 
 
-def embedder(network: nn.Module, pixels: Pixels, dtype: torch.dtype, device: torch.device) -> Embed:
+class Embedder(nn.Module):
+    """Maps uint8 batches (B, C, H, W) to float32 features (B, D) by a network in `dtype`."""
+
+    def __init__(self, network: nn.Module, pixels: Pixels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.normalise = Normalise(pixels.mean, pixels.std, dtype)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.network.features(self.normalise(batch)).float()
+
+
+def embedder(
+    network: nn.Module, pixels: Pixels, dtype: torch.dtype, device: torch.device
+) -> Embedder:
     """Return a function from uint8 batches (B, C, H, W) to float32 features (B, D).
 
     BatchNorm uses its running statistics and is folded into the convolutions; everything runs in
     `dtype`.
     """
     folded = place(fold_batchnorm(network.eval()), device, dtype)
-
-    def embed(batch: Tensor) -> Tensor:
-        return folded.features(normalise(batch, pixels.mean, pixels.std, dtype)).float()
-
-    return embed
+    return Embedder(folded, pixels, dtype).to(device)
 
 
 def train_bn_embedder(network: nn.Module, pixels: Pixels, device: torch.device) -> Embed:
@@ -152,10 +162,7 @@ def _write_split(
 
     features = np.concatenate(list(track(stream(None), f"{name} features")))[place]
     head = copy.deepcopy(network.head).to("cpu").float().eval()
-    outputs = head(torch.from_numpy(features))
-    if backbone.loss is not None:
-        outputs = build_loss(backbone.loss, subset.class_counts).logits(outputs)
-    logits = outputs.numpy()
+    logits = Head(head, backbone, subset.class_counts)(torch.from_numpy(features)).numpy()
     dimension = features.shape[1]
 
     def all_views() -> Iterator[np.ndarray]:
@@ -193,6 +200,19 @@ def _write_split(
         classifier_bias=state["bias"].numpy() if "bias" in state else None,
     )
     return dimension
+
+
+class Head(nn.Module):
+    """Maps features (N, D) to the logits (N, C') that a backbone has at test time."""
+
+    def __init__(self, head: nn.Module, backbone: Any, class_counts: Sequence[int]) -> None:
+        super().__init__()
+        self.head = head
+        self.loss = None if backbone.loss is None else build_loss(backbone.loss, class_counts)
+
+    def forward(self, features: Tensor) -> Tensor:
+        outputs = self.head(features)
+        return outputs if self.loss is None else self.loss.logits(outputs)
 
 
 def open_splits(job: Job, subset: Subset) -> Iterator[tuple[str, ImageSplit | None]]:

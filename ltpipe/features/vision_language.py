@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltpipe.config.backbones import (
     Ladder,
@@ -17,7 +17,7 @@ from ltpipe.config.backbones import (
     VisionLanguageFeatures,
     backbone_settings,
 )
-from ltpipe.data.augment import normalise
+from ltpipe.data.augment import Normalise
 from ltpipe.data.loading import ImageSplit, Pixels
 from ltpipe.data.randaugment import rand_augment
 from ltpipe.data.subset import Subset, read_subset
@@ -104,15 +104,26 @@ def open_towers(job: Job, backbone: VisionLanguage, role: str) -> Any:
     return place(towers, job.device).requires_grad_(False)
 
 
-def tower_embedder(towers: Any, pixels: Pixels, dtype: torch.dtype, device: torch.device) -> Embed:
+class TowerEmbedder(nn.Module):
+    """Maps uint8 batches (B, C, H, W) to float32 features (B, D); products are in `dtype`."""
+
+    def __init__(self, visual: nn.Module, pixels: Pixels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.visual = visual
+        self.normalise = Normalise(pixels.mean, pixels.std, torch.float32)
+        self.dtype = dtype
+
+    def forward(self, batch: Tensor) -> Tensor:
+        images = self.normalise(batch)
+        with autocast_to(self.dtype, batch.device):
+            return encode_images(self, images).float()
+
+
+def tower_embedder(
+    towers: Any, pixels: Pixels, dtype: torch.dtype, device: torch.device
+) -> TowerEmbedder:
     """Return a function from uint8 batches (B, C, H, W) to float32 features (B, D)."""
-
-    def embed(batch: Tensor) -> Tensor:
-        images = normalise(batch, pixels.mean, pixels.std, torch.float32)
-        with autocast_to(dtype, device):
-            return encode_images(towers, images).float()
-
-    return embed
+    return TowerEmbedder(towers.visual, pixels, dtype).to(device)
 
 
 def ladder_strengths(ladder: Ladder | None) -> list[float]:

@@ -91,10 +91,11 @@ def checked_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
     Raises:
         InputError: there is no class, or a class has no training image.
     """
-    counts = torch.as_tensor(class_counts, dtype=torch.float64, device="cpu")
-    if counts.ndim != 1 or not len(counts):
+    # Looked at as numbers: a graph that is being exported has no values in its tensors.
+    numbers = class_counts.tolist() if isinstance(class_counts, Tensor) else list(class_counts)
+    if not isinstance(numbers, list) or not numbers or isinstance(numbers[0], list):
         raise InputError("class_counts must list one count per class, for at least one class")
-    for index, count in enumerate(counts.tolist()):
+    for index, count in enumerate(numbers):
         if not 0 < count < float("inf"):
             raise InputError(f"class {index} has {count:g} training images; it needs at least one")
-    return counts
+    return torch.tensor(numbers, dtype=torch.float64)

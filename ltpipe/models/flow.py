@@ -106,7 +106,7 @@ class FlowMixture(nn.Module):
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the latent vectors (B, D) of x (B, D) and log |det dz / dx| (B,)."""
-        log_det = x.new_zeros(len(x))
+        log_det = x.new_zeros(x.shape[0])
         for place, (made, norm) in enumerate(zip(self.mades, self.norms, strict=True)):
             if place:
                 x = x.flip(1)

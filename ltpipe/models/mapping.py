@@ -78,16 +78,28 @@ def map_scores(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
     return outputs.transpose(1, 2)
 
 
+def mapped(one: Mapping[str, Tensor], logits: Tensor, kind: str) -> Tensor:
+    """Return one perceptron's outputs (N, C) for subclass logits (N, P); `kind` is its input's."""
+    stacked = {
+        name: one[name][None] for name in ("weight1", "bias1", "weight2", "bias2") if name in one
+    }
+    return map_scores(stacked, mapping_input(logits, kind)[None])[0, :, 0]
+
+
 def owners(subclasses: Sequence[int]) -> Tensor:
     """Return the class (P,) of each subclass."""
     return torch.arange(len(subclasses)).repeat_interleave(torch.tensor(subclasses))
 
 
-def marginal_scores(logits: Tensor, subclasses: Sequence[int]) -> Tensor:
-    """Return class probabilities (N, C): subclass probabilities summed, from logits (N, P)."""
+def marginal_scores(logits: Tensor, owners: Tensor, classes: int) -> Tensor:
+    """Return class probabilities (N, C): subclass probabilities summed, from logits (N, P).
+
+    Args:
+        owners: (P,) the class of each subclass.
+    """
     probabilities = torch.softmax(logits, dim=1)
-    scores = probabilities.new_zeros(len(logits), len(subclasses))
-    return scores.index_add_(1, owners(subclasses).to(logits.device), probabilities)
+    scores = probabilities.new_zeros(logits.shape[0], classes)
+    return scores.index_add(1, owners.to(logits.device), probabilities)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ltpipe.compat import import_torchvision
 from ltpipe.errors import InputError
 from ltpipe.models.heads import build_head
+from ltpipe.models.published import load_published
 
 
 class TorchvisionResNet(nn.Module):
@@ -75,19 +77,7 @@ def _load_body(body: nn.Module, weights: dict[str, Tensor], origin: str) -> None
         for key, value in weights.items()
         if not key.startswith(("fc.", "head."))
     }
-    expected = body.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    unknown = sorted(state.keys() - expected.keys())
-    if missing or unknown:
-        fault = f"lack {missing[0]}" if missing else f"have the unknown key {unknown[0]}"
-        raise InputError(f"{origin} {fault}: they belong to another network")
-    for key, value in expected.items():
-        if state[key].shape != value.shape:
-            raise InputError(
-                f"{origin}: {key} has shape {tuple(state[key].shape)}, "
-                f"the network needs {tuple(value.shape)}"
-            )
-    body.load_state_dict(state)
+    load_published(body, state, origin)
 
 
 def _read_weights(network: str, weights: str | Path) -> dict[str, Tensor]:
@@ -124,7 +114,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # A damaged pickle raises nearly anything, also IndexError.
         raise InputError(
             f"weights file {path} cannot be read: give a safetensors file or a saved state dict"

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
 from ltpipe.errors import InputError, nearest
+from ltpipe.models.published import load_published
 
 MAX_LOGIT_SCALE = 100.0
 _VOCABULARY = 49408
@@ -139,18 +140,7 @@ def load_towers(towers: nn.Module, path: Path) -> None:
     for key in ("logit_scale", "logit_bias"):
         if key in state and key in expected:
             state[key] = state[key].reshape(expected[key].shape)
-    missing = sorted(expected.keys() - state.keys())
-    unknown = sorted(state.keys() - expected.keys())
-    if missing or unknown:
-        fault = f"lacks {missing[0]}" if missing else f"has the unknown key {unknown[0]}"
-        raise InputError(f"weights file {path} {fault}: it belongs to other towers")
-    for key, value in expected.items():
-        if state[key].shape != value.shape:
-            raise InputError(
-                f"weights file {path}: {key} has shape {tuple(state[key].shape)}, the towers need "
-                f"{tuple(value.shape)}: it belongs to others"
-            )
-    towers.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
+    load_published(towers, state, f"weights file {path}")
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -190,6 +180,7 @@ def encode_images(towers: Any, images: Tensor) -> Tensor:
     """Return the image tower's output (B, D), not of unit length, as the adapter takes it.
 
     Args:
+        towers: what has the image tower as its `visual`.
         images: normalised (B, 3 or 1, H, W); grey is repeated, and images of another size than the
             tower's are resized (bicubic).
     """

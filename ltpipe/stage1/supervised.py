@@ -9,6 +9,7 @@ from ltpipe.losses.building import build_loss
 from ltpipe.progress import say
 from ltpipe.stage1.job import Images, open_training, train_steps
 from ltpipe.training.engine import Steps, SupervisedTask, drain, why_not_captured
+from ltpipe.training.turns import take_turns
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -18,7 +19,14 @@ def run(job: Job) -> dict[str, Any]:
     subset.h5. While the job runs, its resume/ folder holds a checkpoint, from which a killed run
     goes on if spec, samples and code are still the same.
     """
-    return drain(steps(job))
+    if not job.cuda_graphs:
+        return drain(steps(job))
+    # A graph is recorded best from a stream that is not the default one.
+    ended: list[Any] = []
+    take_turns([steps(job)], job.device, lambda place, result: ended.append(result))
+    if isinstance(ended[0], Exception):
+        raise ended[0]
+    return ended[0]
 
 
 def steps(job: Job, images: Images | None = None) -> Steps[dict[str, Any]]:

@@ -15,7 +15,6 @@ their manifests.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import tempfile
@@ -38,7 +37,8 @@ from ltpipe.stage1 import supervised
 from ltpipe.stage1.job import Images, open_images
 from ltpipe.training.devices import CPU, describe, lease
 from ltpipe.training.distributed import is_launched
-from ltpipe.training.engine import Steps, why_not_captured
+from ltpipe.training.engine import why_not_captured
+from ltpipe.training.turns import take_turns
 
 # Jobs that Snakemake starts at once are seconds apart when they have imported torch.
 PATIENCE = 5.0
@@ -79,47 +79,6 @@ def train_together(jobs: Sequence[Job], finish: Callable[[int, Result], None]) -
             places.append(place)
             started.append(supervised.steps(job, opened[key]))
     take_turns(started, jobs[0].device, lambda place, result: finish(places[place], result))
-
-
-def take_turns(
-    started: Sequence[Steps[Any]], device: torch.device, finish: Callable[[int, Any], None]
-) -> None:
-    """Take a step of each in turn until all have ended; on a GPU each has a stream of its own.
-
-    Args:
-        finish: is told of each, by its place, as soon as it has ended: what it returned or raised.
-    """
-    if device.type == "cuda":
-        # What was made on this stream, such as images, is read on others.
-        torch.cuda.synchronize(device)
-    running = [_Turns(place, steps, device) for place, steps in enumerate(started)]
-    while running:
-        for turns in list(running):
-            if turns.take():
-                running.remove(turns)
-                finish(turns.place, turns.result)
-
-
-class _Turns:
-    """Work under way, and the stream on which its steps run."""
-
-    def __init__(self, place: int, steps: Steps[Any], device: torch.device) -> None:
-        self.place = place
-        self.steps = steps
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.result: Any = None
-
-    def take(self) -> bool:
-        """Take a step; return whether that was the last one."""
-        with contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
-            try:
-                next(self.steps)
-                return False
-            except StopIteration as end:
-                self.result = end.value
-            except Exception as error:
-                self.result = error
-        return True
 
 
 def take_part(job: Job, wanted: str, at_once: int) -> dict[str, Any]:

@@ -24,12 +24,35 @@ class Rows:
         return self.table.index_select(0, rows.reshape(-1)).float().view(*rows.shape, -1)
 
 
+def plain_rows(rows: Tensor) -> Tensor:
+    """Return rows (N, D) as they are."""
+    return rows
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Return rows (N, D) brought to unit length; a zero row stays zero."""
+    return rows * _unit_factors(torch.linalg.vector_norm(rows, dim=1)).unsqueeze(1)
+
+
+def squashed_rows(rows: Tensor) -> Tensor:
+    """Return rows (N, D) as `SquashedRows` scales them."""
+    return rows * _squash_factors(torch.linalg.vector_norm(rows, dim=1)).unsqueeze(1)
+
+
+def _unit_factors(norms: Tensor) -> Tensor:
+    return norms.clamp_min(1e-12).reciprocal()
+
+
+def _squash_factors(norms: Tensor) -> Tensor:
+    return (1 + norms).reciprocal()
+
+
 class UnitRows(Rows):
     """Rows brought to unit length when they are gathered; a zero row stays zero."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__(table)
-        self.factors = _norms(table).clamp_min_(1e-12).reciprocal_().unsqueeze(1)
+        self.factors = _unit_factors(_norms(table)).unsqueeze(1)
 
     def gather(self, rows: Tensor) -> Tensor:
         flat = rows.reshape(-1)
@@ -46,7 +69,7 @@ class SquashedRows(UnitRows):
 
     def __init__(self, table: Tensor) -> None:
         super().__init__(table)
-        self.factors = (1 + _norms(table)).reciprocal_().unsqueeze(1)
+        self.factors = _squash_factors(_norms(table)).unsqueeze(1)
 
 
 def _norms(table: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +52,29 @@ def read_block(folder: Path, split: str) -> Block:
     Raises:
         InputError: there is no whole filter.
     """
+    names = ("log_likelihood", "cluster", "member", "inside")
+    with _opened(folder) as file:
+        return Block(**{name: file[f"{split}/{name}"][()] for name in names})
+
+
+def read_threshold(folder: Path) -> float:
+    """Return the log-likelihood from which on the filter in `folder` takes a sample out.
+
+    Raises:
+        InputError: there is no whole filter.
+    """
+    with _opened(folder) as file:
+        return float(file.attrs["threshold"])
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[h5py.File]:
     path = folder / "filter.h5"
     try:
         with h5py.File(path, "r", locking=False) as file:
             if file.attrs.get("format") != FORMAT or not file.attrs.get("complete"):
                 raise InputError(f"{path}: not a whole filter; delete it and run again")
-            names = ("log_likelihood", "cluster", "member", "inside")
-            return Block(**{name: file[f"{split}/{name}"][()] for name in names})
+            yield file
     except (OSError, KeyError) as error:
         raise InputError(
             f"{path}: not a readable filter ({error}); delete it and run again"

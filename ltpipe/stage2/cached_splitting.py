@@ -22,6 +22,7 @@ from ltpipe.stage2.classifiers import (
     LinearModel,
     cosine_scores,
     linear_scores,
+    model_at,
     random_directions,
     random_linear,
 )
@@ -29,6 +30,7 @@ from ltpipe.stage2.decoupled import Features, finish, open_features
 from ltpipe.stage2.fit import Parameters, fit, stacked
 from ltpipe.stage2.mapping_fit import Phased, fit_mapping, head_of, mapped_logits
 from ltpipe.stage2.retraining import recipe_of
+from ltpipe.stage2.scoring import Fitted, Samples
 from ltpipe.training.clustering import Clustering
 from ltpipe.training.subclasses import spread_of, subclass_counts
 
@@ -46,24 +48,25 @@ def run(job: Job) -> dict[str, Any]:
     # A subclass without samples has no weight or margin of its own; one sample stands in for none.
     counts = clustering.restart().clamp_min(1).tolist()
     found = _fit_classifier(features, pseudo, counts, job)
-    test = torch.from_numpy(features.test.features).to(job.device)
     weights = {**found, "owners": owners(subclasses).repeat(len(settings.points()), 1)}
     if settings.mapping == "marginal":
-
-        def scores(place: int) -> Tensor:
-            return marginal_scores(_logits(found, place, test, settings), subclasses).log()
-
         return finish(job, features, scores, weights, subclasses=subclasses)
     tables = [view.to(job.device).float() for view in drawn_views(train, settings.views)]
-    logits = torch.stack([_logits(found, 0, view, settings) for view in tables])
+    first = model_at(found, 0)
+    logits = torch.stack([_logits(first, view, settings) for view in tables])
     mapping = fit_mapping(
         logits, labels, settings, train.class_counts, job.spec["seed"], job.device
     )
+    return finish(job, features, scores, {**weights, **mapping}, subclasses=subclasses)
 
-    def mapped(place: int) -> Tensor:
-        return mapped_logits(mapping, place, _logits(found, 0, test, settings), settings)
 
-    return finish(job, features, mapped, {**weights, **mapping}, subclasses=subclasses)
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the logits of classes, of logits over subclasses."""
+    settings, weights = fitted.settings, fitted.weights
+    logits = _logits(weights, samples["features"].features, settings)
+    if settings.mapping == "marginal":
+        return marginal_scores(logits, weights["owners"], len(fitted.class_counts)).log()
+    return mapped_logits(weights, logits, settings)
 
 
 def _fit_classifier(features: Features, pseudo: Tensor, counts: list[int], job: Job) -> Parameters:
@@ -94,9 +97,9 @@ def _fit_classifier(features: Features, pseudo: Tensor, counts: list[int], job: 
     )
 
 
-def _logits(found: Parameters, place: int, inputs: Tensor, settings: Any) -> Tensor:
-    """Return the subclass logits (N, S) of features (N, D)."""
+def _logits(one: Parameters, inputs: Tensor, settings: Any) -> Tensor:
+    """Return one classifier's subclass logits (N, S) of features (N, D)."""
     if head_of(settings) == "cosine":
         scale = settings.loss.scale
-        return scale * cosine_scores(found["weight"][place], F.normalize(inputs, dim=1))
-    return linear_scores(found, place, inputs)
+        return scale * cosine_scores(one["weight"], F.normalize(inputs, dim=1))
+    return linear_scores(one, inputs)

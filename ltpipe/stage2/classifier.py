@@ -21,7 +21,7 @@ from ltpipe.losses.base import Loss
 from ltpipe.losses.building import build_loss
 from ltpipe.losses.weights import effective_number_weights, inverse_frequency_weights
 from ltpipe.seeding import generator
-from ltpipe.stage2.batches import Rows, SquashedRows, UnitRows
+from ltpipe.stage2.batches import Rows, SquashedRows, UnitRows, squashed_rows, unit_rows
 from ltpipe.stage2.classifiers import (
     COSINE_SCALE,
     CosineModel,
@@ -36,23 +36,24 @@ from ltpipe.stage2.fit import Parameters, fit, stacked
 from ltpipe.stage2.logit_gradients import logit_gradient
 from ltpipe.stage2.results import linear_classifier_of
 from ltpipe.stage2.retraining import recipe_of, training_batches
+from ltpipe.stage2.scoring import Fitted, Samples
 
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the classifiers of all points at once and evaluate their last epoch."""
     features = open_features(job, Classifier)
-    settings = features.settings
-    found = fit_classifiers([features.train], settings, [job.spec["seed"]], job.device)
-    loss = _loss(settings, features.train.class_counts)
-    inputs = torch.from_numpy(features.test.features).to(job.device)
-    test = _rows(settings)(inputs).gather(torch.arange(len(inputs), device=job.device))
+    found = fit_classifiers([features.train], features.settings, [job.spec["seed"]], job.device)
+    return finish(job, features, scores, found)
 
-    def logits(place: int) -> Tensor:
-        if settings.head == "linear":
-            return loss.logits(linear_scores(found, place, test))
-        return loss.logits(_scale(settings) * cosine_scores(found["weight"][place], test))
 
-    return finish(job, features, logits, found)
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the logits at test time, as the loss has them."""
+    settings, inputs = fitted.settings, samples["features"].features
+    loss = _loss(settings, fitted.class_counts)
+    if settings.head == "linear":
+        return loss.logits(linear_scores(fitted.weights, inputs))
+    rows = squashed_rows(inputs) if settings.rows == "squashed" else unit_rows(inputs)
+    return loss.logits(_scale(settings) * cosine_scores(fitted.weights["weight"], rows))
 
 
 def fit_classifiers(

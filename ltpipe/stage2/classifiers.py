@@ -87,11 +87,15 @@ def _products(weight: Tensor, inputs: Tensor) -> Tensor:
     return products.view(*products.shape[:2], -1, classes)
 
 
-def linear_scores(parameters: Parameters, model: int, inputs: Tensor) -> Tensor:
-    """Return the logits (N, C) of one of M models of `LinearModel` on inputs (N, D)."""
-    one = {name: values[model] for name, values in parameters.items()}
+def linear_scores(one: Parameters, inputs: Tensor) -> Tensor:
+    """Return the logits (N, C) of one of `LinearModel`'s models on inputs (N, D)."""
     plain = F.linear(inputs, one["weight"], one.get("bias"))
     return one["scale"] * plain if "scale" in one else plain
+
+
+def model_at(parameters: Parameters, model: int) -> Parameters:
+    """Return one of M models, without the axis of models."""
+    return {name: values[model] for name, values in parameters.items()}
 
 
 def cosine_scores(weight: Tensor, inputs: Tensor) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
-from ltpipe.stage2.results import manifest_facts, method_settings, open_stores, write_results
+from ltpipe.stage2.results import method_settings, open_stores
+from ltpipe.stage2.scoring import Scores, finish_scores
 
 
 @dataclass(frozen=True)
@@ -40,29 +40,21 @@ def open_features(job: Job, model: type[Any]) -> Features:
 def finish(
     job: Job,
     features: Features,
-    logits: Callable[[int], Tensor],
+    scores: Scores,
     weights: dict[str, Tensor],
     *,
     more_rows: Sequence[pd.DataFrame] = (),
     **facts: Any,
 ) -> dict[str, Any]:
-    """Evaluate each point's test logits (N, C), write the results, return the manifest's facts.
+    """Score the test samples at each point, write the results, return the manifest's facts.
 
     Args:
-        logits: called with the point's place.
+        scores: the method's own, called once a point.
         weights: tensors with the points along the first axis.
         more_rows: further rows of metrics, under their own protocol tags.
         facts: what else the manifest says.
     """
-    points, protocol = features.settings.points(), features.settings.protocol()
-    scores = (torch.softmax(logits(place), dim=1).cpu().numpy() for place in range(len(points)))
-    write_results(
-        job,
-        scores,
-        points=points,
-        protocol=protocol,
-        test=features.test,
-        weights=weights,
-        more_rows=more_rows,
+    stores = {"features": features.test}
+    return finish_scores(
+        job, features.settings, stores, scores, weights, more_rows=more_rows, **facts
     )
-    return {**manifest_facts(protocol, points), **facts}

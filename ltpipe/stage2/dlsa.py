@@ -22,14 +22,15 @@ from torch import Tensor
 from ltpipe.config.methods import DLSA
 from ltpipe.io import write_text_atomic
 from ltpipe.job import Job
-from ltpipe.models.flow import FlowMixture
+from ltpipe.models.flow import FlowMixture, FlowOutput
 from ltpipe.progress import say
 from ltpipe.stage2.blocks import Block, read_block
 from ltpipe.stage2.clusters import cluster_shares, purity
 from ltpipe.stage2.decoupled import Features, finish, open_features
-from ltpipe.stage2.embedded import GroupData, fit_group
+from ltpipe.stage2.embedded import GroupData, fit_group, group_scores
 from ltpipe.stage2.flow_filter import read_flow
 from ltpipe.stage2.results import evaluate_scores, metric_rows
+from ltpipe.stage2.scoring import Fitted, Samples
 
 # A class is called tail by the paper's separation accuracy if it has at most so many samples.
 TAIL_COUNT = 50
@@ -56,12 +57,15 @@ class Lift:
             return features
         lifted = []
         for rows in features.split(_ROWS):
-            output = self.flow(rows)
-            parts = [rows, output.latent if self.use_latent else rows]
-            if self.prior is not None:
-                parts.append(self.prior[output.cluster_log_prob.argmax(1)])
-            lifted.append(torch.cat(parts, 1))
+            lifted.append(self.lifted(rows, self.flow(rows)))
         return torch.cat(lifted) if lifted else features
+
+    def lifted(self, rows: Tensor, output: FlowOutput) -> Tensor:
+        """Return what `__call__` does, of rows and what the flow says of them."""
+        parts = [rows, output.latent if self.use_latent else rows]
+        if self.prior is not None:
+            parts.append(self.prior[output.cluster_log_prob.argmax(1)])
+        return torch.cat(parts, 1)
 
     def sizes(self, dimension: int) -> list[int]:
         """Return the widths of the parts that a cosine classifier takes apart."""
@@ -99,8 +103,8 @@ def run(job: Job) -> dict[str, Any]:
     }
     train = torch.from_numpy(features.train.features).to(job.device)
     test = torch.from_numpy(features.test.features).to(job.device)
-    scores = torch.zeros(len(test), features.classes, device=job.device)
-    best = torch.zeros_like(scores)
+    logits = torch.zeros(len(test), features.classes, device=job.device)
+    best = torch.zeros_like(logits)
     weights: dict[str, Tensor] = {}
     all_counts = torch.tensor(features.train.class_counts)
     for group in cascade(job, features, blocks):
@@ -122,9 +126,11 @@ def run(job: Job) -> dict[str, Any]:
             data, features.train, settings, job, group.name, watched if settings.best_test else None
         )
         weights |= {f"{group.name}.{name}": value[None] for name, value in found.items()}
-        scores[places] = classify(inputs).to(scores.dtype)
-        best[places] = scores[places] if watched.scores is None else watched.scores
-    table = block_table(features, blocks, scores.argmax(1).cpu().numpy())
+        if group.lift.prior is not None:
+            weights[f"{group.name}.prior"] = group.lift.prior[None]
+        logits[places] = classify(inputs).to(logits.dtype)
+        best[places] = logits[places] if watched.scores is None else watched.scores
+    table = block_table(features, blocks, logits.argmax(1).cpu().numpy())
     write_text_atomic(job.output / "blocks.csv", table.to_csv(index=False))
     clusters = cluster_table(features.train.labels, blocks["train"])
     write_text_atomic(job.output / "clusters.csv", clusters.to_csv(index=False))
@@ -142,7 +148,39 @@ def run(job: Job) -> dict[str, Any]:
             best.softmax(1).cpu().numpy(), features.test, job.spec["groups"]
         )
         more.append(metric_rows(found_best, 0, {}, "best_test"))
-    return finish(job, features, lambda place: scores, weights, more_rows=more)
+    return finish(job, features, lambda fitted, samples: logits, weights, more_rows=more)
+
+
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the logits of each sample's group, as the filters' thresholds send it there.
+
+    Every group scores every sample and most of it is thrown away: it is little beside a backbone,
+    and no shape depends on the samples.
+    """
+    features, settings = samples["features"].features, fitted.settings
+
+    def answered(name: str, lift: Lift, inputs: Tensor) -> Tensor:
+        weights = {
+            key.removeprefix(f"{name}."): value
+            for key, value in fitted.weights.items()
+            if key.startswith(f"{name}.")
+        }
+        return group_scores(settings.classifier, weights, inputs, lift.sizes(features.shape[1]))
+
+    if not fitted.filters:
+        return answered("all", Lift(), features)
+    taken: list[tuple[Tensor, Tensor]] = []
+    for number, block in enumerate(fitted.filters, 1):
+        output: FlowOutput = block.flow(features)
+        lift = Lift(block.flow, fitted.weights[f"block{number}.prior"], settings.use_latent)
+        found = answered(f"block{number}", lift, lift.lifted(features, output))
+        taken.append((output.log_likelihood >= block.threshold, found))
+    rest = Lift(fitted.filters[-1].flow, None, settings.use_latent)
+    logits = answered("rest", rest, rest.lifted(features, output))
+    # The first block that takes a sample out has the last word.
+    for inside, found in reversed(taken):
+        logits = torch.where(inside.unsqueeze(1), found, logits)
+    return logits
 
 
 class _BestOnTest:

@@ -26,6 +26,7 @@ from ltpipe.stage2.classifiers import random_linear
 from ltpipe.stage2.decoupled import finish, open_features
 from ltpipe.stage2.ladder import CachedViews
 from ltpipe.stage2.memory import Memory
+from ltpipe.stage2.scoring import Fitted, Samples
 from ltpipe.stage2.texts import class_texts, text_logits, towers_of
 from ltpipe.training.adamw import AdamW
 from ltpipe.training.schedules import learning_rate
@@ -60,16 +61,34 @@ def run(job: Job) -> dict[str, Any]:
     adapter = Adapter(settings, train.features.shape[1], job.spec["seed"], job.device)
     fit = Phase2(settings, train, source, adapter, text, scale, job.spec["seed"], job.device)
     seconds = fit.run()
-    test = torch.from_numpy(features.test.features).to(job.device)
-
-    def logits(place: int) -> Tensor:
-        return text_logits(adapter.at(place, test), text, scale)
-
     weights = {**adapter.weights(), "share": adapter.share.view(-1)}
     if fit.memory is not None:
         weights["memory"] = fit.memory.scores()
     facts = {"seconds_per_epoch": round(seconds / settings.epochs, 6), "online": settings.online}
-    return finish(job, features, logits, weights, towers=towers_of(train), **facts)
+    return finish(job, features, scores, weights, towers=towers_of(train), **facts)
+
+
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return scaled cosines of adapted features with the classes' texts."""
+    text, scale = class_texts(samples["features"])
+    weights, relu = fitted.weights, fitted.settings.adapter.relu
+    share = weights["share"].view(1, 1)
+    features = samples["features"].features
+    adapted = adapt(features, weights["weight"], weights.get("bias"), share, relu)
+    return text_logits(adapted, text, scale)
+
+
+@torch.no_grad()
+def adapt(
+    features: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor, relu: bool
+) -> Tensor:
+    """Return features (N, D) as one adapter changes them, not of unit length."""
+    hidden = features @ weight.T
+    if bias is not None:
+        hidden += bias
+    if relu:
+        hidden.relu_()
+    return torch.lerp(features, hidden, share)
 
 
 def _source(job: Job, settings: ECVL, train: FeatureStore) -> Views:
@@ -137,12 +156,8 @@ class Adapter:
     @torch.no_grad()
     def at(self, place: int, features: Tensor) -> Tensor:
         """Return features (N, D) as one point adapts them, not of unit length."""
-        hidden = features @ self.weight[place].T
-        if self.bias is not None:
-            hidden += self.bias[place]
-        if self.relu:
-            hidden.relu_()
-        return torch.lerp(features, hidden, self.share[place])
+        bias = None if self.bias is None else self.bias[place]
+        return adapt(features, self.weight[place], bias, self.share[place], self.relu)
 
     def weights(self) -> dict[str, Tensor]:
         """Return what is trained, the points along the first axis."""

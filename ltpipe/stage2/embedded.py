@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,6 @@ from ltpipe.stage2.batches import Draws, FeatureBatches, Rows
 from ltpipe.stage2.classifiers import (
     COSINE_SCALE,
     LinearModel,
-    linear_scores,
     random_directions,
     random_linear,
 )
@@ -27,7 +26,7 @@ from ltpipe.stage2.logit_gradients import SoftmaxGradient
 from ltpipe.stage2.m2m import TranslatedBatches, mean_norm
 from ltpipe.stage2.results import linear_classifier_of
 from ltpipe.stage2.retraining import recipe_of
-from ltpipe.stage2.ride import DiversityGradient
+from ltpipe.stage2.ride import DiversityGradient, mean_scores
 
 Classify = Callable[[Tensor], Tensor]
 # The class prior of classes that a group lacks, as in the released code.
@@ -96,9 +95,7 @@ def fit_group(
         model = LinearModel(gradient, ("weight", "bias"))
 
     def classify(inputs: Tensor) -> Tensor:
-        if settings.classifier == "cosine":
-            return COSINE_SCALE * cosine_part_scores(found["weight"][0], inputs, data.sizes)
-        return torch.stack([linear_scores(found, m, inputs) for m in range(experts)]).mean(0)
+        return group_scores(settings.classifier, found, inputs, data.sizes)
 
     def on_epoch(epoch: int, _: Parameters) -> None:
         if diverse is not None:
@@ -110,6 +107,20 @@ def fit_group(
     description = f"{settings.classifier}, {name}"
     fit(found, model, batches, recipe, on_epoch=on_epoch, description=description)
     return classify, found
+
+
+def group_scores(
+    classifier: str, found: Parameters, inputs: Tensor, sizes: Sequence[int]
+) -> Tensor:
+    """Return a group's logits (m, C) of lifted features (m, E).
+
+    Args:
+        found: the weights of `fit_group`.
+        sizes: the widths of the parts that a cosine classifier takes apart.
+    """
+    if classifier == "cosine":
+        return COSINE_SCALE * cosine_part_scores(found["weight"][0], inputs, sizes)
+    return mean_scores(found, inputs)
 
 
 def _counts(data: GroupData, classes: int) -> Tensor:

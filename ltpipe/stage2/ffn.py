@@ -12,10 +12,9 @@ the CE branch's BatchNorm in training mode and picks the best epoch on the test 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -26,19 +25,18 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
 from ltpipe.losses.margin import LDAMLoss
 from ltpipe.seeding import generator
-from ltpipe.stage2.batches import FusedBatches, UnitRows, drawn_views
+from ltpipe.stage2.batches import FusedBatches, drawn_views, unit_rows
 from ltpipe.stage2.classifiers import CosineModel, cosine_scores, random_directions
 from ltpipe.stage2.fit import EpochBatches, Parameters, Recipe, fit
 from ltpipe.stage2.logit_gradients import logit_gradient
 from ltpipe.stage2.results import (
     classifier_of,
     evaluate_scores,
-    manifest_facts,
     method_settings,
     metric_rows,
     open_stores,
-    write_results,
 )
+from ltpipe.stage2.scoring import Embedded, Fitted, Samples, finish_scores
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -56,8 +54,7 @@ def run(job: Job) -> dict[str, Any]:
     loss = LDAMLoss(train["kps"].class_counts, settings.max_margin, settings.scale)
     start = _initial_classifier(settings, train["kps"], classes, job.spec["seed"])
     batches = _batches(job, settings, train, coefficients)
-    mixtures = _TestMixtures(test, job.device)
-    best = _BestOnTest(mixtures, points, settings, job.spec["groups"])
+    best = _BestOnTest(test, settings, job)
     weight = fit(
         {"weight": start.to(job.device).repeat(len(points), 1, 1)},
         CosineModel(logit_gradient(loss, device=job.device)),
@@ -73,20 +70,21 @@ def run(job: Job) -> dict[str, Any]:
         on_epoch=best if settings.best_test else None,
         description=f"FFN, {len(points)} points",
     )["weight"]
-    protocol = settings.protocol()
-    write_results(
+    return finish_scores(
         job,
-        (
-            mixtures.probabilities(w, point["w1"], settings.scale)
-            for w, point in zip(weight, points, strict=True)
-        ),
-        points=points,
-        protocol=protocol,
-        test=test["kps"],
-        weights={"weight": weight, "w1": coefficients},
-        more_rows=best.rows(protocol.replace("last", "best_test")),
+        settings,
+        test,
+        scores,
+        {"weight": weight, "w1": coefficients},
+        more_rows=best.rows(settings.protocol().replace("last", "best_test")),
     )
-    return manifest_facts(protocol, points)
+
+
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the scaled cosines of the mixture of both backbones' unit features."""
+    ce, kps = (unit_rows(samples[role].features) for role in ("ce", "kps"))
+    mixture = torch.lerp(ce, kps, fitted.point["w1"])
+    return cosine_scores(fitted.weights["weight"], mixture) * fitted.settings.scale
 
 
 def _initial_classifier(settings: FFN, kps: FeatureStore, classes: int, seed: int) -> Tensor:
@@ -143,35 +141,15 @@ def _check_same_views(train: dict[str, FeatureStore], settings: FFN) -> None:
         )
 
 
-class _TestMixtures:
-    """The unit features of the test samples, mixed as asked."""
-
-    def __init__(self, test: dict[str, FeatureStore], device: torch.device) -> None:
-        self.store = test["kps"]
-        rows = torch.arange(len(self.store.labels), device=device)
-        self.kps = UnitRows(torch.from_numpy(test["kps"].features).to(device)).gather(rows)
-        self.ce = UnitRows(torch.from_numpy(test["ce"].features).to(device)).gather(rows)
-
-    def probabilities(self, weight: Tensor, w1: float, scale: float) -> np.ndarray:
-        """Return softmax of the scaled cosines, (N, C)."""
-        cosines = cosine_scores(weight, torch.lerp(self.ce, self.kps, w1))
-        return torch.softmax(cosines * scale, dim=1).cpu().numpy()
-
-
 class _BestOnTest:
     """The metrics of each point's best epoch on the test set, as the released code reports them."""
 
-    def __init__(
-        self,
-        mixtures: _TestMixtures,
-        points: Sequence[dict[str, float]],
-        settings: FFN,
-        groups: str,
-    ) -> None:
-        self.mixtures = mixtures
-        self.points = points
-        self.scale = settings.scale
-        self.groups = groups
+    def __init__(self, test: dict[str, FeatureStore], settings: FFN, job: Job) -> None:
+        self.store = test["kps"]
+        self.samples = {role: Embedded.of(store, job.device) for role, store in test.items()}
+        self.settings = settings
+        self.points = settings.points()
+        self.groups = job.spec["groups"]
         self.best: dict[int, dict[str, Any]] = {}
 
     def __call__(self, epoch: int, parameters: Parameters) -> None:
@@ -180,9 +158,10 @@ class _BestOnTest:
                 self.best[place] = metrics
 
     def _evaluate(self, weight: Tensor) -> Iterator[dict[str, Any]]:
-        for w, point in zip(weight, self.points, strict=True):
-            scores = self.mixtures.probabilities(w, point["w1"], self.scale)
-            yield evaluate_scores(scores, self.mixtures.store, self.groups)
+        for one, point in zip(weight, self.points, strict=True):
+            fitted = Fitted(self.settings, {"weight": one}, point, self.store.class_counts)
+            found = scores(fitted, self.samples).softmax(1).cpu().numpy()
+            yield evaluate_scores(found, self.store, self.groups)
 
     def rows(self, protocol: str) -> list[pd.DataFrame]:
         """Return the rows for metrics.csv; none where no epoch was watched."""

@@ -8,6 +8,7 @@ the others go on to the next block.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,11 @@ def _new_flow(settings: FlowFilter, dimension: int, seed: int, block: int) -> Fl
 
 def read_flow(folder: Path, settings: FlowFilter, dimension: int) -> FlowMixture:
     """Return the trained flow of a filter's folder, in evaluation mode."""
+    return flow_of(load_file(folder / "filter.safetensors"), settings, dimension)
+
+
+def flow_of(state: Mapping[str, Tensor], settings: FlowFilter, dimension: int) -> FlowMixture:
+    """Return the flow of a state dict, in evaluation mode."""
     flow = _new_flow(settings, dimension, 0, 0)
-    flow.load_state_dict(load_file(folder / "filter.safetensors"))
-    return flow.eval()
+    flow.load_state_dict(state)
+    return flow.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ joining need no such knowledge. Each branch's logits are those of its own classe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ltpipe.config.methods import HRJBA, Classifier
-from ltpipe.data.head_tail import group_classes
+from ltpipe.data.head_tail import group_classes, tail_classes
 from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
@@ -27,7 +27,7 @@ from ltpipe.progress import say
 from ltpipe.seeding import generator
 from ltpipe.stage2.blocks import read_block
 from ltpipe.stage2.classifier import fit_classifiers
-from ltpipe.stage2.classifiers import LinearModel, linear_scores, random_linear
+from ltpipe.stage2.classifiers import LinearModel, linear_scores, model_at, random_linear
 from ltpipe.stage2.decoupled import Features, finish
 from ltpipe.stage2.fit import Parameters, fit
 from ltpipe.stage2.groups import group_rows, masked, sample_groups
@@ -35,6 +35,7 @@ from ltpipe.stage2.logit_gradients import SoftmaxGradient
 from ltpipe.stage2.results import method_settings, open_stores
 from ltpipe.stage2.retraining import recipe_of, training_batches
 from ltpipe.stage2.routing import energy_gap, fit_bias, fit_temperature, tempered
+from ltpipe.stage2.scoring import Embedded, Fitted, Samples, finish_scores
 
 GROUPS = ("head", "tail")
 
@@ -48,10 +49,8 @@ class Branches:
 
     def joined(self, parts: Tensor) -> Tensor:
         """Return scores (N, h + t), head classes first, in the order of classes: (N, C)."""
-        order = torch.tensor([*self.classes[0], *self.classes[1]])
-        scores = torch.empty_like(parts)
-        scores[:, order] = parts
-        return scores
+        order = torch.tensor([*self.classes[0], *self.classes[1]], device=parts.device)
+        return parts.index_select(1, torch.argsort(order))
 
     @property
     def concatenated(self) -> Tensor:
@@ -73,39 +72,100 @@ def run(job: Job) -> dict[str, Any]:
     needs_views = settings.routing in ("gate", "retrain") and settings.views == "cached"
     train = open_stores(job, "train", skip=() if needs_views else ("views",))
     test = open_stores(job, "test")
-    features = Features(settings, _both(train), _both(test))
+    features = Features(settings, _both(train), test["head"])
     if settings.routing == "retrain":
-        return _retrain(job, features)
-    branches = branches_of(test, settings.tail_share)
-    scores, weights, facts = _route(job, features, branches)
+        return _retrain(job, features, test)
+    samples = {group: Embedded.of(test[group], job.device) for group in GROUPS}
+    weights, facts = _learned(job, features)
+    found = join(
+        Fitted(settings, weights, {}, features.test.class_counts, facts),
+        samples,
+        _known_groups(job, features.test, settings),
+    )
     rows = group_rows(
-        scores.argmax(1).numpy(), features.test, settings.tail_share, settings.protocol()
+        found.argmax(1).cpu().numpy(), features.test, settings.tail_share, settings.protocol()
     )
     weights = {name: value[None] for name, value in weights.items()}
-    return finish(job, features, lambda place: scores, weights, more_rows=[rows], **facts)
+    return finish(job, features, lambda fitted, samples: found, weights, more_rows=[rows], **facts)
 
 
-def branches_of(stores: dict[str, FeatureStore], tail_share: float) -> Branches:
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the scores of all classes, each sample routed by what it is alone."""
+    if fitted.settings.routing == "retrain":
+        loss = build_loss(fitted.settings.loss, fitted.class_counts)
+        return loss.logits(linear_scores(fitted.weights, _side_by_side(samples)))
+    to_tail = None
+    if fitted.settings.routing == "flow":
+        (block,) = fitted.filters
+        features = samples[fitted.settings.filter_role()].features
+        to_tail = block.flow(features).log_likelihood >= block.threshold
+    return join(fitted, samples, to_tail)
+
+
+def join(fitted: Fitted, samples: Samples, to_tail: Tensor | None) -> Tensor:
+    """Return scores (N, C) of both branches whose softmax counts.
+
+    Args:
+        to_tail: (N,) bool, the samples that the tail branch answers, where routing `oracle` or
+            `flow` knows; None where the branches and what was learned decide.
+    """
+    settings, weights = fitted.settings, fitted.weights
+    branches = branches_of(samples, fitted.class_counts, settings.tail_share)
+    if settings.routing == "concat":
+        return branches.concatenated
+    device = branches.logits[0].device
+    is_tail = tail_classes(fitted.class_counts, settings.tail_share)
+    tail = torch.from_numpy(is_tail).to(device)
+    inside = branches.joined(torch.cat([z.log_softmax(1) for z in branches.logits], 1))
+    if to_tail is not None:
+        return masked(inside, tail, to_tail)
+    if settings.routing == "gate":
+        log_share = linear_scores(weights, _side_by_side(samples)).log_softmax(1)
+        if settings.soft:
+            return inside + log_share[:, tail.long()]
+        return masked(inside, tail, log_share[:, 1] > log_share[:, 0])
+    temperatures = (weights["temperatures"][0], weights["temperatures"][1])
+    if settings.routing == "temperature":
+        share = 0.5 if settings.prior == "even" else float(is_tail.mean())
+        return branches.joined(tempered(*branches.logits, temperatures, share))
+    return masked(inside, tail, energy_gap(*branches.logits, temperatures) + weights["bias"] > 0)
+
+
+def _side_by_side(samples: Samples) -> Tensor:
+    """Return the features of the head branch, then those of the tail branch."""
+    return torch.cat([samples[group].features for group in GROUPS], 1)
+
+
+def _known_groups(job: Job, test: FeatureStore, settings: HRJBA) -> Tensor | None:
+    """Return which test samples go to the tail branch, (N,) bool, where it is known before."""
+    if settings.routing == "oracle":
+        return sample_groups(test, settings.tail_share)[1].to(job.device)
+    if settings.routing == "flow":
+        taken = read_block(job.inputs["filter.1"], "test").inside
+        return torch.from_numpy(taken).to(job.device)
+    return None
+
+
+def branches_of(samples: Samples, class_counts: Sequence[int], tail_share: float) -> Branches:
     """Return the logits of both branches, each of its own classes.
 
     Raises:
-        InputError: a store has no logits, or a branch was trained on other classes.
+        InputError: a branch has no logits, or was trained on other classes.
     """
     found, groups = [], []
     for group in GROUPS:
-        store = stores[group]
-        classes = group_classes(store.class_counts, tail_share, group)
-        if store.logits is None:
-            raise InputError(f"{store.path}: has no logits to join")
-        logits = torch.from_numpy(store.logits)
-        covered = [int(label) for label in store.attributes.get("classes", [])]
+        branch = samples[group]
+        classes = group_classes(class_counts, tail_share, group)
+        if branch.logits is None:
+            raise InputError(f"{branch.path}: has no logits to join")
+        covered = [int(label) for label in branch.attributes.get("classes", [])]
         if covered and covered != classes:
             raise InputError(
-                f"{store.path}: its branch was trained on {len(covered)} classes, tail_share "
+                f"{branch.path}: its branch was trained on {len(covered)} classes, tail_share "
                 f"{tail_share:g} makes {len(classes)} {group} classes; give both the same"
             )
         # A classifier of all classes serves as a branch by its outputs for the group.
-        found.append(logits if covered else logits[:, classes])
+        found.append(branch.logits if covered else branch.logits[:, classes])
         groups.append(classes)
     return Branches((found[0], found[1]), (groups[0], groups[1]))
 
@@ -127,37 +187,24 @@ def _both(stores: dict[str, FeatureStore]) -> FeatureStore:
     )
 
 
-def _route(
-    job: Job, features: Features, branches: Branches
-) -> tuple[Tensor, Parameters, dict[str, Any]]:
-    """Return scores (N, C) whose softmax counts, what was learned, and facts of it."""
+def _learned(job: Job, features: Features) -> tuple[Parameters, dict[str, Any]]:
+    """Return what the routing learns, and facts of it; nothing where it learns nothing."""
     settings = features.settings
-    tail, of_tail = sample_groups(features.test, settings.tail_share)
-    inside = branches.joined(torch.cat([z.log_softmax(1) for z in branches.logits], 1))
-    if settings.routing == "oracle":
-        return masked(inside, tail, of_tail), {}, {}
-    if settings.routing == "concat":
-        return branches.concatenated, {}, {}
-    if settings.routing == "flow":
-        return masked(inside, tail, torch.from_numpy(_taken(job))), {}, {}
     if settings.routing == "gate":
-        return _gate(job, features, tail, inside)
+        return _gate(job, features), {}
+    if settings.routing not in ("temperature", "energy"):
+        return {}, {}
     held_out, labels = _held_out(job, settings.tail_share)
     temperatures = _temperatures(held_out, labels)
     facts: dict[str, Any] = {"temperatures": list(temperatures)}
     learned = {"temperatures": torch.tensor(temperatures)}
-    if settings.routing == "temperature":
-        share = 0.5 if settings.prior == "even" else float(tail.double().mean())
-        return branches.joined(tempered(*branches.logits, temperatures, share)), learned, facts
-    bias = fit_bias(energy_gap(*held_out.logits, temperatures), tail[labels])
-    gap = energy_gap(*branches.logits, temperatures)
-    say(f"temperatures {temperatures[0]:.2f} and {temperatures[1]:.2f}, bias {bias:.2f}")
-    learned["bias"] = torch.tensor(bias)
-    return masked(inside, tail, gap + bias > 0), learned, {**facts, "bias": bias}
-
-
-def _taken(job: Job) -> np.ndarray:
-    return read_block(job.inputs["filter.1"], "test").inside
+    if settings.routing == "energy":
+        tail, _ = sample_groups(features.test, settings.tail_share)
+        bias = fit_bias(energy_gap(*held_out.logits, temperatures), tail[labels])
+        say(f"temperatures {temperatures[0]:.2f} and {temperatures[1]:.2f}, bias {bias:.2f}")
+        learned["bias"] = torch.tensor(bias)
+        facts["bias"] = bias
+    return {name: value.to(job.device) for name, value in learned.items()}, facts
 
 
 def _held_out(job: Job, tail_share: float) -> tuple[Branches, Tensor]:
@@ -174,7 +221,8 @@ def _held_out(job: Job, tail_share: float) -> tuple[Branches, Tensor]:
         )
     if not np.array_equal(head.index, tail.index):
         raise InputError(f"{head.path} and {tail.path} hold different samples")
-    return branches_of(stores, tail_share), torch.from_numpy(head.labels)
+    samples = {group: Embedded.of(store, torch.device("cpu")) for group, store in stores.items()}
+    return branches_of(samples, head.class_counts, tail_share), torch.from_numpy(head.labels)
 
 
 def _tuning_folder(job: Job, group: str) -> Path:
@@ -191,12 +239,11 @@ def _temperatures(branches: Branches, labels: Tensor) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _gate(
-    job: Job, features: Features, tail: Tensor, inside: Tensor
-) -> tuple[Tensor, Parameters, dict[str, Any]]:
-    """Route by a logistic regression on both branches' features, classes drawn evenly."""
+def _gate(job: Job, features: Features) -> Parameters:
+    """Learn to route by a logistic regression on both branches' features, classes drawn evenly."""
     settings, seed = features.settings, job.spec["seed"]
     batches = training_batches([features.train], settings, [seed], job.device)
+    tail, _ = sample_groups(features.test, settings.tail_share)
     to_group = tail.long().to(job.device)
 
     def groups(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -212,15 +259,10 @@ def _gate(
         recipe_of(settings, 1, job.device),
         description="gate",
     )
-    test = torch.from_numpy(features.test.features).to(job.device)
-    log_share = linear_scores(found, 0, test).log_softmax(1).cpu()
-    learned = {name: value[0] for name, value in found.items()}
-    if settings.soft:
-        return inside + log_share[:, tail.long()], learned, {}
-    return masked(inside, tail, log_share[:, 1] > log_share[:, 0]), learned, {}
+    return model_at(found, 0)
 
 
-def _retrain(job: Job, features: Features) -> dict[str, Any]:
+def _retrain(job: Job, features: Features, test: dict[str, FeatureStore]) -> dict[str, Any]:
     """Train a linear classifier of all classes on both branches' features."""
     settings = features.settings
     values = {
@@ -232,18 +274,12 @@ def _retrain(job: Job, features: Features) -> dict[str, Any]:
         {"kind": "classifier", "backbones": {"features": "features"}, **values}
     )
     found = fit_classifiers([features.train], recipe, [job.spec["seed"]], job.device)
-    loss = build_loss(settings.loss, features.train.class_counts)
-    test = torch.from_numpy(features.test.features).to(job.device)
-    scores = [loss.logits(linear_scores(found, p, test)).cpu() for p in range(len(found["weight"]))]
-    rows = [
-        group_rows(
-            scores[place].argmax(1).numpy(),
-            features.test,
-            settings.tail_share,
-            settings.protocol(),
-            place,
-            point,
-        )
-        for place, point in enumerate(settings.points())
-    ]
-    return finish(job, features, lambda place: scores[place], found, more_rows=rows)
+    samples = {group: Embedded.of(test[group], job.device) for group in GROUPS}
+    counts = features.test.class_counts
+    rows = []
+    for place, point in enumerate(settings.points()):
+        fitted = Fitted(settings, model_at(found, place), point, counts)
+        predicted = scores(fitted, samples).argmax(1).cpu().numpy()
+        share, protocol = settings.tail_share, settings.protocol()
+        rows.append(group_rows(predicted, features.test, share, protocol, place, point))
+    return finish_scores(job, settings, test, scores, found, more_rows=rows)

@@ -16,11 +16,12 @@ from ltpipe.config.methods import LabelMapping
 from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
-from ltpipe.models.mapping import map_scores, mapping_input, marginal_scores, owners, read_splitting
+from ltpipe.models.mapping import mapped, marginal_scores, owners, read_splitting
 from ltpipe.stage2.batches import drawn_views
-from ltpipe.stage2.classifiers import cosine_scores, linear_scores
+from ltpipe.stage2.classifiers import cosine_scores, linear_scores, model_at
 from ltpipe.stage2.decoupled import Features, finish, open_features
 from ltpipe.stage2.mapping_fit import fit_mapping, mapped_logits
+from ltpipe.stage2.scoring import Fitted, Samples
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -29,11 +30,11 @@ def run(job: Job) -> dict[str, Any]:
     settings = features.settings
     if features.test.logits is None:
         raise InputError(f"{features.test.path}: has no logits, so there is nothing to map")
-    test = torch.from_numpy(features.test.logits).to(job.device)
     if settings.mapping == "marginal":
-        return _marginal(job, features, test)
+        weights = {"owners": owners(subclasses_of(features.test))[None]}
+        return finish(job, features, scores, weights)
     if settings.mapping == "alternating":
-        return _alternating(job, features, test)
+        return _alternating(job, features)
     found = fit_mapping(
         view_logits(features.train, settings.views, job.device),
         torch.from_numpy(features.train.labels),
@@ -42,7 +43,21 @@ def run(job: Job) -> dict[str, Any]:
         job.spec["seed"],
         job.device,
     )
-    return finish(job, features, lambda place: mapped_logits(found, place, test, settings), found)
+    return finish(job, features, scores, found)
+
+
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the logits of classes, of subclass logits."""
+    embedded, settings = samples["features"], fitted.settings
+    classes = len(fitted.class_counts)
+    assert embedded.logits is not None
+    if settings.mapping == "marginal":
+        # A softmax over log probabilities is what it was.
+        return marginal_scores(embedded.logits, fitted.weights["owners"], classes).log()
+    if settings.mapping == "alternating":
+        scale = float(embedded.attributes["logit_scale"])
+        return scale * mapped(fitted.weights, embedded.logits, fitted.facts["mapping_input"])
+    return mapped_logits(fitted.weights, embedded.logits, settings)
 
 
 def view_logits(store: FeatureStore, views: str, device: torch.device) -> Tensor:
@@ -65,7 +80,7 @@ def view_logits(store: FeatureStore, views: str, device: torch.device) -> Tensor
         if cosine:
             units = torch.nn.functional.normalize(inputs, dim=1)
             return scale * cosine_scores(classifier["weight"][0], units)
-        return scale * linear_scores(classifier, 0, inputs)
+        return scale * linear_scores(model_at(classifier, 0), inputs)
 
     return torch.stack([logits(view) for view in drawn_views(store, views)])
 
@@ -76,21 +91,11 @@ def subclasses_of(store: FeatureStore) -> list[int]:
     return [int(number) for number in store.attributes.get("subclasses", default)]
 
 
-def _marginal(job: Job, features: Features, test: Tensor) -> dict[str, Any]:
-    """Sum the probabilities of each class's subclasses."""
-    subclasses = subclasses_of(features.test)
-    scores = marginal_scores(test, subclasses)
-    # A softmax over log probabilities is what it was.
-    return finish(job, features, lambda place: scores.log(), {"owners": owners(subclasses)[None]})
-
-
-def _alternating(job: Job, features: Features, test: Tensor) -> dict[str, Any]:
+def _alternating(job: Job, features: Features) -> dict[str, Any]:
     """Map by the perceptron that stage one trained beside the backbone."""
     folder = job.inputs["features.features"]
     splitting = read_splitting(folder)
     if not splitting.mapping:
         raise InputError(f"{folder}: stage one trained no mapping; set mapping: alternating there")
-    found = {name: value[None].to(job.device) for name, value in splitting.mapping.items()}
-    outputs = map_scores(found, mapping_input(test, splitting.input)[None])[0, :, 0]
-    scale = float(features.test.attributes["logit_scale"])
-    return finish(job, features, lambda place: scale * outputs, found)
+    found = {name: value[None] for name, value in splitting.mapping.items()}
+    return finish(job, features, scores, found, mapping_input=splitting.input)

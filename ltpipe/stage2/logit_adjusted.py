@@ -16,21 +16,23 @@ from ltpipe.job import Job
 from ltpipe.losses.base import checked_counts
 from ltpipe.stage2.decoupled import finish, open_features
 from ltpipe.stage2.results import class_logits
+from ltpipe.stage2.scoring import Fitted, Samples
 
 
 def run(job: Job) -> dict[str, Any]:
     """Evaluate the adjusted logits of the backbone's own classifier at every tau."""
     features = open_features(job, LogitAdjusted)
-    cached = class_logits(features.test)
-    if cached is None:
+    if class_logits(features.test) is None:
         raise InputError(f"{features.test.path}: has no logits to adjust")
-    plain = torch.from_numpy(cached)
-    counts = checked_counts(features.train.class_counts)
-    log_prior = (counts / counts.sum()).log().float()
     grid = features.settings.tau
     taus = torch.tensor(grid if isinstance(grid, list) else [grid])
+    return finish(job, features, scores, {"tau": taus})
 
-    def logits(place: int) -> Tensor:
-        return plain - taus[place] * log_prior
 
-    return finish(job, features, logits, {"tau": taus})
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the backbone's logits less tau times the log prior."""
+    logits = samples["features"].logits
+    assert logits is not None
+    counts = checked_counts(fitted.class_counts)
+    log_prior = (counts / counts.sum()).log().float().to(logits.device)
+    return logits - fitted.weights["tau"] * log_prior

@@ -6,23 +6,16 @@ the KPS branch are its scaled cosines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ltpipe.config.methods import LogitFusion
 from ltpipe.errors import InputError
 from ltpipe.job import Job
-from ltpipe.stage2.results import (
-    class_logits,
-    manifest_facts,
-    method_settings,
-    open_stores,
-    write_results,
-)
+from ltpipe.stage2.results import class_logits, method_settings, open_stores
+from ltpipe.stage2.scoring import Fitted, Samples, finish_scores
 
 
 def fuse(ce: Tensor, kps: Tensor, w1: float, space: str) -> Tensor:
@@ -36,24 +29,15 @@ def run(job: Job) -> dict[str, Any]:
     """Evaluate the mixtures at every coefficient."""
     settings = method_settings(job, LogitFusion, ["ce", "kps"])
     test = open_stores(job, "test")
-    logits = {}
-    for role, store in test.items():
-        cached = class_logits(store)
-        if cached is None:
+    for store in test.values():
+        if class_logits(store) is None:
             raise InputError(f"{store.path}: has no logits to fuse")
-        logits[role] = torch.from_numpy(cached)
-    points = settings.points()
+    w1 = torch.tensor([point["w1"] for point in settings.points()])
+    return finish_scores(job, settings, test, scores, {"w1": w1})
 
-    def scores() -> Iterator[np.ndarray]:
-        for point in points:
-            yield fuse(logits["ce"], logits["kps"], point["w1"], settings.space).numpy()
 
-    write_results(
-        job,
-        scores(),
-        points=points,
-        protocol=settings.protocol(),
-        test=test["ce"],
-        weights={"w1": torch.tensor([point["w1"] for point in points])},
-    )
-    return manifest_facts(settings.protocol(), points)
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the log of the mixtures: a softmax over log probabilities is what it was."""
+    ce, kps = samples["ce"].logits, samples["kps"].logits
+    assert ce is not None and kps is not None
+    return fuse(ce, kps, fitted.point["w1"], fitted.settings.space).log()

@@ -15,18 +15,18 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
 from ltpipe.stage2.classifiers import LinearModel
-from ltpipe.stage2.decoupled import open_features
+from ltpipe.stage2.decoupled import finish, open_features
 from ltpipe.stage2.fit import Parameters, fit, stacked
 from ltpipe.stage2.logit_gradients import logit_gradient
 from ltpipe.stage2.results import linear_classifier_of
-from ltpipe.stage2.retraining import finish_linear, recipe_of, training_batches
+from ltpipe.stage2.retraining import recipe_of, scores, training_batches
 
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the scales of all points at once and evaluate their last epoch."""
     features = open_features(job, LWS)
     found = fit_scales([features.train], features.settings, [job.spec["seed"]], job.device)
-    return finish_linear(job, features, found)
+    return finish(job, features, scores, found)
 
 
 def fit_scales(

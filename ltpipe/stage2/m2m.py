@@ -21,18 +21,18 @@ from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.seeding import generator
 from ltpipe.stage2.batches import FeatureBatches
 from ltpipe.stage2.classifiers import LinearModel, random_linear
-from ltpipe.stage2.decoupled import open_features
+from ltpipe.stage2.decoupled import finish, open_features
 from ltpipe.stage2.fit import Parameters, fit, stacked
 from ltpipe.stage2.logit_gradients import logit_gradient
 from ltpipe.stage2.results import linear_classifier_of
-from ltpipe.stage2.retraining import finish_linear, recipe_of, training_batches
+from ltpipe.stage2.retraining import recipe_of, scores, training_batches
 
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the classifiers of all points at once and evaluate their last epoch."""
     features = open_features(job, M2M)
     found = fit_translated([features.train], features.settings, [job.spec["seed"]], job.device)
-    return finish_linear(job, features, found)
+    return finish(job, features, scores, found)
 
 
 def fit_translated(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ltpipe.losses.building import build_loss
-from ltpipe.models.mapping import fresh_mapping, map_scores, mapping_input
+from ltpipe.models.mapping import fresh_mapping, map_scores, mapped, mapping_input
 from ltpipe.seeding import generator
 from ltpipe.stage2.batches import Draws, HasRows, Rows
 from ltpipe.stage2.fit import Parameters, fit, stacked
@@ -144,9 +144,8 @@ def fit_mapping(
     )
 
 
-def mapped_logits(parameters: Parameters, place: int, logits: Tensor, settings: Any) -> Tensor:
-    """Return what softmax should see (N, C) of model `place`, for subclass logits (N, S)."""
-    one = {name: value[place : place + 1] for name, value in parameters.items()}
-    outputs = map_scores(one, mapping_input(logits, settings.input)[None])[0, :, 0]
+def mapped_logits(one: Parameters, logits: Tensor, settings: Any) -> Tensor:
+    """Return what softmax should see (N, C) of one perceptron, for subclass logits (N, S)."""
+    outputs = mapped(one, logits, settings.input)
     classes = outputs.shape[1]
     return build_loss(settings.loss, [1] * classes).logits(outputs)

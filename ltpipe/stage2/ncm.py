@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ltpipe.config.methods import NCM
 from ltpipe.job import Job
 from ltpipe.stage2.decoupled import finish, open_features
+from ltpipe.stage2.scoring import Fitted, Samples
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -22,15 +23,15 @@ def run(job: Job) -> dict[str, Any]:
     features = open_features(job, NCM)
     train = torch.from_numpy(features.train.features).to(job.device)
     labels = torch.from_numpy(features.train.labels).to(job.device)
-    test = torch.from_numpy(features.test.features).to(job.device)
     centre = train.mean(0)
     means = class_means(F.normalize(train - centre, dim=1), labels, features.classes)
-    units = F.normalize(test - centre, dim=1)
+    return finish(job, features, scores, {"means": means[None], "centre": centre[None]})
 
-    def logits(place: int) -> Tensor:
-        return closeness(units, means, features.settings.distance)
 
-    return finish(job, features, logits, {"means": means[None], "centre": centre[None]})
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return how close centred unit features are to the class means."""
+    units = F.normalize(samples["features"].features - fitted.weights["centre"], dim=1)
+    return closeness(units, fitted.weights["means"], fitted.settings.distance)
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -45,4 +46,7 @@ def closeness(features: Tensor, means: Tensor, distance: str) -> Tensor:
     """Return scores (N, C): minus the squared distance, or the cosine, to each class mean."""
     if distance == "cosine":
         return F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
+    if torch.compiler.is_compiling():
+        # The same sums; ONNX has no distance that leaves products out.
+        return -(features.unsqueeze(1) - means).square().sum(2)
     return -torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").square()

@@ -32,7 +32,7 @@ def run(job: Job) -> dict[str, Any]:
     return finish(
         job,
         features,
-        lambda place: scores,
+        lambda fitted, samples: scores,
         {"weight": weight[None], "bias": bias[None]},
         more_rows=[rows],
     )

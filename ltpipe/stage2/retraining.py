@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
-from ltpipe.job import Job
 from ltpipe.stage2.batches import (
     Draws,
     FeatureBatches,
@@ -21,8 +20,8 @@ from ltpipe.stage2.batches import (
     joined_views,
 )
 from ltpipe.stage2.classifiers import linear_scores
-from ltpipe.stage2.decoupled import Features, finish
-from ltpipe.stage2.fit import Parameters, Recipe
+from ltpipe.stage2.fit import Recipe
+from ltpipe.stage2.scoring import Fitted, Samples
 
 
 def training_batches(
@@ -56,10 +55,9 @@ def training_batches(
     return FeatureBatches(rows(joined_views(tables)), draws, settings.batch_size, device)
 
 
-def finish_linear(job: Job, features: Features, found: Parameters) -> dict[str, Any]:
-    """Evaluate linear classifiers (P, C, D), with scales or without, on the test features."""
-    test = torch.from_numpy(features.test.features).to(job.device)
-    return finish(job, features, lambda place: linear_scores(found, place, test), found)
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return what a linear classifier, with scales or without, gives features."""
+    return linear_scores(fitted.weights, samples["features"].features)
 
 
 def recipe_of(

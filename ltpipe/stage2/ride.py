@@ -22,18 +22,20 @@ from ltpipe.losses.base import Loss
 from ltpipe.losses.building import build_loss
 from ltpipe.losses.weights import effective_number_weights
 from ltpipe.seeding import generator
-from ltpipe.stage2.batches import Rows, UnitRows
+from ltpipe.stage2.batches import Rows, UnitRows, unit_rows
 from ltpipe.stage2.classifiers import (
     CosineModel,
     LinearModel,
     cosine_scores,
     linear_scores,
+    model_at,
     random_directions,
     random_linear,
 )
 from ltpipe.stage2.decoupled import finish, open_features
 from ltpipe.stage2.fit import Parameters, fit
 from ltpipe.stage2.retraining import recipe_of, training_batches
+from ltpipe.stage2.scoring import Fitted, Samples
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -41,20 +43,24 @@ def run(job: Job) -> dict[str, Any]:
     features = open_features(job, RIDE)
     settings = features.settings
     found = fit_experts([features.train], settings, [job.spec["seed"]], job.device)
-    inputs = torch.from_numpy(features.test.features).to(job.device)
-    test = _rows(settings)(inputs).gather(torch.arange(len(inputs), device=job.device))
     experts = {name: value.unflatten(0, (-1, settings.experts)) for name, value in found.items()}
+    return finish(job, features, scores, experts)
 
-    def logits(place: int) -> Tensor:
-        weights = experts["weight"][place]
-        if settings.head == "linear":
-            of_point = {"weight": weights, "bias": experts["bias"][place]}
-            each = [linear_scores(of_point, expert, test) for expert in range(len(weights))]
-        else:
-            each = [settings.scale * cosine_scores(w, test) for w in weights]
-        return torch.stack(each).mean(0)
 
-    return finish(job, features, logits, experts)
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the experts' mean logits."""
+    settings, inputs = fitted.settings, samples["features"].features
+    if settings.head == "linear":
+        return mean_scores(fitted.weights, inputs)
+    rows = unit_rows(inputs)
+    each = [settings.scale * cosine_scores(weight, rows) for weight in fitted.weights["weight"]]
+    return torch.stack(each).mean(0)
+
+
+def mean_scores(experts: Parameters, inputs: Tensor) -> Tensor:
+    """Return the mean logits (N, C) of linear experts (E, ...) on inputs (N, D)."""
+    number = len(experts["weight"])
+    return torch.stack([linear_scores(model_at(experts, e), inputs) for e in range(number)]).mean(0)
 
 
 def fit_experts(

@@ -28,7 +28,9 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     return float(_TEMPERATURES[int(np.argmin(losses))])
 
 
-def tempered(head: Tensor, tail: Tensor, temperatures: tuple[float, float], share: float) -> Tensor:
+def tempered(
+    head: Tensor, tail: Tensor, temperatures: tuple[float | Tensor, float | Tensor], share: float
+) -> Tensor:
     """Return log probabilities (N, h + t): head classes have 1 - `share`, tail classes `share`.
 
     Args:
@@ -41,7 +43,9 @@ def tempered(head: Tensor, tail: Tensor, temperatures: tuple[float, float], shar
     return torch.cat(parts, 1)
 
 
-def energy_gap(head: Tensor, tail: Tensor, temperatures: tuple[float, float]) -> Tensor:
+def energy_gap(
+    head: Tensor, tail: Tensor, temperatures: tuple[float | Tensor, float | Tensor]
+) -> Tensor:
     """Return the tail branch's free energy less the head branch's, ``T logsumexp(z / T)``: (N,)."""
     each = [
         temperature * torch.logsumexp(logits / temperature, 1)

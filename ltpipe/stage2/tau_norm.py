@@ -20,6 +20,7 @@ from ltpipe.job import Job
 from ltpipe.progress import say
 from ltpipe.stage2.decoupled import finish, open_features
 from ltpipe.stage2.results import classifier_of
+from ltpipe.stage2.scoring import Fitted, Samples
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -32,13 +33,13 @@ def run(job: Job) -> dict[str, Any]:
     if settings.needs_validation():
         taus = [_select(job, taus)]
         facts = {"tau": taus[0]}
-    test = torch.from_numpy(features.test.features)
     weights = torch.stack([normalised(weight, tau) for tau in taus])
+    return finish(job, features, scores, {"weight": weights, "tau": torch.tensor(taus)}, **facts)
 
-    def logits(place: int) -> Tensor:
-        return test @ weights[place].T
 
-    return finish(job, features, logits, {"weight": weights, "tau": torch.tensor(taus)}, **facts)
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return products with the evened rows."""
+    return samples["features"].features @ fitted.weights["weight"].T
 
 
 def normalised(weight: Tensor, tau: float) -> Tensor:

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
+from ltpipe.stage2.scoring import Embedded
 
 
-def class_texts(store: FeatureStore) -> tuple[Tensor, float]:
+def class_texts(store: FeatureStore | Embedded) -> tuple[Tensor, float]:
     """Return the classes' texts as unit vectors (C, D), and what cosines with them are times.
 
     Raises:
@@ -21,7 +22,7 @@ def class_texts(store: FeatureStore) -> tuple[Tensor, float]:
             f"{store.path}: holds no class texts; this method needs features of a backbone with "
             "system: vision-language"
         )
-    text = torch.from_numpy(store.text).float()
+    text = torch.as_tensor(store.text).float()
     return F.normalize(text, dim=1), float(store.attributes["logit_scale"])
 
 

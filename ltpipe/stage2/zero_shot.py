@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ltpipe.config.methods import ZeroShot
 from ltpipe.job import Job
 from ltpipe.stage2.decoupled import finish, open_features
+from ltpipe.stage2.scoring import Fitted, Samples
 from ltpipe.stage2.texts import class_texts, text_logits, towers_of
 
 
 def run(job: Job) -> dict[str, Any]:
     """Evaluate cosines with the classes' texts."""
     features = open_features(job, ZeroShot)
-    text, scale = class_texts(features.train)
-    test = torch.from_numpy(features.test.features)
+    text, _ = class_texts(features.train)
+    return finish(job, features, scores, {"text": text[None]}, towers=towers_of(features.train))
 
-    def logits(place: int) -> Tensor:
-        return text_logits(test, text, scale)
 
-    return finish(job, features, logits, {"text": text[None]}, towers=towers_of(features.train))
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return scaled cosines with the classes' texts."""
+    text, scale = class_texts(samples["features"])
+    return text_logits(samples["features"].features, text, scale)

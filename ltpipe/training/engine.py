@@ -272,6 +272,8 @@ class SupervisedTask(NetworkTask):
         for images, target in self.data.labelled(order, batch_size, images_stream, self.device):
             sums += self.step(images, target)
             yield
+        # Others that take turns get their last steps started before this one is waited for.
+        yield
         total, correct = distributed.all_sum(sums).tolist()
         return total, correct
 

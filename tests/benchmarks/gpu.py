@@ -37,7 +37,6 @@ from ltpipe.io import write_json_atomic
 from ltpipe.job import Job
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet8, resnet32
-from ltpipe.stage1.together import take_turns
 from ltpipe.stage2 import dlsa, flow_filter
 from ltpipe.training.devices import describe, lease, precision
 from ltpipe.training.engine import (
@@ -47,6 +46,7 @@ from ltpipe.training.engine import (
     epoch_steps,
     why_not_captured,
 )
+from ltpipe.training.turns import take_turns
 
 EPOCHS, IMAGES = 200, 10_847
 

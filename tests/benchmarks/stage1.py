@@ -22,7 +22,6 @@ from ltpipe.features.extract import embedder
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet32
 from ltpipe.seeding import generator
-from ltpipe.stage1.together import take_turns
 from ltpipe.training.clustering import Clustering
 from ltpipe.training.devices import precision
 from ltpipe.training.engine import (
@@ -35,6 +34,7 @@ from ltpipe.training.engine import (
     train,
 )
 from ltpipe.training.subclasses import PRESETS
+from ltpipe.training.turns import take_turns
 
 PIXELS = Pixels([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
 IMAGE = (3, 32, 32)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from ltpipe.config.backbones import AnyBackbone
+from ltpipe.config.collection import Collection
 from ltpipe.config.datasets import Dataset
 from ltpipe.config.experiment import ExperimentFile
 from ltpipe.config.methods import Method
@@ -17,7 +18,7 @@ PATH = Path(__file__).resolve().parents[2] / "workflow/schemas/experiment.schema
 
 def schema() -> str:
     """Return the schema of an experiment file; its definitions also cover the catalogue's."""
-    value = ExperimentFile.model_json_schema()
+    value = TypeAdapter(ExperimentFile | Collection).json_schema()
     for model in (Dataset, AnyBackbone, Method):
         part = TypeAdapter(model).json_schema()
         value["$defs"].update(part.pop("$defs", {}))

@@ -1,7 +1,8 @@
-"""The pages of docs/: links lead somewhere, settings exist, the worked example runs."""
+"""The pages: links lead somewhere, commands, settings and scripts run, tables come from files."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -10,24 +11,115 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
+
+from ltpipe.cli import main
+from ltpipe.config.experiment import resolve
+from ltpipe.config.plan import build_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+OTHERS = [ROOT / name for name in ("README.md", "config/README.md", "data/README.md")]
+OTHERS += [ROOT / "data/results/README.md"]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_REGION = re.compile(r"<!-- results: .*?<!-- end of results -->", re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def each(pages):
+    return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def tool(name):
+    """Return a script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def anchors(page):
+    """Return what headings of a page are linked by, as GitHub makes it."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+@each(PAGES + OTHERS)
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
-        if not link.startswith("https://"):
-            assert (page.parent / link).exists(), link
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def shell_lines(page):
+    """Return the commands of a page's blocks, comments left out."""
+    return [
+        line.partition("  #")[0].strip()
+        for language, text in _BLOCK.findall(page.read_text())
+        if language == "sh"
+        for line in text.splitlines()
+    ]
+
+
+@each(PAGES + OTHERS)
 def test_experiments_that_commands_name_exist(page):
-    for name in re.findall(r"--configfile (\S+)", page.read_text()):
-        assert (ROOT / name).is_file(), name
+    lines = shell_lines(page)
+    written = {
+        words[words.index("--output") + 1]
+        for words in map(str.split, lines)
+        if words[:2] == ["ltpipe", "init"]
+    }
+    for line in lines:
+        for name in re.findall(r"--(?:configfile|profile) (\S+)", line):
+            assert name in written or (ROOT / name).exists(), line
+
+
+@each([*PAGES, ROOT / "README.md"])
+def test_commands_exist(page, capsys):
+    makefile = (ROOT / "Makefile").read_text()
+    for line in shell_lines(page):
+        words = line.split()
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in makefile, line
+        if words[0] != "ltpipe":
+            continue
+        with pytest.raises(SystemExit) as stop:
+            main([words[1], "--help"])
+        shown = capsys.readouterr().out
+        assert stop.value.code == 0, line
+        for option in re.findall(r" (--[\w-]+)", line):
+            assert option in shown, line
+
+
+@each([page for page in PAGES if page.name not in ("tutorial.md", "extending.md", "cluster.md")])
+def test_settings_load(page):
+    """A block is an experiment, or a part of one about digits-LT."""
+    for language, text in _BLOCK.findall(page.read_text()):
+        if language != "yaml":
+            continue
+        part = yaml.safe_load(text)
+        own = {"use": "own-classifier", "backbones": {"features": "resnet8-ce"}}
+        whole = {"experiment": "part", "datasets": {"digits-lt": None}, "methods": {"CE": own}}
+        plan = build_plan(resolve({**whole, **part}, ROOT / "config"))
+        assert plan.of_kind("stage2")
+
+
+@each([page for page in PAGES if page.name not in ("tutorial.md", "extending.md", "predict.md")])
+def test_scripts_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for language, text in _BLOCK.findall(page.read_text()):
+        if language == "python":
+            exec(compile(text, str(page), "exec"), {})
 
 
 def test_every_page_is_in_the_index():
@@ -35,10 +127,72 @@ def test_every_page_is_in_the_index():
     assert {page.name for page in PAGES} - {"README.md"} <= set(re.findall(r"\((\w+\.md)\)", index))
 
 
-def test_no_result_is_typed_by_hand():
-    """Means with deviations stand in data/results alone."""
-    for page in PAGES:
-        assert not re.search(r"\d ± \d", page.read_text()), page
+@each([*PAGES, ROOT / "README.md"])
+def test_no_result_is_typed_by_hand(page):
+    """Means with deviations stand in data/results, and in regions that are filled from there."""
+    assert not re.search(r"\d ± \d", _REGION.sub("", page.read_text()))
+
+
+@each([*PAGES, ROOT / "README.md"])
+def test_tables_are_those_of_the_files(page):
+    assert tool("tables").filled(page) == page.read_text(), "run python docs/tables.py"
+
+
+def test_tables_of_pages_follow_their_files(tmp_path, monkeypatch):
+    tables = tool("tables")
+    results = tmp_path / "data/results"
+    results.mkdir(parents=True)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", results)
+    table = "| method | accuracy |\n| --- | ---: |\n| CE | 80.0 |\n| FFN | 90.0 |\n"
+    (results / "a.md").write_text(f"# A\n\nText.\n\n### One\n\n{table}\nTest set, 1 seed.\n")
+    (results / "b.csv").write_text("name,ratio\nsteps,1234.4\nhops,0.5678\n")
+    (results / "c.txt").write_text("said\n")
+    page = tmp_path / "page.md"
+
+    def fill(what):
+        page.write_text(f"x\n<!-- results: {what} -->\nold\n<!-- end of results -->\ny\n")
+        first, start, *inside, end, last = tables.filled(page).splitlines()
+        assert start == f"<!-- results: {what} -->"
+        assert (first, end, last) == ("x", "<!-- end of results -->", "y")
+        return inside
+
+    source = ["", "From [data/results/a.md](data/results/a.md)."]
+    rows = table.splitlines()
+    assert fill("a.md") == [*rows, "", "Test set, 1 seed.", *source]
+    assert fill("a.md | One | rows: FFN") == [*rows[:2], rows[3], "", "Test set, 1 seed.", *source]
+    assert fill("b.csv")[2:4] == ["| steps | 1,234 |", "| hops | 0.568 |"]
+    assert fill("c.txt") == ["```text", "said", "```"]
+    for what, message in (
+        ("a.md | Two", "no table 'Two'; known: One"),
+        ("a.md | rows: LDAM", "no row 'LDAM'; known: CE; FFN"),
+        ("d.md", "d.md"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fill(what)
+    page.write_text("<!-- results: a.md -->\n")
+    with pytest.raises(ValueError, match="has no end"):
+        tables.filled(page)
+
+
+def test_every_result_is_listed_with_its_command():
+    index = (ROOT / "data/results/README.md").read_text()
+    for path in (ROOT / "data/results").iterdir():
+        assert path.name == "README.md" or f"`{path.name}`" in index, path.name
+
+
+def test_the_picture_of_the_pipeline_is_what_its_script_draws():
+    drawn = tool("pictures").pipeline()
+    assert (DOCS / "images/pipeline.svg").read_text() == drawn
+    for box in tool("pictures").BOXES:
+        assert f">{box.title}</text>" in drawn
+
+
+def test_the_picture_of_the_report_is_small_and_no_blank():
+    path = DOCS / "images/report.png"
+    assert path.stat().st_size < 200_000
+    with Image.open(path) as image:
+        assert image.width > 600 and len(image.convert("RGB").getcolors(1 << 20)) > 50
 
 
 def test_the_worked_example_runs(tmp_path):

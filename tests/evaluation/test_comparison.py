@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 
@@ -21,6 +20,7 @@ from ltpipe.evaluation.comparison import (
     tally,
     to_markdown,
 )
+from ltpipe.provenance import write_manifest
 
 EVIL = "<b>A</b>"
 # data set, method, seed -> accuracy; B has no seed 3, C is on one data set with one seed.
@@ -62,7 +62,7 @@ def write_experiment(base, name, chosen, digest="d"):
     }
     folder = base / "results/experiments" / name
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"format": "ltpipe-manifest/1", "spec": spec}))
+    write_manifest(folder, spec=spec, code="", modules={}, inputs={}, facts={})
     return folder
 
 

@@ -11,15 +11,14 @@ from sklearn.datasets import load_digits
 
 from ltpipe.cli import main
 from ltpipe.evaluation.heatmaps import open_backbone
-from ltpipe.io import write_json_atomic
+from ltpipe.provenance import write_manifest
 from ltpipe.stage1 import hrjba
 from tests.artifacts import CE, DIGITS, draw, run_job, train
 
 
 def manifest(folder, backbone, data):
     spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": 0}
-    inputs = {"data": {"path": str(data / "manifest.json")}}
-    write_json_atomic(folder / "manifest.json", {"spec": spec, "inputs": inputs})
+    write_manifest(folder, spec=spec, code="", modules={}, inputs={"data": data}, facts={})
 
 
 @pytest.fixture(scope="module")

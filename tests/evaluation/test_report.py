@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -96,19 +97,22 @@ def experiment(tmp_path_factory):
             ).model_dump(mode="json"),
             {"kind": "training_curves", "dataset": "digits"},
         ],
+        "missing": [],
         "table_order": ["main", "alone"],
         "dataset_order": ["digits"],
     }
 
     def manifest(folder, artifact, **inputs):
-        write_manifest(
-            folder,
-            spec=artifact,
-            code="0" * 10,
-            modules={},
-            inputs={role: needed / "manifest.json" for role, needed in inputs.items()},
-            facts={"wall_s": 1.0, "device": "cpu"},
-        )
+        # Manifests name folders as seen from where the jobs run.
+        with chdir(base):
+            write_manifest(
+                folder,
+                spec=artifact,
+                code="0" * 10,
+                modules={},
+                inputs={role: needed.relative_to(base) for role, needed in inputs.items()},
+                facts={"wall_s": 1.0, "device": "cpu"},
+            )
 
     manifest(data, {"kind": "data"})
     for seed in (0, 1):
@@ -282,6 +286,18 @@ def test_what_an_earlier_report_held_is_gone(experiment, tmp_path):
     fewer = {**spec, "figures": spec["figures"][:1]}
     write_report(fewer, tmp_path / "a", EXPECTED, base)
     assert len(list((tmp_path / "a/figures").iterdir())) == 3
+
+
+def test_the_page_lists_what_was_left_out(experiment, tmp_path):
+    spec, base = experiment
+    short = {**spec, "figures": []}
+    write_report(short, tmp_path / "a", EXPECTED, base)
+    assert "Not there" not in (tmp_path / "a/report.html").read_text()
+    entry = {"why": "put <it> there", "names": ["Photos"], "tables": ["x/photos"]}
+    write_report({**short, "missing": [entry]}, tmp_path / "b", EXPECTED, base)
+    page = (tmp_path / "b/report.html").read_text()
+    assert "Not there" in page
+    assert "<td>Photos</td><td>put &lt;it&gt; there</td><td>x/photos</td>" in page
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,9 @@ def test_bad_files_get_one_clear_error(towers, tmp_path, capsys):
         "archive.pt": "archive.pt is a TorchScript archive, which can hold code",
         "text.pt": "text.pt is damaged",
         "cut.safetensors": "cut.safetensors is damaged",
-        "a.safetensors": "a.safetensors lacks ln_final.bias: it belongs to other towers",
-        "b.safetensors": "b.safetensors has the unknown key head.weight",
-        "c.safetensors": r"token_embedding.weight has shape \(2, 32\), the towers need \(49408",
+        "a.safetensors": "a.safetensors: ln_final.bias is missing; these weights",
+        "b.safetensors": "b.safetensors: head.weight is unknown",
+        "c.safetensors": r"token_embedding.weight has shape \(2, 32\), the network needs \(49408",
     }.items():
         with pytest.raises(InputError, match=message):
             load_towers(towers, tmp_path / name)

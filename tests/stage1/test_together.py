@@ -20,10 +20,10 @@ from ltpipe.cli import main
 from ltpipe.config.base import canonical_json
 from ltpipe.errors import InputError
 from ltpipe.gathering import Gathering
-from ltpipe.io import write_json_atomic
 from ltpipe.job import Job
 from ltpipe.provenance import read_manifest
 from ltpipe.stage1 import supervised, together
+from ltpipe.training import turns
 from tests.artifacts import CE, CPU, DIGITS, KPS, draw
 
 LDAM = {
@@ -100,14 +100,14 @@ class Killed(BaseException):
 
 def test_a_killed_batch_goes_on_in_other_company(data, lone, tmp_path, monkeypatch):
     names = ["ce", "ldam", "focal"]
-    turn, turns = together._Turns.take, iter(range(10_000))
+    take, numbers = turns._Turns.take, iter(range(10_000))
 
     def dies(self):
-        if next(turns) == 63:
+        if next(numbers) == 63:
             raise Killed
-        return turn(self)
+        return take(self)
 
-    monkeypatch.setattr(together._Turns, "take", dies)
+    monkeypatch.setattr(turns._Turns, "take", dies)
     with pytest.raises(Killed):
         train([job(data, tmp_path / name, name) for name in names])
     monkeypatch.undo()
@@ -165,13 +165,15 @@ def test_several_processes_for_one_training_stay_alone(monkeypatch):
 
 
 def test_a_job_of_the_command_line_has_the_manifest_of_a_lone_one(
-    data, lone, tmp_path, monkeypatch, capsys
+    lone, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(together, "why_alone", lambda spec, wanted: "")
     monkeypatch.setattr(together, "PATIENCE", 0.1)
-    write_json_atomic(data / "manifest.json", {})
+    drawn = {"kind": "data", "dataset": {k: v for k, v in DIGITS.items() if k != "input"}}
+    data = tmp_path / "data"
+    assert main(["draw", "--spec", canonical_json(drawn), "--output", str(data)]) == 0
     backbone, seed = MODELS["ldam"]
     spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": seed}
     command = ["train", "--spec", canonical_json(spec), "--input", f"data={data}"]
@@ -197,7 +199,6 @@ _PROCESS = """
 import json, sys
 from pathlib import Path
 from ltpipe.config.plan import code_entries
-from ltpipe.io import write_json_atomic
 from ltpipe.job import Job
 from ltpipe.provenance import read_manifest
 from ltpipe.provenance import code_identity

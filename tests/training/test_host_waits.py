@@ -124,6 +124,12 @@ def test_no_step_waits_for_the_device(meta, settings):
     assert run_steps(task(**settings), 0) > 200
 
 
+def test_neither_does_one_whose_rate_is_on_the_device(meta):
+    training = task(nesterov=True)
+    training.rate = torch.zeros((), device=META)
+    assert run_steps(training, 0) > 200
+
+
 def test_a_step_that_waits_is_found_out(meta):
     training = task()
     value = training.loss.forward

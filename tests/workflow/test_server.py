@@ -26,7 +26,7 @@ def preloaded(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspac
     monkeypatch.delenv(server.VARIABLE, raising=False)
     (workspace.work / "tmp").mkdir()
     workspace.edit(
-        "cli.py",
+        "commands/jobs.py",
         "    spec = _read_spec(options)\n",
         '    print("started by", os.getppid())\n    spec = _read_spec(options)\n',
     )

@@ -74,6 +74,11 @@ class Workspace:
         """Return the titles of the jobs that a dry run announces."""
         return titles(self.snakemake("-n", *arguments, config=config))
 
+    def append(self, module: str, text: str = "UNUSED = 1") -> None:
+        """Add a line at the end of a module of the copied package."""
+        path = self.source / "ltpipe" / module
+        path.write_text(f"{path.read_text()}\n\n{text}\n")
+
     def edit(self, module: str, old: str, new: str) -> None:
         """Replace text in a module of the copied package."""
         path = self.source / "ltpipe" / module

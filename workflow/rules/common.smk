@@ -1,30 +1,47 @@
 # The plan of the experiment, and what rules ask of it. Nothing here imports torch: this file is
 # read again at the start of every cluster job.
+import re
+import sys
 from functools import cache
 from pathlib import Path
 
-from ltpipe.config.experiment import resolve
-from ltpipe.config.plan import build_plan, code_entries
+from snakemake.settings.types import RerunTrigger
+
+from ltpipe.config.collection import build_workload
+from ltpipe.config.missing import describe_missing
+from ltpipe.config.plan import code_entries
 from ltpipe.environment import gpu_count, outside_file, prepare_jobs, start_server
 from ltpipe.errors import InputError
+from ltpipe.presence import judge
 from ltpipe.provenance import code_identity
+from ltpipe.upkeep.changes import Artifacts
 
 HERE = Path(workflow.basedir)
 
+# Files that the experiment file includes are looked for beside it.
+BESIDE = [Path(name).parent for name in workflow.overwrite_configfiles][-1:]
+
 try:
-    PLAN = build_plan(resolve(config, HERE / "config"))
+    WORKLOAD = build_workload(
+        config, HERE / "config", BESIDE[0] if BESIDE else HERE / "config", absent=judge
+    )
 except InputError as error:
     raise WorkflowError(f"experiment file: {error}") from None
+
+if WORKLOAD.missing and workflow.is_main_process:
+    print(describe_missing(WORKLOAD.missing, WORKLOAD.left_out), file=sys.stderr)
+
+EXPERIMENTS = WORKLOAD.reports
 
 # One answer for the whole run: a job that starts after its code changed refuses to run.
 identity_of = cache(code_identity)
 
-FILE = PLAN.experiment.file
+HEAD = WORKLOAD.head
 prepare_jobs(
-    FILE.data.root,
-    FILE.device,
-    cuda_graphs=FILE.cuda_graphs,
-    together=FILE.together,
+    HEAD.data.root,
+    HEAD.device,
+    cuda_graphs=HEAD.cuda_graphs,
+    together=HEAD.together,
 )
 
 # Jobs ask for a GPU where this machine has one; on clusters the profile asks for it. Snakemake
@@ -32,13 +49,13 @@ prepare_jobs(
 # counts whole GPUs only: where trainings share one, each counts as one, and so do the GPU's other
 # jobs, which take it in turn by the lock that all jobs know.
 GPUS = gpu_count()
-workflow.global_resources.setdefault("gpu", max(GPUS, 1) * FILE.together)
+workflow.global_resources.setdefault("gpu", max(GPUS, 1) * HEAD.together)
 GPU_PER_JOB = min(GPUS, 1)
 
 
 def folders(*kinds):
     """Every artifact folder of these kinds."""
-    return [cell.folder for cell in PLAN.of_kind(*kinds)]
+    return [cell.folder for cell in WORKLOAD.of_kind(*kinds)]
 
 
 def manifests(*kinds):
@@ -48,8 +65,12 @@ def manifests(*kinds):
 
 def digests(*kinds):
     """A wildcard constraint: the digests of these kinds, or what nothing matches."""
-    found = sorted({cell.digest for cell in PLAN.of_kind(*kinds)})
-    return "|".join(found) or "(?!)"
+    return any_of(sorted({cell.digest for cell in WORKLOAD.of_kind(*kinds)}))
+
+
+def any_of(names):
+    """A wildcard constraint: one of the names, or what nothing matches."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def cell_of(stage, wildcards):
@@ -60,7 +81,12 @@ def cell_of(stage, wildcards):
     parts.append(wildcards.digest)
     if "seed" in wildcards.keys():
         parts.append(f"seed{wildcards.seed}")
-    return PLAN.cells["/".join(parts)]
+    return WORKLOAD.cells["/".join(parts)]
+
+
+def plan_of(wildcards):
+    """The plan of the experiment that a report is about."""
+    return EXPERIMENTS[wildcards.experiment]
 
 
 def spec_of(stage):
@@ -73,20 +99,72 @@ def code_of(stage):
     return lambda wildcards: identity_of(code_entries(cell_of(stage, wildcards).spec))
 
 
-def needs(stage):
-    """An input function: the manifests of what the artifact is made from, and outside files.
+# Targets that ask for no backbone. There, features need not have theirs beside them.
+CACHE_TARGETS = {"features", "stage2"}
 
-    Manifests are small enough for Snakemake to compare by content, so touching a large file
-    reruns nothing.
+
+@cache
+def artifacts():
+    """What lies there already, judged by its contents."""
+    # Manifests list inputs too, and one that is not needed may be gone.
+    triggers = frozenset(workflow.dag_settings.rerun_triggers)
+    workflow.dag_settings.rerun_triggers = triggers - {RerunTrigger.INPUT}
+    asked = {rule.name for rule in workflow.dag.targetrules}
+    return Artifacts(
+        identity=identity_of,
+        without_inputs=asked <= CACHE_TARGETS and bool(asked),
+    )
+
+
+RULES = {
+    "data": "draw",
+    "stage1": "train",
+    "features": "embed",
+    "import": "take_over",
+    "filter": "filter",
+    "stage2": "classify",
+    "report": "experiment",
+}
+
+
+@cache
+def is_asked_for(cell):
+    """Whether --forcerun and its kin have an artifact made again, or what it is made from."""
+    folder = f"{cell.folder}/"
+    return (
+        any(rule.name == RULES[cell.kind] for rule in workflow.dag.forcerules)
+        or any(file.startswith(folder) for file in workflow.dag.forcefiles)
+        or any(is_asked_for(needed) for needed in cell.inputs.values())
+    )
+
+
+def settle(cell):
+    """Return what `cell` is made from, manifests and outside files, as its job's input.
+
+    Manifests say what artifacts were made from, so an artifact is taken or made again by what it
+    holds, wherever it was copied from and whatever its times or Snakemake's records say. One that
+    was made from other things is forced. One that is as the plan asks does not look at the times
+    of its inputs. Nor do Snakemake's marks of unfinished files count: a manifest is written last
+    and deleted first.
     """
+    workflow.dag.ignore_incomplete = True
+    inputs = cell.inputs.values()
+    made = [f"{needed.folder}/manifest.json" for needed in inputs]
+    files = made + [outside_file(name) for name in cell.files]
+    found = artifacts()
+    if found.is_current(cell):
+        there = [file for file in files if Path(file).exists()]
+        if found.is_newer_than(cell, there) or any(map(is_asked_for, inputs)):
+            return there
+        return ancient(there)
+    if workflow.is_main_process and found.is_there(cell) and found.has_changed(cell):
+        workflow.dag.forcefiles.add(f"{cell.folder}/manifest.json")
+    return files
 
-    def inputs(wildcards):
-        cell = cell_of(stage, wildcards)
-        return [f"{needed.folder}/manifest.json" for needed in cell.inputs.values()] + [
-            outside_file(name) for name in cell.files
-        ]
 
-    return inputs
+def needs(stage):
+    """An input function: the manifests of what the artifact is made from, and outside files."""
+    return lambda wildcards: settle(cell_of(stage, wildcards))
 
 
 def roles_of(stage):

@@ -1,44 +1,43 @@
-EXPERIMENT = PLAN.experiment.file.experiment
-
-
 rule experiment:
     input:
-        manifests("data", "stage1", "features", "import", "filter", "stage2"),
+        lambda wildcards: settle(plan_of(wildcards).report),
     output:
         report=report(
-            f"results/experiments/{EXPERIMENT}/report.html",
+            "results/experiments/{experiment}/report.html",
             caption="../report/page.rst",
-            category=EXPERIMENT,
+            category="{experiment}",
             labels={"what": "the whole experiment"},
         ),
         index=report(
-            f"results/experiments/{EXPERIMENT}/index.csv",
+            "results/experiments/{experiment}/index.csv",
             caption="../report/index.rst",
-            category=EXPERIMENT,
+            category="{experiment}",
             labels={"what": "artifacts"},
         ),
-        summary=f"results/experiments/{EXPERIMENT}/summary.txt",
+        summary="results/experiments/{experiment}/summary.txt",
         tables=report(
-            directory(f"results/experiments/{EXPERIMENT}/tables"),
+            directory("results/experiments/{experiment}/tables"),
             patterns=["{name}.csv"],
             caption="../report/table.rst",
-            category=EXPERIMENT,
+            category="{experiment}",
             subcategory="Tables",
             labels={"what": "{name}"},
         ),
         figures=report(
-            directory(f"results/experiments/{EXPERIMENT}/figures"),
+            directory("results/experiments/{experiment}/figures"),
             patterns=["{name}.svg"],
             caption="../report/figure.rst",
-            category=EXPERIMENT,
+            category="{experiment}",
             subcategory="Figures",
             labels={"what": "{name}"},
         ),
-        manifest=f"results/experiments/{EXPERIMENT}/manifest.json",
+        manifest="results/experiments/{experiment}/manifest.json",
     log:
-        f"results/logs/experiments/{EXPERIMENT}.log",
+        "results/logs/experiments/{experiment}.log",
     benchmark:
-        f"results/benchmarks/experiments/{EXPERIMENT}.tsv"
+        "results/benchmarks/experiments/{experiment}.tsv"
+    wildcard_constraints:
+        experiment=any_of(EXPERIMENTS),
     conda:
         "../../environment.yml"
     threads: 1
@@ -46,17 +45,66 @@ rule experiment:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=PLAN.report.spec_text,
-        code=code_identity(code_entries(PLAN.report.spec)),
+        spec=lambda wildcards: plan_of(wildcards).report.spec_text,
+        code=lambda wildcards: identity_of(code_entries({"kind": "report"})),
         folder=subpath(output.manifest, parent=True),
         expected=lambda wildcards, input: str(HERE / "data" / "expected"),
     message:
-        f"Write the tables, figures and report of {EXPERIMENT}"
+        "Write the tables, figures and report of {wildcards.experiment}"
     shell:
         "printf %s {params.spec:q} | ltpipe report --spec - --code {params.code}"
         " --output {params.folder:q} --expected {params.expected:q} > {log:q} 2>&1"
 
 
+OVERVIEW = WORKLOAD.overview
+
+if OVERVIEW is None:
+    FINISHED = expand(rules.experiment.output, experiment=EXPERIMENTS)
+else:
+
+    rule overview:
+        input:
+            lambda wildcards: settle(OVERVIEW),
+        output:
+            report=report(
+                f"{OVERVIEW.folder}/report.html",
+                caption="../report/overview.rst",
+                category="overview",
+                labels={"what": "all experiments"},
+            ),
+            results=report(
+                f"{OVERVIEW.folder}/results.csv",
+                caption="../report/overview.rst",
+                category="overview",
+                labels={"what": "all results"},
+            ),
+            summary=f"{OVERVIEW.folder}/summary.txt",
+            manifest=f"{OVERVIEW.folder}/manifest.json",
+        log:
+            f"results/logs/experiments/{WORKLOAD.head.experiment}.log",
+        benchmark:
+            f"results/benchmarks/experiments/{WORKLOAD.head.experiment}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: 1
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        params:
+            spec=OVERVIEW.spec_text,
+            code=code_identity(code_entries(OVERVIEW.spec)),
+            folder=subpath(output.manifest, parent=True),
+        message:
+            OVERVIEW.title
+        shell:
+            "printf %s {params.spec:q} | ltpipe overview --spec - --code {params.code}"
+            " --output {params.folder:q} > {log:q} 2>&1"
+
+    FINISHED = expand(rules.experiment.output, experiment=EXPERIMENTS) + list(
+        rules.overview.output
+    )
+
+
 rule report:
     input:
-        rules.experiment.output.report,
+        [name for name in FINISHED if name.endswith("report.html")],

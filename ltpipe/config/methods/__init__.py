@@ -28,6 +28,7 @@ from ltpipe.config.methods.decoupled import (
 from ltpipe.config.methods.dlsa import DLSA, FlowFilter
 from ltpipe.config.methods.fusion import FFN, LogitFusion
 from ltpipe.config.methods.hrjba import HRJBA, OracleMask
+from ltpipe.config.methods.stacked import Stacked
 from ltpipe.config.methods.vision_language import ECVL, ZeroShot
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "OracleMask",
     "OwnClassifier",
     "Retrained",
+    "Stacked",
     "TauNorm",
     "ZeroShot",
     "settings_of",
@@ -76,6 +78,7 @@ Method = Annotated[
     | LabelMapping
     | CachedSplitting
     | ECVL
+    | Stacked
     | ZeroShot,
     Field(discriminator="kind"),
 ]

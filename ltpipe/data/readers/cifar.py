@@ -45,6 +45,15 @@ class _Layout:
     archive_md5: str
     class_names: tuple[str, ...]
 
+    def remote(self, root: Path) -> Remote:
+        """Return the archive to download to `root`."""
+        return Remote(
+            name=self.name,
+            url=_URL + self.archive,
+            md5=self.archive_md5,
+            advice=f"put the folder {self.binary_folder} or {self.python_folder} into {root}",
+        )
+
 
 _CIFAR10 = _Layout(
     name="CIFAR-10",
@@ -71,6 +80,7 @@ _CIFAR100 = _Layout(
     archive_md5="03b5dce01913d631647c71ecec9e9cb8",
     class_names=tuple(_CIFAR100_NAMES.split()),
 )
+LAYOUTS = {"cifar10": _CIFAR10, "cifar100": _CIFAR100}
 
 
 def read_cifar10(root: Path | None, options: Mapping[str, Any]) -> Source:
@@ -92,10 +102,10 @@ def read_cifar100(root: Path | None, options: Mapping[str, Any]) -> Source:
 
 def _read(layout: _Layout, source: str, root: Path | None, options: Mapping[str, Any]) -> Source:
     check_options(source, options, ())
-    folder = _find(layout, root)
+    folder = find_cifar(layout, root)
     if folder is None:
         root = root or Path("data/raw")
-        _download(layout, root)
+        fetch_folder(layout.remote(root), root, layout.binary_folder)
         folder = root / layout.binary_folder
     return Source(
         class_names=list(layout.class_names),
@@ -104,7 +114,8 @@ def _read(layout: _Layout, source: str, root: Path | None, options: Mapping[str,
     )
 
 
-def _find(layout: _Layout, root: Path | None) -> Path | None:
+def find_cifar(layout: _Layout, root: Path | None) -> Path | None:
+    """Return the folder that holds the files of one of `LAYOUTS`; None if there is none."""
     if root is None:
         return None
     first = next(iter(layout.train))
@@ -200,14 +211,3 @@ _ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): _latin1,
 }
-
-
-def _download(layout: _Layout, root: Path) -> None:
-    """Fetch the binary archive, check it and unpack it under `root`."""
-    remote = Remote(
-        name=layout.name,
-        url=_URL + layout.archive,
-        md5=layout.archive_md5,
-        advice=(f"put the folder {layout.binary_folder} or {layout.python_folder} into {root}"),
-    )
-    fetch_folder(remote, root, layout.binary_folder)

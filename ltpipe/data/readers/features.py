@@ -26,40 +26,58 @@ def read_features(path: Path, labels_path: Path | None = None) -> tuple[np.ndarr
         InputError: a missing, damaged or foreign file, NaN or infinite features, labels that are
             negative or no integers, or shapes that do not agree.
     """
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        raise InputError(f"feature file {path} does not exist")
-    if (suffix == ".npy") != (labels_path is not None):
+    if (path.suffix.lower() == ".npy") != (labels_path is not None) and path.is_file():
         raise InputError(f"{path}: a labels file belongs to a .npy feature file and to no other")
-    try:
-        if labels_path is not None:
-            features = np.load(path, allow_pickle=False)
-            labels = np.load(labels_path, allow_pickle=False)
-        elif suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                features, labels = (archive[name] for name in _names(path, archive.files))
-        elif suffix in {".h5", ".hdf5"}:
-            with h5py.File(path, "r") as file:
-                features, labels = (file[name][()] for name in _names(path, list(file)))
-        else:
-            raise InputError(f"{path}: features are read from .h5, .hdf5, .npz or .npy")
-    except InputError:
-        raise
-    # zipfile.BadZipFile and zlib.error have no common base but Exception.
-    except Exception as error:
-        raise InputError(f"feature file {path} can't be read: {error}") from error
+    if labels_path is None:
+        features, labels = _arrays(path, ("features",), ("labels", "label"))
+    else:
+        (features,), (labels,) = _arrays(path), _arrays(labels_path)
     return _check_features(path, features), _check_labels(
         labels_path or path, labels, len(features)
     )
 
 
-def _names(path: Path, found: list[str]) -> tuple[str, str]:
-    labels = "labels" if "labels" in found else "label"
-    for name in ("features", labels):
-        if name not in found:
-            wanted = "features" if name == "features" else "labels or label"
-            raise InputError(f"{path} has no array {wanted}, only {', '.join(sorted(found))}")
-    return "features", labels
+def read_unlabelled(path: Path) -> np.ndarray:
+    """Read embeddings alone, (N, D) float32, from the same kinds of file; labels are ignored.
+
+    Raises:
+        InputError: a missing, damaged or foreign file, NaN or infinite features.
+    """
+    (features,) = _arrays(path, ("features",))
+    return _check_features(path, features)
+
+
+def _arrays(path: Path, *wanted: tuple[str, ...]) -> list[np.ndarray]:
+    """Return of each group of names the first array that the file has; of .npy its only one."""
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise InputError(f"feature file {path} does not exist")
+    try:
+        if suffix == ".npy":
+            return [np.load(path, allow_pickle=False)]
+        if suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return [archive[name] for name in _names(path, archive.files, wanted)]
+        if suffix in {".h5", ".hdf5"}:
+            with h5py.File(path, "r") as file:
+                return [file[name][()] for name in _names(path, list(file), wanted)]
+    except InputError:
+        raise
+    # zipfile.BadZipFile and zlib.error have no common base but Exception.
+    except Exception as error:
+        raise InputError(f"feature file {path} can't be read: {error}") from error
+    raise InputError(f"{path}: features are read from .h5, .hdf5, .npz or .npy")
+
+
+def _names(path: Path, found: list[str], wanted: tuple[tuple[str, ...], ...]) -> list[str]:
+    chosen = []
+    for names in wanted:
+        there = [name for name in names if name in found]
+        if not there:
+            known = ", ".join(sorted(found))
+            raise InputError(f"{path} has no array {' or '.join(names)}, only {known}")
+        chosen.append(there[0])
+    return chosen
 
 
 def _check_features(path: Path, features: np.ndarray) -> np.ndarray:

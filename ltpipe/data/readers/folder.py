@@ -48,6 +48,8 @@ def read_folder(root: Path | None, options: Mapping[str, Any]) -> Source:
     if "path" not in options:
         raise InputError("data source 'folder' needs the option path: the folder of the images")
     path = locate(options["path"], root)
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder: name the folder that holds the images")
     folders = {split: path / split for split in _SPLITS if (path / split).is_dir()}
     if "train" not in folders:
         if folders:

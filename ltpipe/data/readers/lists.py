@@ -95,8 +95,8 @@ def read_list(path: Path, num_classes: int | None = None) -> tuple[list[str], np
             raise InputError(f"{path}:{number}: {line!r} is not 'relative/path label'")
         label = int(text)
         if label < 0 or (num_classes is not None and label >= num_classes):
-            bound = "" if num_classes is None else f" .. {num_classes - 1}"
-            raise InputError(f"{path}:{number}: label {label} is outside 0{bound}")
+            bound = "" if num_classes is None else f" to {num_classes - 1}"
+            raise InputError(f"{path}:{number}: label {label}; labels count from 0{bound}")
         files.append(file.rstrip())
         labels.append(label)
     if not files:

@@ -83,7 +83,7 @@ def read_medmnist(root: Path | None, options: Mapping[str, Any]) -> Source:
     if "file" not in options:
         raise InputError("data source 'medmnist' needs the option file, such as octmnist")
     name, size = options["file"], image_size("medmnist", options)
-    path = _find(name, root)
+    path = find_medmnist(name, root) or _fetch(name, root)
     arrays = _load(path)
     names = _CLASS_NAMES.get(name)
     if names is None:
@@ -120,11 +120,18 @@ def _images(
     return PaddedImages(array, size, channels)
 
 
-def _find(name: str, root: Path | None) -> Path:
+def find_medmnist(name: str, root: Path | None) -> Path | None:
+    """Return the file called NAME.npz in `root` or its folder medmnist; None if there is none."""
     folder = root or Path("data/raw")
     for path in (folder / f"{name}.npz", folder / _FOLDER / f"{name}.npz"):
         if path.is_file():
             return path
+    return None
+
+
+def _fetch(name: str, root: Path | None) -> Path:
+    folder = root or Path("data/raw")
+    path = folder / _FOLDER / f"{name}.npz"
     if name not in _MD5:
         raise InputError(
             f"{name}.npz is neither in {folder} nor in {folder / _FOLDER}: put it there "

@@ -46,8 +46,8 @@ def test_classes_are_numbered_without_names(root):
         ("a.jpg one", "is not 'relative/path label'"),
         ("a.jpg 1.5", "is not 'relative/path label'"),
         ("a.jpg --1", "is not 'relative/path label'"),
-        ("a.jpg -1", "label -1 is outside 0"),
-        ("a.jpg 2", "label 2 is outside 0 .. 1"),
+        ("a.jpg -1", "label -1; labels count from 0"),
+        ("a.jpg 2", "label 2; labels count from 0 to 1"),
     ],
 )
 def test_bad_line_is_named_by_file_and_number(tmp_path, line, message):

@@ -1,0 +1,1 @@
+"""Trained classifiers as folders of their own: export, format, card, ONNX."""

@@ -1,0 +1,1 @@
+"""The commands of `ltpipe`, a module a family; each adds its own to the parser."""

@@ -1,0 +1,1 @@
+"""`ltpipe init`: look at a user's data, advise, write an experiment file."""

@@ -1,0 +1,185 @@
+"""Predict with an exported bundle.
+
+from ltpipe.predict import load
+
+predictor = load("my-bundle")
+labels, probabilities = predictor.predict(["cat.jpg", "dog.jpg"])
+print(predictor.class_names[labels[0]], probabilities[0, labels[0]])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltpipe.bundles.format import read_description
+from ltpipe.bundles.pipeline import Pipeline
+from ltpipe.bundles.preparing import Given, GivenImages
+from ltpipe.data.augment import Augmentation
+from ltpipe.data.images import ImageBatches
+from ltpipe.data.readers.features import read_unlabelled
+from ltpipe.errors import InputError
+from ltpipe.progress import track
+
+Features = str | Path | np.ndarray
+
+
+class Prediction(NamedTuple):
+    """`labels` (N,) int64, places in `class_names`; `probabilities` (N, C) float32."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+
+def load(bundle_dir: Path | str, device: str = "auto") -> Predictor:
+    """Open an exported bundle; every file is checked against its hash.
+
+    Args:
+        device: auto (a GPU where there is one), cpu, or cuda, as in `cuda:1`.
+
+    Raises:
+        InputError: it is no bundle, of another format version, incomplete or changed, or there is
+            no such device.
+    """
+    folder = Path(bundle_dir)
+    description = read_description(folder)
+    place = _device(device)
+    return Predictor(Pipeline(folder, description, place, exact=False), description, place)
+
+
+class Predictor:
+    """A loaded bundle; `load` makes one.
+
+    Attributes:
+        class_names: the name of each label.
+        description: what bundle.json says.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, description: Mapping[str, Any], device: torch.device
+    ) -> None:
+        self._pipeline = pipeline
+        self._device = device
+        self.description = description
+        self.class_names: list[str] = description["classes"]["names"]
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it takes images; else it takes features."""
+        return self.description["input"] is not None
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles of its backbones; a bundle without them takes features for each."""
+        return self._pipeline.roles
+
+    def predict(
+        self,
+        images: Sequence[Given] | np.ndarray | Features | Mapping[str, Features],
+        *,
+        batch_size: int | None = None,
+        bad: dict[int, str] | None = None,
+    ) -> Prediction:
+        """Return the labels and probabilities of images, or of features.
+
+        Args:
+            images: paths, Pillow images and uint8 arrays (H, W), (H, W, 1) or (H, W, 3), mixed at
+                will, or one array of all of them. A bundle without backbones takes features: an
+                (N, D) array or a file (.npy, .npz, HDF5), or one for each role.
+            batch_size: samples at once; those of the feature store unless given.
+            bad: where given, images that can't be used are skipped: it gets the message of each by
+                its place, and the results lack their rows.
+
+        Raises:
+            InputError: an image or a file is missing, damaged or does not fit; it is named.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"the batch size is {batch_size}: it must be at least 1")
+        if self.takes_images:
+            return self._of_images(images, batch_size, bad)
+        return self._of_features(images, batch_size)
+
+    def _of_images(
+        self, images: Any, batch_size: int | None, bad: dict[int, str] | None
+    ) -> Prediction:
+        if isinstance(images, str | Path | Mapping) or not hasattr(images, "__len__"):
+            raise InputError("predict takes a list of images: paths, Pillow images or uint8 arrays")
+        if isinstance(images, np.ndarray) and images.ndim not in (3, 4):
+            raise InputError(
+                f"images are an array of shape {images.shape}: (N, H, W) or (N, H, W, channels) "
+                "is needed"
+            )
+        rule = self.description["input"]
+        given = GivenImages(images, rule, skip_bad=bad is not None)
+        place = np.arange(len(given))
+        size = Augmentation(size=(rule["size"][0], rule["size"][1]))
+        batches = ImageBatches(given, place, size, self._device, resident=False)
+        at_once = batch_size or min(values["batch_size"] for values in self._backbones())
+        stream = ((batch,) for batch in batches.epoch(torch.from_numpy(place), at_once, None))
+        probabilities = self._run(stream, -(-len(given) // at_once))
+        if bad is not None:
+            bad |= dict(sorted(given.bad.items()))
+            probabilities = probabilities[~np.isin(place, list(given.bad))]
+        return Prediction(probabilities.argmax(1), probabilities)
+
+    def _backbones(self) -> Any:
+        return self.description["backbones"].values()
+
+    def _of_features(self, given: Any, batch_size: int | None) -> Prediction:
+        by_role = given if isinstance(given, Mapping) else dict.fromkeys(self.roles[:1], given)
+        if set(by_role) != set(self.roles):
+            raise InputError(
+                f"this bundle has no backbone and takes features for {', '.join(self.roles)}; it "
+                f"was given {', '.join(map(str, by_role))}"
+            )
+        tables = [self._table(role, by_role[role]) for role in self.roles]
+        if len({len(table) for table in tables}) > 1:
+            raise InputError("the roles' features have different numbers of rows")
+        at_once = batch_size or 4096
+        stream = zip(*(table.split(at_once) for table in tables), strict=True)
+        moved = (tuple(part.to(self._device) for part in parts) for parts in stream)
+        probabilities = self._run(moved, -(-len(tables[0]) // at_once))
+        return Prediction(probabilities.argmax(1), probabilities)
+
+    def _table(self, role: str, given: Any) -> Tensor:
+        where = str(given) if isinstance(given, str | Path) else f"features of {role}"
+        features = read_unlabelled(Path(given)) if isinstance(given, str | Path) else given
+        width = self._pipeline.dimensions[role]
+        fits = isinstance(features, np.ndarray) and features.ndim == 2
+        if not fits or features.dtype.kind not in "fiu" or features.shape[1] != width:
+            shape = getattr(features, "shape", type(features).__name__)
+            raise InputError(
+                f"{where}: (N, {width}) numbers are needed, this is {shape}; the bundle has no "
+                "backbone, it takes features"
+            )
+        features = np.ascontiguousarray(features, np.float32)
+        if not np.isfinite(features).all():
+            raise InputError(f"{where}: holds NaN or infinite values")
+        return torch.from_numpy(features)
+
+    @torch.inference_mode()
+    def _run(self, batches: Iterator[tuple[Tensor, ...]], number: int) -> np.ndarray:
+        found = [
+            self._pipeline(*inputs).float().cpu().numpy()
+            for inputs in track(batches, "predicting", total=number)
+        ]
+        return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *found])
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise InputError(f"device must be auto, cpu or cuda, not {wanted!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu or cuda, not {wanted!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {wanted} was asked for, but torch sees no such CUDA device")
+    return device

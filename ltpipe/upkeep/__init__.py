@@ -1,0 +1,1 @@
+"""Care for finished artifacts: why they would be rebuilt, are they whole, are they needed."""

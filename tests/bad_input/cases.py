@@ -1,0 +1,474 @@
+"""Bad input of every sort: what is wrong, and a command that meets it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from ltpipe.config.base import canonical_json
+from ltpipe.testing import make_store
+from tests import plans
+from tests.artifacts import CE, DIGITS
+
+GOOD: dict[str, Any] = {
+    "experiment": "x",
+    "seeds": [0],
+    "datasets": {"digits-lt": {}},
+    "backbones": {"ce": {"use": "resnet8-ce"}, "kps": {"use": "resnet8-kps"}},
+    "methods": {
+        "CE": {"use": "own-classifier", "backbones": {"features": "ce"}},
+        "FFN": {"use": "ffn", "backbones": {"ce": "ce", "kps": "kps"}, "w1": [0.0, 0.5]},
+    },
+    "tables": {"main": {"rows": [{"method": "CE"}, {"method": "FFN", "at": {"w1": 0.5}}]}},
+    "figures": [{"kind": "class_distribution", "dataset": "digits-lt"}],
+}
+FOLDER = {"source": "folder", "path": "pets", "input": {"size": [8, 8]}}
+LIST = {"source": "list", "path": "pets", "train_list": "a.txt", "test_list": "a.txt"}
+FFN = {"kind": "stage2", "method": {"kind": "ffn", "epochs": 1}, "groups": "ranks", "seed": 0}
+
+Prepare = Callable[[Path], list[str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`area` and `what` say what is wrong; `prepare` puts it into a folder, returns a command."""
+
+    area: str
+    what: str
+    prepare: Prepare
+
+    @property
+    def name(self) -> str:
+        return f"{self.area}: {self.what}"
+
+
+CASES: list[Case] = []
+
+
+def case(area: str, what: str) -> Callable[[Prepare], Prepare]:
+    def add(prepare: Prepare) -> Prepare:
+        CASES.append(Case(area, what, prepare))
+        return prepare
+
+    return add
+
+
+def show(place: Path, text: str) -> list[str]:
+    (place / "x.yaml").write_text(text, encoding="utf-8")
+    return ["show", "x.yaml", "--catalogue", str(plans.CATALOGUE)]
+
+
+def config(what: str, *path: str, value: Any = None, text: str | None = None) -> None:
+    """Add a case of an experiment file with one value changed, taken out (...) or text for it."""
+
+    def prepare(place: Path) -> list[str]:
+        values = copy.deepcopy(GOOD)
+        at = values
+        for key in path[:-1]:
+            at = at[key]
+        if value is ...:
+            del at[path[-1]]
+        elif path:
+            at[path[-1]] = value
+        return show(place, text if text is not None else yaml.safe_dump(values, sort_keys=False))
+
+    CASES.append(Case("experiment file", what, prepare))
+
+
+config("a bracket that is not closed", text="experiment: [")
+config("a list in place of a mapping", text="- experiment\n- seeds\n")
+config("empty", text="")
+config("a tab where YAML wants spaces", text="experiment: x\nseeds:\n\t- 0\n")
+config("a key twice", text="experiment: x\nexperiment: y\n")
+config("an object tag", text="experiment: !!python/object/apply:os.system ['true']\n")
+config("an unknown key", "sedes", value=[0])
+config("a required key left out", "experiment", value=...)
+config("no methods", "methods", value={})
+config("a name that is no folder name", "experiment", value="../out")
+config("seeds that are text", "seeds", value="0")
+config("no seeds", "seeds", value=[])
+config("a seed twice", "seeds", value=[1, 1])
+config("a negative seed", "seeds", value=[-1])
+config("a device that does not exist", "device", value="tpu")
+config("a data set that is not in the catalogue", "datasets", value={"digits-tl": {}})
+config("a setting misspelt", "methods", "FFN", "lerning_rate", value=0.1)
+config("text for a number", "methods", "FFN", "epochs", value="ten")
+config("a number out of its range", "methods", "FFN", "w1", value=[0.5, 2.0])
+config("not a number", "methods", "FFN", "learning_rate", value=float("nan"))
+config("a boolean for a number", "methods", "FFN", "epochs", value=True)
+config("a backbone that is not there", "methods", "FFN", "backbones", "ce", value="resnet8-cee")
+config("a role that the method has not", "methods", "CE", "backbones", value={"feature": "ce"})
+config("a kind of method that does not exist", "methods", "CE", value={"kind": "ncmm"})
+config("a loss that does not exist", "backbones", "ce", "loss", value={"name": "kpss"})
+config("a network that does not exist", "backbones", "ce", "network", value="resnet9")
+config("a definition that leads back to itself", "methods", "CE", "use", value="CE")
+config("a sweep that is no list", "methods", "CE", "sweep", value={"label": "a"})
+config("a run of an unknown method", "runs", value=[{"methods": ["FNN"]}])
+config("a table row of an unknown method", "tables", "main", "rows", value=[{"method": "KPS"}])
+config(
+    "a table row at a point that is not swept",
+    *("tables", "main", "rows"),
+    value=[{"method": "FFN", "at": {"w1": 0.7}}],
+)
+config("an unknown metric", "tables", "main", "metrics", value=["acuracy"])
+config("an unknown figure", "figures", value=[{"kind": "histogram", "dataset": "digits-lt"}])
+config("a share of validation beyond one", "datasets", "digits-lt", "val_fraction", value=1.5)
+config("an imbalance below one", "datasets", "digits-lt", "imbalance", value=0.5)
+
+
+@case("experiment file", "no such file")
+def _(place: Path) -> list[str]:
+    return ["show", "none.yaml"]
+
+
+@case("experiment file", "bytes that are no UTF-8")
+def _(place: Path) -> list[str]:
+    (place / "x.yaml").write_bytes(b"experiment: \xff\xfe")
+    return ["show", "x.yaml"]
+
+
+def job(command: str, spec: dict[str, Any], **inputs: str) -> list[str]:
+    roles = [f"--input={role.replace('__', '.')}={folder}" for role, folder in inputs.items()]
+    return [command, "--spec", canonical_json(spec), "--output", "out", "--device", "cpu", *roles]
+
+
+def draw(dataset: dict[str, Any]) -> list[str]:
+    identity = {key: value for key, value in dataset.items() if key != "input"}
+    return job("draw", {"kind": "data", "dataset": identity})
+
+
+def pets(place: Path) -> None:
+    """Put a small folder of images of two classes there."""
+    for split, number in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog"):
+            folder = place / "pets" / split / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = np.random.default_rng(i).integers(0, 256, (9, 11, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+@case("data set", "a folder that does not exist")
+def _(place: Path) -> list[str]:
+    return draw({**FOLDER, "path": "nowhere"})
+
+
+@case("data set", "a data root that does not exist")
+def _(place: Path) -> list[str]:
+    return [*draw(FOLDER), "--data-root", "nowhere"]
+
+
+@case("data set", "a file where a folder should be")
+def _(place: Path) -> list[str]:
+    (place / "pets").write_text("no folder")
+    return draw(FOLDER)
+
+
+@case("data set", "a folder without classes")
+def _(place: Path) -> list[str]:
+    (place / "pets/train").mkdir(parents=True)
+    return draw(FOLDER)
+
+
+@case("data set", "a class without training images")
+def _(place: Path) -> list[str]:
+    pets(place)
+    for path in (place / "pets/train/dog").iterdir():
+        path.unlink()
+    return draw(FOLDER)
+
+
+@case("data set", "more samples asked for than a class has")
+def _(place: Path) -> list[str]:
+    pets(place)
+    return draw({**FOLDER, "imbalance": 2.0, "max_count": 50})
+
+
+@case("data set", "counts other than those expected")
+def _(place: Path) -> list[str]:
+    pets(place)
+    return draw({**FOLDER, "expect": {"classes": 3}})
+
+
+def train(place: Path, dataset: dict[str, Any] = FOLDER) -> list[str]:
+    from ltpipe.cli import main
+
+    identity = {key: value for key, value in dataset.items() if key != "input"}
+    spec = canonical_json({"kind": "data", "dataset": identity})
+    assert main(["draw", "--spec", spec, "--output", "data"]) == 0
+    spec = {"kind": "stage1", "dataset": dataset, "backbone": CE, "seed": 0}
+    return job("train", spec, data="data")
+
+
+@case("images", "an image cut short")
+def _(place: Path) -> list[str]:
+    pets(place)
+    path = place / "pets/train/cat/3.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return train(place)
+
+
+@case("images", "text with the name of an image")
+def _(place: Path) -> list[str]:
+    pets(place)
+    (place / "pets/train/cat/3.png").write_text("no image")
+    return train(place)
+
+
+@case("images", "a bomb: a small file of far too many pixels")
+def _(place: Path) -> list[str]:
+    pets(place)
+    Image.new("1", (20000, 20000)).save(place / "pets/train/cat/3.png")
+    return train(place)
+
+
+@case("images", "images that changed since the draw")
+def _(place: Path) -> list[str]:
+    pets(place)
+    command = train(place)
+    (place / "pets/train/cat/3.png").rename(place / "pets/train/dog/9.png")
+    return command
+
+
+def listed(what: str, text: str | None, **options: Any) -> None:
+    def prepare(place: Path) -> list[str]:
+        pets(place)
+        if text is not None:
+            (place / "a.txt").write_text(text)
+        return draw({**LIST, **options})
+
+    CASES.append(Case("list file", what, prepare))
+
+
+listed("no such list", None)
+listed("an empty list", "")
+listed("a line without a label", "train/cat/0.png 0\ntrain/cat/1.png\n")
+listed("a label that is no number", "train/cat/0.png 0\ntrain/cat/1.png dog\n")
+listed("a negative label", "train/cat/0.png -1\n")
+listed("a class number left out", "train/cat/0.png 0\ntrain/cat/1.png 2\n")
+listed("paths relative to another folder", "images/cat/0.png 0\n")
+
+
+@case("list file", "an image that is not there")
+def _(place: Path) -> list[str]:
+    pets(place)
+    (place / "a.txt").write_text("train/cat/0.png 0\ntrain/cat/none.png 0\ntrain/dog/0.png 1\n")
+    return train(place, {**LIST, "input": {"size": [8, 8]}})
+
+
+def embeddings(what: str, features: Any, labels: Any, **arrays: Any) -> None:
+    def prepare(place: Path) -> list[str]:
+        np.savez(place / "a.npz", **(arrays or {"features": features, "labels": labels}))
+        return draw(STORES)
+
+    CASES.append(Case("embeddings", what, prepare))
+
+
+STORES = {"source": "features", "stores": {"net": {"train": "a.npz", "test": "a.npz"}}}
+embeddings("not a number among them", np.full((4, 2), np.nan), [0, 1, 0, 1])
+embeddings("fewer labels than rows", np.zeros((4, 2)), [0, 1, 0])
+embeddings("a negative label", np.zeros((4, 2)), [0, -1, 0, 1])
+embeddings("a class without samples", np.zeros((4, 2)), [0, 2, 0, 2])
+embeddings("labels with fractions", np.zeros((4, 2)), [0.5, 1, 0, 1])
+embeddings("three axes", np.zeros((4, 2, 2)), [0, 1, 0, 1])
+embeddings("none at all", np.zeros((0, 2)), np.zeros(0, int))
+embeddings("an array of another name", None, None, embeddings=np.zeros((4, 2)))
+
+
+@case("embeddings", "an npz cut short")
+def _(place: Path) -> list[str]:
+    np.savez(place / "a.npz", features=np.zeros((4, 2)), labels=[0, 1, 0, 1])
+    data = (place / "a.npz").read_bytes()
+    (place / "a.npz").write_bytes(data[: len(data) // 2])
+    return draw(STORES)
+
+
+@case("embeddings", "a pickle inside an npy")
+def _(place: Path) -> list[str]:
+    np.save(place / "a.npy", np.array([{"any": "object"}], dtype=object), allow_pickle=True)
+    np.save(place / "l.npy", np.array([0]))
+    files = {"train": "a.npy", "train_labels": "l.npy", "test": "a.npy", "test_labels": "l.npy"}
+    return draw({"source": "features", "stores": {"net": files}})
+
+
+@case("embeddings", "an npy without its labels")
+def _(place: Path) -> list[str]:
+    np.save(place / "a.npy", np.zeros((4, 2)))
+    return draw({"source": "features", "stores": {"net": {"train": "a.npy", "test": "a.npy"}}})
+
+
+@case("embeddings", "a kind of file that is not read")
+def _(place: Path) -> list[str]:
+    (place / "a.csv").write_text("1,2\n")
+    return draw({"source": "features", "stores": {"net": {"train": "a.csv", "test": "a.csv"}}})
+
+
+def stores(place: Path) -> dict[str, str]:
+    for number, role in enumerate(("ce", "kps")):
+        make_store(place / role, number)
+        spec = {"kind": "features"}
+        from ltpipe.provenance import write_manifest
+
+        write_manifest(place / role, spec=spec, code="", modules={}, inputs={}, facts={})
+    return {"features__ce": "ce", "features__kps": "kps"}
+
+
+def feature_store(what: str) -> Callable[[Callable[[Path], None]], None]:
+    """Add a case of a feature store that a function damages."""
+
+    def add(damage: Callable[[Path], None]) -> None:
+        def prepare(place: Path) -> list[str]:
+            inputs = stores(place)
+            damage(place)
+            return job("classify", FFN, **inputs)
+
+        CASES.append(Case("feature store", what, prepare))
+
+    return add
+
+
+@feature_store("a file that is gone")
+def _(place: Path) -> None:
+    (place / "kps/train.h5").unlink()
+
+
+@feature_store("a file cut short")
+def _(place: Path) -> None:
+    path = place / "kps/train.h5"
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+@feature_store("a bit that flipped")
+def _(place: Path) -> None:
+    with h5py.File(place / "ce/test.h5", "a") as file:
+        file["features"][0, 0] += 1
+
+
+@feature_store("an HDF5 file of other software")
+def _(place: Path) -> None:
+    with h5py.File(place / "ce/test.h5", "w") as file:
+        file["features"] = np.zeros((2, 2))
+
+
+@feature_store("a file that was never finished")
+def _(place: Path) -> None:
+    with h5py.File(place / "ce/test.h5", "a") as file:
+        del file.attrs["complete"]
+
+
+@feature_store("not a number, with a fitting checksum")
+def _(place: Path) -> None:
+    import zlib
+
+    with h5py.File(place / "ce/test.h5", "a") as file:
+        values = file["features"][()]
+        values[0, 0] = np.nan
+        file["features"][...] = values
+        file["features"].attrs["crc32"] = zlib.crc32(values.tobytes())
+
+
+@feature_store("two stores of different samples")
+def _(place: Path) -> None:
+    from ltpipe.features.store import FeatureStore, write_features
+
+    path = place / "kps/test.h5"
+    store = FeatureStore.open(path)
+    write_features(
+        path,
+        features=np.array(store.features[:-1]),
+        labels=np.array(store.labels[:-1]),
+        class_names=store.class_names,
+        class_counts=store.class_counts,
+    )
+
+
+def weights(what: str) -> Callable[[Callable[[Path], None]], None]:
+    """Add a case of a trained backbone whose weights a function writes."""
+
+    def add(write: Callable[[Path], None]) -> None:
+        def prepare(place: Path) -> list[str]:
+            command = train(place, DIGITS)
+            assert command[0] == "train"
+            (place / "stage1").mkdir()
+            write(place / "stage1/model.safetensors")
+            (place / "stage1/manifest.json").write_text("{}")
+            spec = {"kind": "features", "dataset": DIGITS, "backbone": CE, "features": {}}
+            return job("embed", {**spec, "seed": 0}, stage1="stage1", data="data")
+
+        CASES.append(Case("weights", what, prepare))
+
+    return add
+
+
+@weights("a file that is gone")
+def _(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+@weights("no safetensors file")
+def _(path: Path) -> None:
+    path.write_bytes(b"no weights")
+
+
+@weights("a pickle under the name of a safetensors file")
+def _(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"weight": [1.0]}))
+
+
+@weights("weights of another network")
+def _(path: Path) -> None:
+    save_file({"weight": torch.ones(2)}, path)
+
+
+class _Harm:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch harm",)
+
+
+@case("weights", "a checkpoint to start from that would run code")
+def _(place: Path) -> list[str]:
+    with (place / "w.pth").open("wb") as handle:
+        pickle.dump(_Harm(), handle)
+    dataset = {**FOLDER, "input": {"size": [32, 32]}}
+    pets(place)
+    command = train(place, dataset)
+    backbone = {**CE, "network": "resnet50", "weights": "w.pth"}
+    spec = {"kind": "stage1", "dataset": dataset, "backbone": backbone, "seed": 0}
+    return job(command[0], spec, data="data")
+
+
+def line(what: str, *command: str) -> None:
+    CASES.append(Case("command line", what, lambda place: list(command)))
+
+
+SPEC = canonical_json({"kind": "data", "dataset": {"source": "digits"}})
+line("a spec that is no JSON", "draw", "--spec", "{", "--output", "out")
+line("a spec of another kind", "draw", "--spec", '{"kind":"stage1"}', "--output", "out")
+line("other code than was planned", "draw", "--spec", SPEC, "--code", "0" * 10, "--output", "out")
+line("an input without a role", "train", *job("train", {"kind": "stage1"})[1:], "--input", "data")
+line(
+    "an input that is not finished",
+    *job("train", {"kind": "stage1", "backbone": CE, "dataset": DIGITS}),
+    "--input=data=nowhere",
+)
+line(
+    "a device that does not exist",
+    *job("classify", FFN)[:-1],
+    "tpu",
+)
+line("the table of an experiment that was not run", "table", "results/experiments/x")
+line("why, of what is not there", "why", "results/stage2/x/y/0123456789/seed0")
+line("verify, where nothing is", "verify", "nowhere")
+line("gc, without its experiment file", "gc", "none.yaml", "--delete")

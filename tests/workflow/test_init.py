@@ -1,0 +1,41 @@
+"""The file that `ltpipe init` writes for embeddings runs as it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.workflow.workspace import Workspace, copy_sources
+
+pytestmark = pytest.mark.workflow
+
+
+def test_embeddings_from_look_to_table(tmp_path):
+    workspace = Workspace(tmp_path / "source", tmp_path / "work")
+    copy_sources(workspace.source)
+    workspace.work.mkdir()
+    stream = np.random.default_rng(0)
+    centres = stream.normal(size=(4, 6))
+    for split, counts in (("train", [40, 20, 8, 2]), ("test", [8, 8, 8, 8])):
+        labels = np.repeat(np.arange(4), counts)
+        features = centres[labels] + 0.3 * stream.normal(size=(len(labels), 6))
+        np.savez(workspace.work / f"{split}.npz", features=features, labels=labels)
+    done = subprocess.run(
+        [sys.executable, "-m", "ltpipe", "init", ".", "--output", "mine.yaml"],
+        cwd=workspace.work,
+        env={"PATH": "", "PYTHONPATH": str(workspace.source)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # There is no Snakefile here, so the command names the one beside the package.
+    assert f"snakemake -s {workspace.source / 'Snakefile'} --cores 2" in done.stdout
+    workspace.snakemake(config="mine.yaml")
+    results = workspace.work / "results/experiments/mine"
+    summary = (results / "summary.txt").read_text()
+    for method in ("CE", "cRT", "NCM", "BalancedSoftmax"):
+        assert f"\n{method} " in summary
+    assert (results / "report.html").is_file()
