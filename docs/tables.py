@@ -8,7 +8,8 @@ A region of a page names a file, and may name one of its tables by its heading a
     <!-- results: ecvl_digits.md | Ablation on digits-LT | rows: BALLAD; ECVL -->
     <!-- end of results -->
 
-Markdown gives a table with the note below it, CSV its columns `name` and `ratio`, text a block.
+Markdown gives a table with the note below it, CSV its columns `name` and `ratio`,
+the newest row of each name, text a block.
 """
 
 from __future__ import annotations
@@ -87,9 +88,12 @@ def _from_markdown(text: str, heading: str | None) -> list[str]:
 
 def _from_csv(path: Path) -> list[str]:
     with path.open(encoding="utf-8", newline="") as handle:
-        rows = [(row["name"], float(row["ratio"])) for row in csv.DictReader(handle)]
+        read = list(csv.DictReader(handle))
+    # Newer rows stand below older ones of the same name; quick runs are of other sizes.
+    kept = [row for row in read if row["ratio"] and row.get("extent") != "quick"]
+    newest = {row["name"]: float(row["ratio"]) for row in kept}
     lines = ["| what | ratio |", "| --- | ---: |"]
-    for name, ratio in rows:
+    for name, ratio in newest.items():
         lines.append(f"| {name} | {f'{ratio:,.0f}' if ratio >= 100 else f'{ratio:.3g}'} |")
     return lines
 

@@ -22,6 +22,9 @@ Parameters = dict[str, Tensor]
 # run of M / G models sees the same batches.
 EpochBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
+# From so many numbers on a step on the CPU is bound by passing over them, and not by calls.
+_LARGE = 1 << 17
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -75,12 +78,30 @@ def fit(
         for inputs, target in batches(epoch):
             for name, gradient in model.gradients(parameters, inputs, target).items():
                 value = parameters[name]
+                rate = share * recipe.factors.get(name, 1.0)
+                if _in_one_pass(value, gradient, recipe):
+                    first = name not in momenta
+                    if first:
+                        momenta[name] = torch.empty_like(value)
+                    # What torch.optim.SGD(fused=True) calls: one pass instead of four.
+                    torch._fused_sgd_(
+                        [value],
+                        [gradient],
+                        [momenta[name]],
+                        weight_decay=recipe.weight_decay,
+                        momentum=recipe.momentum,
+                        lr=recipe.learning_rate * rate,
+                        dampening=0.0,
+                        nesterov=False,
+                        maximize=False,
+                        is_first_step=first,
+                    )
+                    continue
                 gradient.add_(value, alpha=recipe.weight_decay)
                 if name in momenta:
                     momentum = momenta[name].mul_(recipe.momentum).add_(gradient)
                 else:
                     momentum = momenta[name] = gradient
-                rate = share * recipe.factors.get(name, 1.0)
                 if isinstance(recipe.learning_rate, Tensor):
                     rates = (recipe.learning_rate * rate).view(-1, *[1] * (value.ndim - 1))
                     value.addcmul_(momentum, rates, value=-1)
@@ -89,6 +110,16 @@ def fit(
         if on_epoch is not None:
             on_epoch(epoch, parameters)
     return parameters
+
+
+def _in_one_pass(value: Tensor, gradient: Tensor, recipe: Recipe) -> bool:
+    return (
+        value.numel() >= _LARGE
+        and value.device.type == "cpu"
+        and not isinstance(recipe.learning_rate, Tensor)
+        and value.is_contiguous()
+        and gradient.is_contiguous()
+    )
 
 
 def stacked(values: list[Tensor], points: int) -> Tensor:

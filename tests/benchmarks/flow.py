@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import peers
 import torch
+from measure import in_own_process, status_megabytes
 from torch import nn
 
 from ltpipe.config.methods import FlowFilter
@@ -35,7 +32,6 @@ DIMENSION, CLUSTERS, BATCH, CLASSES = 2048, 500, 256, 1000
 RATE = 0.01
 IMAGES = 115_846
 STEPS = {"product": 8, "broadcast": 3}
-STATUS = Path("/proc/self/status")
 
 
 class Steps(NamedTuple):
@@ -80,15 +76,9 @@ def filter_step(quick: bool) -> Comparison:
 
 
 def _in_own_process(form: str) -> Steps:
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, __file__, "--form", form, "--threads", str(torch.get_num_threads())],
-        env={**os.environ, "PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return Steps(*map(float, done.stdout.split()))
+    threads = str(torch.get_num_threads())
+    printed = in_own_process("flow.py", "--form", form, "--threads", threads)
+    return Steps(*map(float, printed.split()))
 
 
 def take_steps(form: str) -> Steps:
@@ -109,7 +99,7 @@ def take_steps(form: str) -> Steps:
     x = torch.randn(BATCH, DIMENSION, generator=generator(0, "x"))
     target = torch.randint(CLASSES, (BATCH,), generator=generator(0, "y"))
     weights = likelihood_weights([10] * CLASSES)
-    before = megabytes("VmRSS")
+    before = status_megabytes("VmRSS")
     times = []
     for _ in range(STEPS[form]):
         started = time.perf_counter()
@@ -118,7 +108,7 @@ def take_steps(form: str) -> Steps:
         (value + balance(output.cluster_log_prob.softmax(1))).backward()
         step()
         times.append(time.perf_counter() - started)
-    return Steps(min(times), megabytes("VmHWM") - before)
+    return Steps(min(times), status_megabytes("VmHWM") - before)
 
 
 def one_epoch() -> Steps:
@@ -130,21 +120,10 @@ def one_epoch() -> Steps:
     features = torch.randn(IMAGES, DIMENSION, generator=generator(0, "x"))
     keep_freed_memory()
     flow = FlowMixture(DIMENSION, CLUSTERS, generator=generator(0, "flow"))
-    before = megabytes("VmRSS")
+    before = status_megabytes("VmRSS")
     started = time.perf_counter()
     train_flow(flow, features, labels, CLASSES, FlowFilter(epochs=1), seed=0, block=1)
-    return Steps(time.perf_counter() - started, megabytes("VmHWM") - before)
-
-
-def megabytes(field: str) -> float:
-    """Return an entry of this process's status, NaN where the system keeps none.
-
-    The peak of `resource.getrusage` will not do: a child process starts from its parent's.
-    """
-    if not STATUS.is_file():
-        return float("nan")
-    lines = STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+    return Steps(time.perf_counter() - started, status_megabytes("VmHWM") - before)
 
 
 def main() -> None:

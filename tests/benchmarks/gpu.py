@@ -24,7 +24,8 @@ import torch
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run import PIXELS, centred_features, sweep_fit
+from stage1 import PIXELS
+from stage2 import centred_features, sweep_fit
 
 from ltpipe.config.backbones import Backbone
 from ltpipe.config.methods import DLSA

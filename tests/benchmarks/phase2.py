@@ -10,6 +10,7 @@ long as any others, on 56 digits; with --quick those that digits-LT is trained w
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -57,26 +58,46 @@ class Comparison(NamedTuple):
 
 def phase2_epoch(network: str) -> Comparison:
     """Time an epoch of each with the towers called `network`, the second epoch on."""
-    backbone = {"system": "vision-language", **TOWERS[network]}
-    dataset = DIGITS | (FEWER if network == "RN50" else {})
+    dataset = _dataset(network)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        bare = {key: value for key, value in dataset.items() if key != "input"}
-        _run(drawing.run, {"dataset": bare}, base / "data", {})
-        spec = {"dataset": dataset, "backbone": backbone, "seed": 0}
-        _run(vision_language.run, spec, base / "stage1", {"data": base / "data"})
-        # One draw a rung: what is cached does not change how long an epoch takes.
-        features = {"views": 1, "ladder": {"strengths": 2, "draws": 1}}
-        inputs = {"stage1": base / "stage1", "data": base / "data"}
-        facts = _run(dump.run, {**spec, "features": features}, base / "features", inputs)
-        store = FeatureStore.open(base / "features/train.h5")
-        cached = CachedViews(store, CPU, plain=False, ladder=True)
+        store = features_of(network, base)
         inputs = {"stage1.features": base / "stage1", "data": base / "data"}
-        looped = {"dataset": dataset, "backbones": {"features": backbone}, "seed": 0}
-        settings = _settings(online=True)
-        online = OnlineViews(Job(looped, inputs, base, CPU), settings, store)
-        seconds = [_epoch(store, views, ROUNDS[network]) for views in (cached, online)]
+        looped = {"dataset": dataset, "backbones": {"features": _backbone(network)}, "seed": 0}
+        online = OnlineViews(Job(looped, inputs, base, CPU), _settings(online=True), store)
+        seconds = [
+            _epoch(cached_fit(store), ROUNDS[network]),
+            _epoch(_fit(store, online), ROUNDS[network]),
+        ]
+        facts = json.loads((base / "features/manifest.json").read_text())
     return Comparison(*seconds, facts["latency_s_per_100_images"])
+
+
+def features_of(network: str, base: Path) -> FeatureStore:
+    """Draw, start the towers and dump their features into folders of `base`."""
+    dataset = _dataset(network)
+    bare = {key: value for key, value in dataset.items() if key != "input"}
+    _run(drawing.run, {"dataset": bare}, base / "data", {})
+    spec = {"dataset": dataset, "backbone": _backbone(network), "seed": 0}
+    _run(vision_language.run, spec, base / "stage1", {"data": base / "data"})
+    # One draw a rung: what is cached does not change how long an epoch takes.
+    features = {"views": 1, "ladder": {"strengths": 2, "draws": 1}}
+    inputs = {"stage1": base / "stage1", "data": base / "data"}
+    _run(dump.run, {**spec, "features": features}, base / "features", inputs)
+    return FeatureStore.open(base / "features/train.h5")
+
+
+def cached_fit(store: FeatureStore) -> Phase2:
+    """Return the training of an adapter on cached views, before its first epoch."""
+    return _fit(store, CachedViews(store, CPU, plain=False, ladder=True))
+
+
+def _dataset(network: str) -> dict[str, Any]:
+    return DIGITS | (FEWER if network == "RN50" else {})
+
+
+def _backbone(network: str) -> dict[str, Any]:
+    return {"system": "vision-language", **TOWERS[network]}
 
 
 def _settings(**values: Any) -> ECVL:
@@ -97,11 +118,14 @@ def _run(
     return facts
 
 
-def _epoch(store: FeatureStore, views: Any, rounds: int) -> float:
+def _fit(store: FeatureStore, views: Any) -> Phase2:
     settings = _settings()
     text, scale = class_texts(store)
     adapter = Adapter(settings, store.features.shape[1], 0, CPU)
-    fit = Phase2(settings, store, views, adapter, text, scale, 0, CPU)
+    return Phase2(settings, store, views, adapter, text, scale, 0, CPU)
+
+
+def _epoch(fit: Phase2, rounds: int) -> float:
     best = float("inf")
     # The first epoch has no memory yet, and so no RandAugment.
     for epoch in range(rounds + 1):

@@ -147,6 +147,8 @@ def test_tables_of_pages_follow_their_files(tmp_path, monkeypatch):
     table = "| method | accuracy |\n| --- | ---: |\n| CE | 80.0 |\n| FFN | 90.0 |\n"
     (results / "a.md").write_text(f"# A\n\nText.\n\n### One\n\n{table}\nTest set, 1 seed.\n")
     (results / "b.csv").write_text("name,ratio\nsteps,1234.4\nhops,0.5678\n")
+    history = "name,ratio,extent\nsteps,2,default\nsteps,9,quick\nceiling,,default\nsteps,3,full\n"
+    (results / "e.csv").write_text(history)
     (results / "c.txt").write_text("said\n")
     page = tmp_path / "page.md"
 
@@ -162,6 +164,8 @@ def test_tables_of_pages_follow_their_files(tmp_path, monkeypatch):
     assert fill("a.md") == [*rows, "", "Test set, 1 seed.", *source]
     assert fill("a.md | One | rows: FFN") == [*rows[:2], rows[3], "", "Test set, 1 seed.", *source]
     assert fill("b.csv")[2:4] == ["| steps | 1,234 |", "| hops | 0.568 |"]
+    # Of a history the newest row counts, quick runs and rows without a peer do not.
+    assert fill("e.csv")[2:4] == ["| steps | 3 |", ""]
     assert fill("c.txt") == ["```text", "said", "```"]
     for what, message in (
         ("a.md | Two", "no table 'Two'; known: One"),

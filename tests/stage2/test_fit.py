@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ltpipe.losses.margin import LDAMLoss
 from ltpipe.seeding import generator
+from ltpipe.stage2 import fit as fit_module
 from ltpipe.stage2.batches import FusedBatches, SquashedRows, UnitRows
 from ltpipe.stage2.classifiers import CosineModel, cosine_scores
 from ltpipe.stage2.fit import Recipe
@@ -49,7 +50,10 @@ def fit(batches, models):
     return fit_models({"weight": start(models).clone()}, model, batches, RECIPE)["weight"]
 
 
-def test_stacked_models_equal_lone_ones_trained_by_torch():
+# The size of what is updated in one pass: nothing here, everything.
+@pytest.mark.parametrize("large", [1 << 17, 1])
+def test_stacked_models_equal_lone_ones_trained_by_torch(large, monkeypatch):
+    monkeypatch.setattr(fit_module, "_LARGE", large)
     coefficients = [0.0, 0.3, 1.0]
     batches = fused([5], coefficients)
     found = fit(batches, 3)
