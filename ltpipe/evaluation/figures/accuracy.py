@@ -38,9 +38,12 @@ def per_class_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn
             (records["dataset"] == dataset)
             & (records["method"] == method)
             & (records["metric"] == "class_accuracy")
-            & records["protocol"].str.startswith("last")
             & records["parameters"].map(lambda text: _point_matches(text, settings["at"]))
         ]
+        if chosen.empty:
+            raise InputError(f"figures: {method} has no accuracy of classes at {settings['at']}")
+        # A method's own protocol comes first; others, such as the best test epoch, follow.
+        chosen = chosen[chosen["protocol"] == chosen["protocol"].iloc[0]]
         means = chosen.groupby("class")["value"].mean()
         data[material.label(method)] = means.reindex(order).to_numpy()
     name = f"per-class-accuracy-{dataset}"
@@ -72,7 +75,7 @@ def per_class_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn
     return Drawn(
         name,
         f"Accuracy of each class, {material.dataset(dataset)['label']}",
-        "Mean over seeds, last epoch"
+        "Mean over seeds"
         + (f", {point}" if point else "")
         + ". Grey bars: training images (right axis, logarithmic).",
     )
