@@ -14,10 +14,10 @@ demo: $(VENV)/.installed
 	@$(BIN)/ltpipe table results/experiments/demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(CORES) -m "not slow and not realdata"
+	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup -m "not slow and not realdata"
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(CORES)
+	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from ltpipe.bundles.format import read_description
 from ltpipe.bundles.pipeline import Pipeline
 from ltpipe.bundles.preparing import Given, GivenImages
 from ltpipe.data.augment import Augmentation
-from ltpipe.data.images import ImageBatches
+from ltpipe.data.batches import ImageBatches
 from ltpipe.data.readers.features import read_unlabelled
 from ltpipe.errors import InputError
 from ltpipe.progress import track

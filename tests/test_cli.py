@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +71,11 @@ def test_show_prints_every_artifact(capsys, monkeypatch, tmp_path):
 
 
 def test_planning_imports_no_torch():
+    rules = (REPOSITORY / "workflow/rules/common.smk").read_text()
+    imports = "; ".join(re.findall(r"^from ltpipe\S+ import .+$", rules, re.MULTILINE))
     code = (
         "import sys; from pathlib import Path; import ltpipe.cli; "
+        f"{imports}; "
         "from ltpipe.config.experiment import load_experiment; "
         "from ltpipe.config.plan import build_plan, code_entries; "
         "from ltpipe.provenance import code_identity; "

@@ -1,20 +1,15 @@
-"""Stored images, and their batches on a device: kept there whole, or streamed."""
+"""Stored images: arrays in memory, or files decoded when asked for."""
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 
-from ltpipe.data.augment import Augmentation, augment, centre_crop
 from ltpipe.errors import InputError, nearest
 
 # Pillow's own warning limit, about a quarter of a gigabyte of RGB.
@@ -22,9 +17,6 @@ MAX_PIXELS = 89_478_485
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FITS = ("cover", "stretch")
 _MODES = {1: "L", 3: "RGB"}
-# Images per decoding task, and batches in work beside the one in use.
-_TASK = 16
-_AHEAD = 2
 
 
 class Images(Protocol):
@@ -193,170 +185,3 @@ def _readable(name: str) -> Iterator[None]:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{name} can't be read: {reason}") from error
-
-
-class ImageBatches:
-    """Batches of some of the stored images on a device; `open_batches` makes one.
-
-    Attributes:
-        resident: whether all the images are kept on the device, or loaded batch by batch.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        index: np.ndarray,
-        augmentation: Augmentation,
-        device: torch.device,
-        resident: bool,
-    ) -> None:
-        self._images = images
-        self._index = np.asarray(index, dtype=np.int64)
-        self._augmentation = augmentation
-        self._device = device
-        self.resident = resident
-        self._stored: torch.Tensor | None = None
-        if resident:
-            self._stored = torch.empty(
-                (len(index), *images.shape), dtype=torch.uint8, device=device
-            )
-            start = 0
-            for batch in _stream(images, self._index, 256, device):
-                self._stored[start : start + len(batch)] = batch
-                start += len(batch)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def epoch(
-        self, order: torch.Tensor, batch_size: int, generator: torch.Generator | None
-    ) -> Iterator[torch.Tensor]:
-        """Yield the images at `order`, batch by batch; the last batch may be short.
-
-        Resident and streamed images give equal bytes for equal generators.
-
-        Args:
-            order: (n,) int64 positions within the index, on the CPU, in any order and repetition.
-            batch_size: images per batch.
-            generator: source of the augmentation's draws; None gives the plain test view, the
-                centre crop.
-
-        Yields:
-            (b, C, h, w) uint8 in channels-last memory, on the device.
-
-        Raises:
-            InputError: an image file can't be read.
-        """
-        with closing(self._batches(order, batch_size)) as batches:
-            for batch in batches:
-                if generator is None:
-                    yield centre_crop(batch, self._augmentation.size)
-                else:
-                    yield augment(batch, self._augmentation, generator)
-
-    def _batches(self, order: torch.Tensor, batch_size: int) -> Generator[torch.Tensor, None, None]:
-        if self._stored is None:
-            yield from _stream(self._images, self._index[order.numpy()], batch_size, self._device)
-            return
-        order = order.to(self._device)
-        for start in range(0, len(order), batch_size):
-            yield self._stored.index_select(0, order[start : start + batch_size])
-
-
-def open_batches(
-    images: Images,
-    index: np.ndarray,
-    augmentation: Augmentation,
-    device: torch.device | str,
-    memory_limit: int | None = None,
-) -> ImageBatches:
-    """Return the batches of the images at `index`, kept on the device if they fit.
-
-    Args:
-        images: the stored images.
-        index: (n,) int64 positions in `images`.
-        augmentation: what happens to training batches, and the size of all batches.
-        device: where the batches are wanted.
-        memory_limit: bytes that the uint8 images may take on the device; None is half of what is
-            free there.
-
-    Raises:
-        InputError: the stored images are smaller than `augmentation.size`, or one can't be read.
-    """
-    device = torch.device(device)
-    height, width = images.shape[:2]
-    if height < augmentation.size[0] or width < augmentation.size[1]:
-        raise InputError(
-            f"stored images are {height} x {width}, smaller than the input size "
-            f"{augmentation.size[0]} x {augmentation.size[1]}: raise the data set's size"
-        )
-    limit = _free_memory(device) // 2 if memory_limit is None else memory_limit
-    return ImageBatches(images, index, augmentation, device, images.nbytes(len(index)) <= limit)
-
-
-def _stream(
-    images: Images, index: np.ndarray, batch_size: int, device: torch.device
-) -> Iterator[torch.Tensor]:
-    """Yield (b, H, W, C) uint8 on `device` for the images at `index`, loading ahead in threads.
-
-    At most two batches are in work beside the one handed out. Closing the iterator cancels what
-    is not yet begun and waits for the rest; a worker's exception is raised here.
-    """
-    pinned = device.type == "cuda"
-    chunks = deque(index[at : at + batch_size] for at in range(0, len(index), batch_size))
-    pending: deque[tuple[torch.Tensor, list[Future[None]]]] = deque()
-    # The job's own share of the cores; decoding releases the interpreter lock.
-    pool = ThreadPoolExecutor(max(2, torch.get_num_threads()), thread_name_prefix="decode")
-
-    def fill(rows: np.ndarray, part: np.ndarray) -> None:
-        rows[:] = images.load(part)
-
-    try:
-        while chunks or pending:
-            while chunks and len(pending) <= _AHEAD:
-                chunk = chunks.popleft()
-                buffer = torch.empty(
-                    (len(chunk), *images.shape), dtype=torch.uint8, pin_memory=pinned
-                )
-                rows = buffer.numpy()
-                tasks = [
-                    pool.submit(fill, rows[at : at + _TASK], chunk[at : at + _TASK])
-                    for at in range(0, len(chunk), _TASK)
-                ]
-                pending.append((buffer, tasks))
-            buffer, tasks = pending.popleft()
-            for task in tasks:
-                task.result()
-            yield buffer.to(device, non_blocking=True)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Return the bytes that can still be taken on `device`."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return min(_system_memory(), _cgroup_limit())
-
-
-def _system_memory() -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cgroup_limit(
-    own: Path = Path("/proc/self/cgroup"), base: Path = Path("/sys/fs/cgroup")
-) -> int:
-    """Return the memory limit of a container or cluster job, or a number too large to matter."""
-    lines = own.read_text().splitlines() if own.exists() else []
-    groups = {"", *(line[3:].strip("/") for line in lines if line.startswith("0::"))}
-    limits = [
-        int(text)
-        for path in (base / group / "memory.max" for group in groups)
-        if path.exists() and (text := path.read_text().strip()).isdecimal()
-    ]
-    return min(limits, default=2**63 - 1)

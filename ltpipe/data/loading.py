@@ -23,7 +23,7 @@ from ltpipe.config.datasets import (
     VOCDataset,
 )
 from ltpipe.data.augment import Augmentation
-from ltpipe.data.images import ImageBatches, open_batches
+from ltpipe.data.batches import ImageBatches, open_batches
 from ltpipe.data.sources import Source, open_source
 from ltpipe.data.subset import Subset
 from ltpipe.errors import InputError

@@ -48,7 +48,7 @@ class HasBuffers(Protocol):
 
 
 class Batches(Protocol):
-    """A stream of uint8 image batches, as ltpipe.data.images.open_batches gives it."""
+    """A stream of uint8 image batches, as ltpipe.data.batches.open_batches gives it."""
 
     def epoch(
         self, order: Tensor, batch_size: int, generator: torch.Generator | None

@@ -105,7 +105,7 @@ def image_spread(batches: object, labels: Tensor, classes: int, size: int = 16) 
     shapes and colours and lose the noise of single pixels.
 
     Args:
-        batches: a stream of (B, C, H, W) images, as `ltpipe.data.images.open_batches` gives it.
+        batches: a stream of (B, C, H, W) images, as `ltpipe.data.batches.open_batches` gives it.
         labels: (N,).
     """
     totals: tuple[Tensor, Tensor, Tensor] | None = None

@@ -30,7 +30,8 @@ from stage2 import centred_features, sweep_fit
 from ltpipe.config.backbones import Backbone
 from ltpipe.config.methods import DLSA
 from ltpipe.data.augment import Augmentation
-from ltpipe.data.images import ArrayImages, open_batches
+from ltpipe.data.batches import open_batches
+from ltpipe.data.images import ArrayImages
 from ltpipe.data.longtail import class_counts
 from ltpipe.features.store import write_features
 from ltpipe.io import write_json_atomic

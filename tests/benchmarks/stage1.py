@@ -16,7 +16,8 @@ from measure import CPU, Result, Run, alternate, one_thread, seconds_of
 
 from ltpipe.config.backbones import Backbone
 from ltpipe.data.augment import Augmentation
-from ltpipe.data.images import ArrayImages, ImageBatches, open_batches
+from ltpipe.data.batches import ImageBatches, open_batches
+from ltpipe.data.images import ArrayImages
 from ltpipe.data.loading import Pixels
 from ltpipe.features.extract import embedder
 from ltpipe.losses.softmax import CrossEntropyLoss

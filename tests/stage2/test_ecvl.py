@@ -374,11 +374,11 @@ def test_online_trains_on_the_towers_own_views(digits, tmp_path):
 
 def test_online_features_are_those_that_are_cached(digits, tmp_path, monkeypatch):
     """With images that no augmentation moves, the loop's views are the plain features."""
-    from ltpipe.data import images
+    from ltpipe.data import batches
     from ltpipe.stage2.ecvl_online import OnlineViews
 
     monkeypatch.setattr(
-        images, "augment", lambda batch, plan, draws: images.centre_crop(batch, plan.size)
+        batches, "augment", lambda batch, plan, draws: batches.centre_crop(batch, plan.size)
     )
     store = FeatureStore.open(digits / "features/train.h5")
     views = OnlineViews(online_job(digits, tmp_path / "a"), settings_of(online=True), store)

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltpipe.config.backbones import Backbone
 from ltpipe.data.augment import Augmentation, _affine
-from ltpipe.data.images import ArrayImages, ImageBatches
+from ltpipe.data.batches import ImageBatches
+from ltpipe.data.images import ArrayImages
 from ltpipe.data.loading import Pixels
 from ltpipe.losses.building import build_loss
 from ltpipe.models.resnet import resnet8

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.workflow.workspace import EXPERIMENT, Workspace
+from tests.workflow.workspace import PRELOADED, Workspace
 
 pytestmark = pytest.mark.workflow
 
@@ -18,7 +18,7 @@ FILTER = {"clusters": 8, "epochs": 2, "batch_size": 64, "learning_rate": 0.05}
 
 
 def experiment(**settings):
-    values = copy.deepcopy(EXPERIMENT)
+    values = copy.deepcopy(PRELOADED)
     dlsa = {"use": "dlsa-small", "backbones": {"features": "ce"}, "filter": FILTER, "epochs": 2}
     values["methods"] |= {
         "DLSA": {**dlsa, "blocks": 2, **settings},

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.workflow
 EXPERIMENT = {
     "experiment": "towers",
     "seeds": [0],
+    "preload": True,
     "datasets": {"digits-lt": None},
     "backbones": {
         "towers": {

@@ -7,13 +7,13 @@ import json
 
 import pytest
 
-from tests.workflow.workspace import EXPERIMENT, Workspace
+from tests.workflow.workspace import PRELOADED, Workspace
 
 pytestmark = pytest.mark.workflow
 
 
 def experiment(**settings):
-    values = copy.deepcopy(EXPERIMENT)
+    values = copy.deepcopy(PRELOADED)
     values["backbones"] |= {
         "split": {"use": "resnet8-cws", "epochs": 2, "features": {"views": 2}},
         "lost": {"use": "resnet8-cws", "epochs": 2, "features": {"views": 2}},

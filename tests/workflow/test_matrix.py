@@ -11,9 +11,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from tests.workflow.workspace import EXPERIMENT, Workspace
+from tests.workflow.workspace import PRELOADED, Workspace
 
-pytestmark = pytest.mark.workflow
+# In one worker: what all of these tests start from takes longer to make than any of them.
+pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("matrix")]
 
 FILTER = {"clusters": 8, "epochs": 1, "batch_size": 64, "learning_rate": 0.05}
 DATA = {"Draw the training subset of digits-lt"}
@@ -39,7 +40,7 @@ EVERYTHING = DATA | OF_CE | OF_KPS | MINE | IMPORT | NCM | REPORT
 
 def whole() -> dict:
     """An experiment with a job of every family."""
-    values = copy.deepcopy(EXPERIMENT)
+    values = copy.deepcopy(PRELOADED)
     files = {split: f"{split}.npz" for split in ("train", "test")}
     values["datasets"]["mine"] = {"source": "features", "stores": {"net": files}}
     values["methods"] |= {

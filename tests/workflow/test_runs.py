@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.workflow.workspace import EXPERIMENT, Workspace, titles
+from tests.workflow.workspace import EXPERIMENT, PRELOADED, Workspace, titles
 
 pytestmark = pytest.mark.workflow
 
@@ -124,7 +124,7 @@ def test_a_missing_data_set_stops_before_anything_is_written(workspace: Workspac
 
 
 def test_the_flags_of_ffn_and_its_ablation_run(workspace: Workspace):
-    experiment = copy.deepcopy(EXPERIMENT)
+    experiment = copy.deepcopy(PRELOADED)
     experiment["methods"] = {
         "FFN": {**EXPERIMENT["methods"]["FFN"], "w1": 0.5, "best_test": True},
         "bn": {"use": "FFN", "train_bn": True},

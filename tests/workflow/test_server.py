@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from ltpipe import server
-from tests.workflow.workspace import EXPERIMENT, Workspace
+from tests.workflow.workspace import PRELOADED, Workspace
 
 pytestmark = pytest.mark.workflow
 
 NAMES = {"subset.h5", "model.safetensors", "models.safetensors", "predictions.h5", "metrics.csv"}
-PRELOADED = {**EXPERIMENT, "preload": True}
 
 
 @pytest.fixture

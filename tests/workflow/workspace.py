@@ -36,6 +36,9 @@ EXPERIMENT: dict[str, Any] = {
     "figures": [{"kind": "class_distribution", "dataset": "digits-lt"}],
 }
 
+# For experiments of many short jobs, most of whose time would be torch's import.
+PRELOADED: dict[str, Any] = {**EXPERIMENT, "preload": True}
+
 
 @dataclass
 class Workspace:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ltpipe.data.augment import Augmentation, normalise
-from ltpipe.data.images import open_batches
+from ltpipe.data.batches import open_batches
 from ltpipe.data.readers import medmnist
 from ltpipe.data.sources import open_source
 from ltpipe.errors import InputError
