@@ -72,7 +72,7 @@ def _read(path: Path, stamp: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source, filename=str(path))
     imported: list[str] = []
-    docstrings: list[tuple[int, int]] = []
+    docstrings: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names]
@@ -85,21 +85,20 @@ def _read(path: Path, stamp: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
             and isinstance(node.value, ast.Constant)
             and isinstance(node.value.value, str)
         ):
-            docstrings.append((node.lineno, node.end_lineno or node.lineno))
-    digest = hashlib.sha256()
+            docstrings.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    tokens: list[str] = []
     indent = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.INDENT:
             indent += 1
         elif token.type == tokenize.DEDENT:
             indent -= 1
-        if token.type in _SKIPPED_TOKENS:
-            continue
-        if any(first <= token.start[0] <= last for first, last in docstrings):
+        if token.type in _SKIPPED_TOKENS or token.start[0] in docstrings:
             continue
         # The depth of indentation is part of the program; its width is not.
-        digest.update(f"{indent}:{token.string}\x1f".encode())
-    return digest.hexdigest(), tuple(m for m in imported if m.split(".")[0] == PACKAGE.name)
+        tokens.append(f"{indent}:{token.string}\x1f")
+    digest = hashlib.sha256("".join(tokens).encode()).hexdigest()
+    return digest, tuple(m for m in imported if m.split(".")[0] == PACKAGE.name)
 
 
 def code_modules(entries: Iterable[str]) -> dict[str, str]:

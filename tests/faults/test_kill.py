@@ -86,6 +86,7 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.workflow
+@pytest.mark.xdist_group("kill")
 @pytest.mark.parametrize(
     ("fraction", "number"),
     [(0.6, signal.SIGKILL), (0.75, signal.SIGTERM)],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.workspace import EXPERIMENT, Workspace, copy_sources
+from tests.workflow.workspace import PRELOADED, Workspace, copy_sources
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace(base / "source", base / "work")
     copy_sources(workspace.source)
     workspace.work.mkdir()
-    workspace.write(EXPERIMENT)
+    workspace.write(PRELOADED)
     workspace.snakemake()
     return workspace
 

@@ -7,7 +7,7 @@ import copy
 import pandas as pd
 import pytest
 
-from tests.workflow.workspace import EXPERIMENT, Workspace, titles
+from tests.workflow.workspace import PRELOADED, Workspace, titles
 
 pytestmark = pytest.mark.workflow
 
@@ -27,7 +27,7 @@ def collected(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspac
     empty = workspace.work / "no-data"
     empty.mkdir()
     monkeypatch.setenv("LTPIPE_DATA", str(empty))
-    other = {**copy.deepcopy(EXPERIMENT), **OTHER}
+    other = {**copy.deepcopy(PRELOADED), **OTHER}
     other["methods"]["fused"] = {
         "use": "logit-fusion",
         "label": "fused",

@@ -40,6 +40,7 @@ def wait_for(condition, process: subprocess.Popen[str]) -> None:
 
 
 def test_code_that_changes_while_jobs_queue_and_a_second_snakemake(workspace: Workspace):
+    workspace.write(EXPERIMENT)
     results = workspace.work / "results"
     for stage in ("features", "stage2", "experiments"):
         shutil.rmtree(results / stage)

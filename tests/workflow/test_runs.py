@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.workflow.workspace import EXPERIMENT, PRELOADED, Workspace, titles
+from tests.workflow.workspace import PRELOADED, Workspace, titles
 
 pytestmark = pytest.mark.workflow
 
@@ -91,7 +91,7 @@ def test_embeddings_from_elsewhere_have_no_stage_one(workspace: Workspace):
     ],
 )
 def test_a_bad_experiment_is_one_clear_message(workspace: Workspace, change, message):
-    experiment = copy.deepcopy(EXPERIMENT)
+    experiment = copy.deepcopy(PRELOADED)
     change(experiment)
     workspace.write(experiment)
     done = workspace.snakemake("-n", check=False)
@@ -104,7 +104,7 @@ def test_a_bad_experiment_is_one_clear_message(workspace: Workspace, change, mes
 
 def test_a_missing_data_set_stops_before_anything_is_written(workspace: Workspace):
     shutil.rmtree(workspace.work / "results")
-    experiment = copy.deepcopy(EXPERIMENT)
+    experiment = copy.deepcopy(PRELOADED)
     experiment["datasets"] = {
         "mine": {"source": "folder", "path": "nowhere", "input": {"size": [8, 8]}}
     }
@@ -126,7 +126,7 @@ def test_a_missing_data_set_stops_before_anything_is_written(workspace: Workspac
 def test_the_flags_of_ffn_and_its_ablation_run(workspace: Workspace):
     experiment = copy.deepcopy(PRELOADED)
     experiment["methods"] = {
-        "FFN": {**EXPERIMENT["methods"]["FFN"], "w1": 0.5, "best_test": True},
+        "FFN": {**PRELOADED["methods"]["FFN"], "w1": 0.5, "best_test": True},
         "bn": {"use": "FFN", "train_bn": True},
         "mismatch": {"use": "FFN", "subset_mismatch": True},
         "online": {"use": "FFN", "online": True},

@@ -1,4 +1,7 @@
-"""A whole run whose jobs are forked from one server gives what a plain run gives."""
+"""A run whose jobs are forked from one server: when it starts, and when it ends.
+
+That such a run leaves the bytes that a plain one leaves is in `test_reruns.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ from ltpipe import server
 from tests.workflow.workspace import PRELOADED, Workspace
 
 pytestmark = pytest.mark.workflow
-
-NAMES = {"subset.h5", "model.safetensors", "models.safetensors", "predictions.h5", "metrics.csv"}
 
 
 @pytest.fixture
@@ -43,18 +44,11 @@ def servers(workspace: Workspace) -> list[Path]:
     return list((workspace.work / "tmp").glob("ltpipe-*"))
 
 
-def test_a_preloaded_run_gives_equal_bytes(preloaded: Workspace, finished: Workspace):
+def test_one_server_starts_all_jobs_and_ends_with_the_run(preloaded: Workspace):
     preloaded.snakemake()
     found = starters(preloaded)
     assert len(found) == 8
     assert len(set(found)) == 1
-    compared = 0
-    for path in (finished.work / "results").rglob("*"):
-        if path.name in NAMES:
-            other = preloaded.work / path.relative_to(finished.work)
-            assert path.read_bytes() == other.read_bytes(), path
-            compared += 1
-    assert compared == 9
     deadline = time.monotonic() + 10
     while servers(preloaded) and time.monotonic() < deadline:
         time.sleep(0.1)
