@@ -89,7 +89,7 @@ def reference(tmp_path_factory):
 @pytest.mark.xdist_group("kill")
 @pytest.mark.parametrize(
     ("fraction", "number"),
-    [(0.6, signal.SIGKILL), (0.75, signal.SIGTERM)],
+    [(0.6, signal.SIGKILL), pytest.param(0.75, signal.SIGTERM, marks=pytest.mark.slow)],
 )
 def test_a_workflow_ended_by_a_signal(reference, tmp_path, fraction, number):
     workspace, length = reference
