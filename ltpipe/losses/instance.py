@@ -22,18 +22,17 @@ def instance_contrast(views: Tensor, index: Tensor, temperature: float) -> tuple
         index: (..., B) int64, which image each sample is.
     """
     batch = index.shape[-1]
-    logits = views @ views.transpose(-1, -2)
-    logits.div_(temperature)
-    positive = torch.diagonal(logits, batch, -2, -1).clone()
-    same = (index.unsqueeze(-1) == index.unsqueeze(-2)).repeat(*[1] * (index.ndim - 1), 2, 2)
-    logits.masked_fill_(same, -torch.inf)
+    same = index.unsqueeze(-1) == index.unsqueeze(-2)
+    row = torch.cat([torch.where(same, -torch.inf, 0.0).to(views)] * 2, dim=-1)
+    barred = torch.cat([row, row], dim=-2)
     for offset in (batch, -batch):
-        torch.diagonal(logits, offset, -2, -1).copy_(positive)
-    totals = torch.logsumexp(logits, dim=-1, keepdim=True)
-    losses = totals.squeeze(-1).unflatten(-1, (2, batch)).mean(-2) - positive
+        torch.diagonal(barred, offset, -2, -1).zero_()
+    logits = torch.add(barred, views @ views.transpose(-1, -2), alpha=1 / temperature)
+    shares = torch.log_softmax(logits, dim=-1)
+    losses = torch.diagonal(shares, batch, -2, -1) + torch.diagonal(shares, -batch, -2, -1)
     # By a logit: its softmax, less one for the positive.
-    shares = logits.sub_(totals).exp_()
+    shares.exp_()
     for offset in (batch, -batch):
         torch.diagonal(shares, offset, -2, -1).sub_(1)
     gradient = (shares + shares.transpose(-1, -2)) @ views
-    return losses, gradient.div_(2 * batch * temperature)
+    return losses.div_(-2), gradient.div_(2 * batch * temperature)

@@ -45,14 +45,14 @@ class CachedViews:
         self.samples = len(store.labels)
         self.labels = torch.from_numpy(store.labels).to(device)
         self.rows = torch.from_numpy(views).to(device).flatten(0, 1)
-        self.rungs = torch.from_numpy(rungs).float().to(device)
+        strengths = torch.from_numpy(rungs).float().to(device)
+        self.middles = (strengths[1:] + strengths[:-1]) / 2
         self.first = torch.from_numpy(first).to(device)
         self.numbers = torch.from_numpy(numbers).to(device)
 
     def nearest(self, memory: Tensor) -> Tensor:
         """Return the rung whose strength is nearest to what each memory asks for."""
-        middles = (self.rungs[1:] + self.rungs[:-1]) / 2
-        return torch.bucketize(memory.contiguous(), middles)
+        return torch.bucketize(memory.contiguous(), self.middles)
 
     def epoch(
         self,
@@ -75,8 +75,9 @@ class CachedViews:
         device = self.rows.device
         uniform = torch.rand((views, order.shape[1]), generator=draws).to(device)
         order = order.to(device)
-        rung = torch.zeros_like(order)
-        if memory is not None:
+        if memory is None:
+            rung = torch.zeros_like(order)
+        else:
             rung = self.nearest(memory.gather(1, order))
         order, rung = order.unsqueeze(1), rung.unsqueeze(1)
         numbers = self.numbers[rung]
