@@ -75,10 +75,7 @@ class CachedViews:
         device = self.rows.device
         uniform = torch.rand((views, order.shape[1]), generator=draws).to(device)
         order = order.to(device)
-        if memory is None:
-            rung = torch.zeros_like(order)
-        else:
-            rung = self.nearest(memory.gather(1, order))
+        rung = torch.zeros_like(order) if memory is None else self.nearest(memory.gather(1, order))
         order, rung = order.unsqueeze(1), rung.unsqueeze(1)
         numbers = self.numbers[rung]
         which = self.first[rung] + (uniform * numbers).long().minimum(numbers - 1)
