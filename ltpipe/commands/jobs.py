@@ -198,6 +198,7 @@ def _compute(options: argparse.Namespace, spec: dict[str, Any], code: str) -> _M
     from ltpipe.config.plan import job_module, outside_files
     from ltpipe.data.sources import data_root, locate
     from ltpipe.job import Job
+    from ltpipe.memory import keep_freed_memory
     from ltpipe.training.devices import CPU, describe, lease
     from ltpipe.training.distributed import is_launched, joined
 
@@ -205,6 +206,7 @@ def _compute(options: argparse.Namespace, spec: dict[str, Any], code: str) -> _M
         raise InputError("only `ltpipe train` runs as several processes")
 
     torch.set_num_threads(max(1, options.threads))
+    keep_freed_memory()
     inputs = _read_inputs(options)
     module = importlib.import_module(job_module(spec))
     # Drawing and taking over only move data; they leave GPUs to others.

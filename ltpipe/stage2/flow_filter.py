@@ -29,7 +29,6 @@ from ltpipe.losses.flow import (
     purity_loss,
     weighted_likelihood_loss,
 )
-from ltpipe.memory import keep_freed_memory
 from ltpipe.models.flow import FlowMixture
 from ltpipe.progress import say, track
 from ltpipe.seeding import generator
@@ -58,7 +57,6 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         InputError: an input is damaged, or the flow diverges.
     """
-    keep_freed_memory()
     settings = FlowFilter.model_validate(job.spec["filter"])
     stores = {
         split: FeatureStore.open(job.inputs["features"] / f"{split}.h5", skip=("views",))

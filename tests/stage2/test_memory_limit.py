@@ -21,9 +21,11 @@ from pathlib import Path
 import torch
 from ltpipe.features import store
 from ltpipe.job import Job
+from ltpipe.memory import keep_freed_memory
 from ltpipe.stage2 import classifier
 
 torch.set_num_threads(1)
+keep_freed_memory()
 store.MAPPED_FROM_BYTES = int(sys.argv[4])
 status = Path("/proc/self/status").read_text().splitlines()
 used = next(int(line.split()[1]) for line in status if line.startswith("VmData")) * 1024
