@@ -302,11 +302,18 @@ def test_the_page_lists_what_was_left_out(experiment, tmp_path):
     short = {**spec, "figures": []}
     write_report(short, tmp_path / "a", EXPECTED, base)
     assert "Not there" not in (tmp_path / "a/report.html").read_text()
-    entry = {"why": "put <it> there", "names": ["Photos"], "tables": ["x/photos"]}
+    entry = {
+        "why": "put <it> there; `ltpipe fetch <F>` helps",
+        "names": ["Photos"],
+        "tables": ["x/photos"],
+    }
     write_report({**short, "missing": [entry]}, tmp_path / "b", EXPECTED, base)
     page = (tmp_path / "b/report.html").read_text()
     assert "Not there" in page
-    assert "<td>Photos</td><td>put &lt;it&gt; there</td><td>x/photos</td>" in page
+    assert (
+        "<td>Photos</td><td>put &lt;it&gt; there; <code>ltpipe fetch &lt;F&gt;</code> helps</td>"
+        in page
+    )
 
 
 @pytest.mark.parametrize(
