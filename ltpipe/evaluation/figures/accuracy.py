@@ -136,11 +136,12 @@ def sweep_curve(material: Material, settings: Mapping[str, Any]) -> Drawn:
             f"{parameter} (weight of the KPS features)" if parameter == "w1" else parameter
         )
         axes.set_ylabel(f"test {METRIC_TITLES[metric]}, %")
+    seeds = int(data["seeds"].max())
+    band = f"Mean over {seeds} seeds, last epoch; the band is one standard deviation."
     return Drawn(
         name,
         f"{material.label(method)} over {parameter}, {material.dataset(dataset)['label']}",
-        f"Mean over {int(data['seeds'].max())} seeds, last epoch; the band is one standard "
-        "deviation.",
+        band if seeds > 1 else "One seed, last epoch.",
     )
 
 

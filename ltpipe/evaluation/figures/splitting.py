@@ -96,8 +96,9 @@ def subclass_occupancy(material: Material, settings: Mapping[str, Any]) -> Drawn
     return Drawn(
         name,
         f"Subclasses of {backbone} over the epochs, {material.dataset(dataset)['label']}",
-        f"Share of each class's samples in its shells; mean over {seeds} seeds. The first shell is "
-        "the one around the centre.",
+        f"Share of each class's samples in its shells; "
+        f"{f'mean over {seeds} seeds' if seeds > 1 else 'one seed'}. "
+        "The first shell is the one around the centre.",
     )
 
 
