@@ -109,6 +109,13 @@ config("a number out of its range", "methods", "FFN", "w1", value=[0.5, 2.0])
 config("not a number", "methods", "FFN", "learning_rate", value=float("nan"))
 config("a boolean for a number", "methods", "FFN", "epochs", value=True)
 config("a backbone that is not there", "methods", "FFN", "backbones", "ce", value="resnet8-cee")
+config(
+    "a backbone without the views that a method trains on",
+    "backbones",
+    "ce",
+    "features",
+    value={"views": 0},
+)
 config("a role that the method has not", "methods", "CE", "backbones", value={"feature": "ce"})
 config("a kind of method that does not exist", "methods", "CE", value={"kind": "ncmm"})
 config("a loss that does not exist", "backbones", "ce", "loss", value={"name": "kpss"})

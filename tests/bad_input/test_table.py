@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from ltpipe.cli import main
 from tests.bad_input.cases import CASES, Case
 

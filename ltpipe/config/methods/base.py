@@ -54,8 +54,21 @@ class MethodSettings(Settings):
         """Return whether the method takes stage one's classifier for one over classes."""
         return False
 
+    def needs_views(self) -> bool:
+        """Return whether the method trains on cached views of augmented images."""
+        return False
+
+    def check_views(self, backbone: Any) -> None:
+        """Raise ValueError where views are needed that the backbone does not cache."""
+        if self.needs_views() and not backbone.features.views:
+            raise ValueError(
+                "it caches no augmented views; set features.views there, or views: plain in the "
+                "method"
+            )
+
     def check_backbone(self, role: str, backbone: Any) -> None:
         """Raise ValueError where the method cannot use a backbone with these settings."""
+        self.check_views(backbone)
         if backbone.splits_classes() and self.reads_classifier(role):
             raise ValueError(
                 "its classifier is over subclasses; method label-mapping leads from them to classes"

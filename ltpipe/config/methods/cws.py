@@ -60,6 +60,9 @@ class LabelMapping(SubclassMapping):
     def points(self) -> list[dict[str, float]]:
         return super().points() if self.mapping == "mlp" else [{}]
 
+    def needs_views(self) -> bool:
+        return super().needs_views() and self.mapping == "mlp"
+
     def check_backbone(self, role: str, backbone: Any) -> None:
         super().check_backbone(role, backbone)
         if self.mapping == "alternating" and getattr(backbone, "mapping", "") != "alternating":

@@ -42,6 +42,9 @@ class Retrained(MethodSettings):
 
     _check_rates = field_validator("learning_rate")(rates)
 
+    def needs_views(self) -> bool:
+        return self.views == "cached"
+
     def points(self) -> list[dict[str, float]]:
         if not isinstance(self.learning_rate, list):
             return [{}]

@@ -77,6 +77,9 @@ class FFN(MethodSettings):
     def needs_images(self) -> bool:
         return self.online
 
+    def needs_views(self) -> bool:
+        return self.views == "cached" and not self.online
+
     def reads_classifier(self, role: str) -> bool:
         return role == "kps" and self.initial == "kps"
 

@@ -67,6 +67,9 @@ class HRJBA(Retrained):
     def needs_validation(self) -> bool:
         return self.routing in ("temperature", "energy")
 
+    def needs_views(self) -> bool:
+        return super().needs_views() and self.routing in ("gate", "retrain")
+
     def filters(self) -> tuple[FlowFilter, int] | None:
         return (self.filter, 1) if self.routing == "flow" else None
 
@@ -75,6 +78,7 @@ class HRJBA(Retrained):
         return "head"
 
     def check_backbone(self, role: str, backbone: Any) -> None:
+        self.check_views(backbone)
         if backbone.covers_all_classes():
             raise ValueError("it is no branch of the hybrid network; use system: hrjba-branch")
         if backbone.group != role:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,15 @@ class ZeroShot(MethodSettings):
 
     kind: Literal["zero-shot"]
     backbones: OneBackbone
+
+    def check_backbone(self, role: str, backbone: Any) -> None:
+        super().check_backbone(role, backbone)
+        _check_texts(backbone)
+
+
+def _check_texts(backbone: Any) -> None:
+    if backbone.system != "vision-language":
+        raise ValueError("it has no class texts; use a backbone of system: vision-language")
 
 
 def _shares(value: float | list[float]) -> float | list[float]:
@@ -104,6 +113,18 @@ class ECVL(MethodSettings):
 
     def needs_images(self) -> bool:
         return self.online
+
+    def needs_views(self) -> bool:
+        return self.views == "cached" and not self.online
+
+    def check_backbone(self, role: str, backbone: Any) -> None:
+        super().check_backbone(role, backbone)
+        _check_texts(backbone)
+        if self.randaugment and backbone.features.ladder is None:
+            raise ValueError(
+                "it has no ladder of RandAugment views; set features.ladder there, or "
+                "randaugment: false in the method"
+            )
 
     def is_measured(self) -> bool:
         """Return whether each sample's memory is kept."""
