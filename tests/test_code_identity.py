@@ -75,7 +75,6 @@ METHODS = {
         "ltpipe.stage2.blocks",
         "ltpipe.stage2.pairs",
         "ltpipe.stage2.clusters",
-        "ltpipe.memory",
         "ltpipe.models.flow",
         "ltpipe.models.masked",
         "ltpipe.training.devices",
