@@ -27,15 +27,9 @@ def fetch(path: Path, catalogue: Path | None = None) -> list[str]:
     root = data_root(load.head.data.root)
     wanted: dict[str, Any] = {}
     for plan in load.plans:
-        experiment = plan.experiment
-        for dataset in {dataset: None for dataset, _, _ in experiment.jobs}:
-            settings = experiment.datasets[dataset].settings
+        for section, name in plan.experiment.parts_in_use():
+            settings = getattr(plan.experiment, section)[name].settings
             wanted.setdefault(_key(settings), settings)
-        for method in {method: None for _, method, _ in experiment.jobs}:
-            for role in experiment.methods[method].settings.roles().values():
-                if role in experiment.backbones:
-                    settings = experiment.backbones[role].settings
-                    wanted.setdefault(_key(settings), settings)
     lacking = {why: None for settings in wanted.values() if (why := _fetch(settings, root))}
     return list(lacking)
 

@@ -25,6 +25,7 @@ from ltpipe.data.batches import ImageBatches
 from ltpipe.data.readers.features import read_unlabelled
 from ltpipe.errors import InputError
 from ltpipe.progress import track
+from ltpipe.training.devices import named_device
 
 Features = str | Path | np.ndarray
 
@@ -48,7 +49,7 @@ def load(bundle_dir: Path | str, device: str = "auto") -> Predictor:
     """
     folder = Path(bundle_dir)
     description = read_description(folder)
-    place = _device(device)
+    place = named_device(device)
     return Predictor(Pipeline(folder, description, place, exact=False), description, place)
 
 
@@ -169,17 +170,3 @@ class Predictor:
             for inputs in track(batches, "predicting", total=number)
         ]
         return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *found])
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise InputError(f"device must be auto, cpu or cuda, not {wanted!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda, not {wanted!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device: {wanted} was asked for, but torch sees no such CUDA device")
-    return device

@@ -33,6 +33,15 @@ CE: dict[str, Any] = {
     "precision": "fp32",
 }
 KPS: dict[str, Any] = {**CE, "head": "cosine", "loss": {"name": "kps", "adjust_from": 2}}
+TOWERS: dict[str, Any] = {
+    "system": "vision-language",
+    "network": "small-vit",
+    "epochs": 1,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "logit_scale": 10.0,
+    "precision": "fp32",
+}
 
 
 def run_job(module: Any, spec: dict[str, Any], output: Path, **inputs: Path) -> dict[str, Any]:

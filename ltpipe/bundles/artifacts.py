@@ -15,6 +15,7 @@ from ltpipe.divergence import read_divergence
 from ltpipe.errors import InputError
 from ltpipe.io import file_sha256
 from ltpipe.provenance import MANIFEST, content_of, input_beside, read_manifest
+from ltpipe.stage2.results import under
 
 # What every manifest says; the rest are facts of the method.
 _COMMON = (
@@ -139,9 +140,8 @@ def result_settings(artifact: Artifact) -> Any:
     """
     method = artifact.spec["method"]
     inputs = artifact.manifest["inputs"]
-    roles = [role.removeprefix("features.") for role in inputs if role.startswith("features.")]
     settings = settings_of(method["kind"]).model_validate(
-        {**method, "backbones": {role: role for role in roles}}
+        {**method, "backbones": {role: role for role in under(inputs, "features")}}
     )
     if "oracle" in settings.protocol():
         raise InputError(

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from ltpipe.bundles.artifacts import (
     Artifact,
@@ -36,6 +34,7 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.io import file_sha256
 from ltpipe.provenance import versions
 from ltpipe.stage2.blocks import read_threshold
+from ltpipe.stage2.results import under
 
 # What of a store's attributes scores may ask for.
 _ATTRIBUTES = ("logit_scale", "subclasses", "classes", "head", "towers")
@@ -90,7 +89,7 @@ def export_bundle(
         for number in range(1, len(filters) + 1):
             filter_ = filters[str(number)]
             provenance[f"filter.{number}"] = filter_.origin()
-            state = load_file(filter_.file("filter.safetensors"))
+            state = load_tensors(filter_.file("filter.safetensors"))
             tensors |= {f"filter{number}.{name}": tensor for name, tensor in state.items()}
             filter_.file("filter.h5")
             thresholds.append(read_threshold(filter_.folder))
@@ -158,7 +157,7 @@ def _backbone(
     state = load_tensors(weights)
     if settings.system == "vision-language":
         # Class texts are stored as what the text tower made of them.
-        state = _under(state, "visual.")
+        state = under(state, "visual")
     file = f"backbone.{role}.safetensors"
     save_tensors(bundle / file, state)
     entry |= {
@@ -169,12 +168,6 @@ def _backbone(
         "batch_size": int(test.attributes["batch_size"]),
     }
     return entry, origins, input_rule(dataset_settings(store.spec["dataset"]))
-
-
-def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
-    }
 
 
 def _outputs(test: FeatureStore, classes: int) -> int:

@@ -21,6 +21,7 @@ from ltpipe.models.building import build_network, place
 from ltpipe.models.vision_language import build_towers
 from ltpipe.registry import module_of
 from ltpipe.stage2.flow_filter import flow_of
+from ltpipe.stage2.results import under
 from ltpipe.stage2.scoring import Embedded, Filter, Fitted, Samples, Scores
 from ltpipe.stage2.texts import text_logits
 from ltpipe.training.devices import precision
@@ -52,12 +53,8 @@ class Tensors(nn.Module):
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """Return those whose names begin with `prefix` and a dot, without it."""
-        start = f"{prefix}."
-        return {
-            name.removeprefix(start): getattr(self, place_name)
-            for name, place_name in self._places.items()
-            if name.startswith(start)
-        }
+        places = under(self._places, prefix)
+        return {name: getattr(self, place_name) for name, place_name in places.items()}
 
 
 class Branch(nn.Module):

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ltpipe.commands.arguments import add_experiment
 from ltpipe.errors import InputError
 
 
@@ -28,8 +29,7 @@ def add(commands: Any) -> None:
         help="an experiment's artifacts: names, digests, folders, what is there",
         description="Show every artifact that an experiment file needs and whether it exists.",
     )
-    command.add_argument("experiment", type=Path, help="the experiment file")
-    command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
+    add_experiment(command)
     command.add_argument(
         "--json", action="store_true", help="specs and code identities too, as JSON"
     )
@@ -40,8 +40,7 @@ def add(commands: Any) -> None:
         help="download an experiment's data sets and weights, and say what else to put where",
         description="Download what an experiment file needs and may be downloaded; list the rest.",
     )
-    command.add_argument("experiment", type=Path, help="the experiment file")
-    command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
+    add_experiment(command)
     command.set_defaults(run=_fetch)
 
     command = commands.add_parser(

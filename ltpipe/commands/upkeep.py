@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ltpipe.commands.arguments import add_catalogue
+
 
 def add(commands: Any) -> None:
     """Add these commands to the parser."""
@@ -19,7 +21,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "experiments", type=Path, nargs="*", help="experiment files, for what they ask for instead"
     )
-    command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
+    add_catalogue(command)
     command.set_defaults(run=_why)
 
     command = commands.add_parser(
@@ -39,7 +41,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("experiments", type=Path, nargs="+", help="every experiment to keep")
     command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    command.add_argument("--catalogue", type=Path, default=None, metavar="DIR")
+    add_catalogue(command)
     command.add_argument("--delete", action="store_true", help="remove what is listed")
     command.set_defaults(run=_gc)
 

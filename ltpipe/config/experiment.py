@@ -130,6 +130,11 @@ class Missing:
     names: tuple[str, ...]
     tables: tuple[str, ...]
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Missing:
+        """Return the entry that `as_json` wrote."""
+        return cls(entry["why"], tuple(entry["names"]), tuple(entry["tables"]))
+
     def as_json(self) -> dict[str, Any]:
         """Return the entry as specs hold it."""
         return {"why": self.why, "names": list(self.names), "tables": list(self.tables)}
@@ -145,6 +150,17 @@ class Experiment:
     methods: dict[str, Named]
     jobs: list[tuple[str, str, int]]  # data set, method, seed
     missing: tuple[Missing, ...] = ()
+
+    def parts_in_use(self) -> list[tuple[str, str]]:
+        """Return what its jobs take from outside: ("datasets", name) and ("backbones", name)."""
+        datasets = {dataset for dataset, _, _ in self.jobs}
+        methods = {method for _, method, _ in self.jobs}
+        roles = [self.methods[method].settings.roles().values() for method in methods]
+        backbones = {name for names in roles for name in names}
+        return [
+            *(("datasets", name) for name in self.datasets if name in datasets),
+            *(("backbones", name) for name in self.backbones if name in backbones),
+        ]
 
 
 def load_experiment(path: Path, catalogue: Path | None = None) -> Experiment:

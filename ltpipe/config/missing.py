@@ -42,18 +42,10 @@ def without_missing(experiment: Experiment, absent: Absent) -> Experiment:
 
 def _reasons(experiment: Experiment, absent: Absent) -> dict[Pair, str]:
     """Return why parts of the experiment are absent, by section and name."""
-    used = {dataset for dataset, _, _ in experiment.jobs}
-    methods = {method for _, method, _ in experiment.jobs}
-    roles = {
-        backbone
-        for method in methods
-        for backbone in experiment.methods[method].settings.roles().values()
+    found = {
+        (section, name): absent(getattr(experiment, section)[name].settings)
+        for section, name in experiment.parts_in_use()
     }
-    parts = [
-        *(("datasets", name) for name in experiment.datasets if name in used),
-        *(("backbones", name) for name in experiment.backbones if name in roles),
-    ]
-    found = {part: absent(getattr(experiment, part[0])[part[1]].settings) for part in parts}
     return {part: why for part, why in found.items() if why is not None}
 
 

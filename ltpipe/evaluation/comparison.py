@@ -23,6 +23,7 @@ from ltpipe.evaluation.tables import (
     Cell,
     Wide,
     markdown_rows,
+    shown_number,
 )
 from ltpipe.io import write_text_atomic
 from ltpipe.provenance import MANIFEST, read_manifest
@@ -230,9 +231,7 @@ def arranged(comparison: Comparison) -> tuple[Wide, Wide]:
 
 
 def _mean(row: pd.Series, metric: str) -> str:
-    unit, digits = (1, 3) if metric in PLAIN else (100, 1)
-    spread = "" if pd.isna(row["sd"]) else f" ± {unit * row['sd']:.{digits}f}"
-    return f"{unit * row['mean']:.{digits}f}{spread} (n = {row['seeds']})"
+    return f"{shown_number(row['mean'], row['sd'], metric)} (n = {row['seeds']})"
 
 
 def _difference(row: pd.Series, metric: str) -> str:

@@ -12,7 +12,7 @@ from ltpipe.config.experiment import Missing
 from ltpipe.config.missing import describe_missing
 from ltpipe.evaluation.comparison import read_experiments
 from ltpipe.evaluation.page import render
-from ltpipe.evaluation.tables import Cell, Wide
+from ltpipe.evaluation.tables import Cell, Wide, shown_number
 from ltpipe.io import write_text_atomic
 from ltpipe.provenance import read_manifest
 
@@ -33,10 +33,7 @@ def write_overview(spec: Mapping[str, Any], output: Path) -> str:
     folders = [output.parent / name for name in spec["experiments"]]
     reports = {folder.name: read_manifest(folder)["spec"] for folder in folders}
     table = summarise(read_experiments(folders))
-    missing = [
-        Missing(entry["why"], tuple(entry["names"]), tuple(entry["tables"]))
-        for entry in spec["missing"]
-    ]
+    missing = [Missing.from_json(entry) for entry in spec["missing"]]
     absent = describe_missing(missing, spec["left_out"]) if missing else ""
     page = render(
         "overview.html.jinja",
@@ -108,13 +105,7 @@ def wide_of(part: pd.DataFrame) -> Wide:
     rows = []
     for _, row in part.iterrows():
         label = row["method"] + (" [oracle]" if row["protocol"].startswith("oracle") else "")
-        texts = [_text(row[metric], row[f"{metric}_sd"]) for metric in METRICS]
+        texts = [shown_number(row[metric], row[f"{metric}_sd"], metric) for metric in METRICS]
         cells = [*texts, str(row["seeds"]), row["experiment"]]
         rows.append((label, [Cell(text) for text in cells]))
     return Wide([*METRICS, "n", "experiment"], rows)
-
-
-def _text(mean: float, sd: float) -> str:
-    if pd.isna(mean):
-        return "–"
-    return f"{100 * mean:.1f}" + ("" if pd.isna(sd) else f" ± {100 * sd:.1f}")

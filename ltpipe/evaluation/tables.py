@@ -234,7 +234,7 @@ def wide(table: pd.DataFrame) -> Wide:
         best = means.min() if metric in LOW_IS_BETTER else means.max()
         for competes, (_, row) in zip(own, part.iterrows(), strict=True):
             is_best = len(means) > 1 and bool(competes) and round(row["mean"], 10) == best
-            text = _number(row["mean"], row["sd"], metric)
+            text = shown_number(row["mean"], row["sd"], metric)
             if 0 < row["converged"] < row["seeds"]:
                 text += f" ({row['converged']}/{row['seeds']})"
             cells[row["label"]][title] = Cell(text, is_best)
@@ -254,7 +254,8 @@ def _competes(protocol: str) -> bool:
     return protocol.startswith("last") or protocol == "best_val"
 
 
-def _number(mean: float, sd: float, metric: str) -> str:
+def shown_number(mean: float, sd: float, metric: str) -> str:
+    """Return mean ± sd in the metric's unit; sd is left out where it is NaN."""
     if pd.isna(mean):
         return "–"
     if metric in PLAIN:

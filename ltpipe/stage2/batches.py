@@ -24,11 +24,6 @@ class Rows:
         return self.table.index_select(0, rows.reshape(-1)).float().view(*rows.shape, -1)
 
 
-def plain_rows(rows: Tensor) -> Tensor:
-    """Return rows (N, D) as they are."""
-    return rows
-
-
 def unit_rows(rows: Tensor) -> Tensor:
     """Return rows (N, D) brought to unit length; a zero row stays zero."""
     return rows * _unit_factors(torch.linalg.vector_norm(rows, dim=1)).unsqueeze(1)

@@ -32,8 +32,8 @@ class Features:
 def open_features(job: Job, model: type[Any]) -> Features:
     """Open the stores of a method with the role `features`; views only where it draws them."""
     settings = method_settings(job, model, ["features"])
-    cached = getattr(settings, "views", "plain") == "cached"
-    train = open_stores(job, "train", skip=() if cached else ("views",))["features"]
+    skipped = () if settings.needs_views() else ("views",)
+    train = open_stores(job, "train", skip=skipped)["features"]
     return Features(settings, train, open_stores(job, "test")["features"])
 
 

@@ -29,7 +29,7 @@ from ltpipe.stage2.clusters import cluster_shares, purity
 from ltpipe.stage2.decoupled import Features, finish, open_features
 from ltpipe.stage2.embedded import GroupData, fit_group, group_scores
 from ltpipe.stage2.flow_filter import read_flow
-from ltpipe.stage2.results import evaluate_scores, metric_rows
+from ltpipe.stage2.results import evaluate_scores, metric_rows, under
 from ltpipe.stage2.scoring import Fitted, Samples
 
 # A class is called tail by the paper's separation accuracy if it has at most so many samples.
@@ -160,11 +160,7 @@ def scores(fitted: Fitted, samples: Samples) -> Tensor:
     features, settings = samples["features"].features, fitted.settings
 
     def answered(name: str, lift: Lift, inputs: Tensor) -> Tensor:
-        weights = {
-            key.removeprefix(f"{name}."): value
-            for key, value in fitted.weights.items()
-            if key.startswith(f"{name}.")
-        }
+        weights = under(fitted.weights, name)
         return group_scores(settings.classifier, weights, inputs, lift.sizes(features.shape[1]))
 
     if not fitted.filters:

@@ -46,7 +46,7 @@ def run(job: Job) -> dict[str, Any]:
     crops; with `online: true` also the backbones and the images.
     """
     settings = method_settings(job, FFN, ["ce", "kps"])
-    train = open_stores(job, "train", skip=() if settings.views == "cached" else ("views",))
+    train = open_stores(job, "train", skip=() if settings.needs_views() else ("views",))
     test = open_stores(job, "test")
     points = settings.points()
     coefficients = torch.tensor([point["w1"] for point in points], device=job.device)

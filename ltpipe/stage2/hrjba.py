@@ -69,8 +69,7 @@ def run(job: Job) -> dict[str, Any]:
         InputError: a store is damaged, is of other classes, or has no held-out samples to fit on.
     """
     settings = method_settings(job, HRJBA, GROUPS)
-    needs_views = settings.routing in ("gate", "retrain") and settings.views == "cached"
-    train = open_stores(job, "train", skip=() if needs_views else ("views",))
+    train = open_stores(job, "train", skip=() if settings.needs_views() else ("views",))
     test = open_stores(job, "test")
     features = Features(settings, _both(train), test["head"])
     if settings.routing == "retrain":

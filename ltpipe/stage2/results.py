@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -39,6 +39,16 @@ SCALARS = (
 # Beyond this, predictions.h5 holds each sample's prediction and confidence, not all scores.
 _MAX_SCORE_BYTES = 256 << 20
 
+_Value = TypeVar("_Value")
+
+
+def under(table: Mapping[str, _Value], part: str) -> dict[str, _Value]:
+    """Return the entries whose names begin with `part` and a dot, by what follows it."""
+    start = f"{part}."
+    return {
+        name.removeprefix(start): value for name, value in table.items() if name.startswith(start)
+    }
+
 
 def open_stores(job: Job, split: str, skip: Sequence[str] = ()) -> dict[str, FeatureStore]:
     """Return the stores of one split by role.
@@ -47,9 +57,8 @@ def open_stores(job: Job, split: str, skip: Sequence[str] = ()) -> dict[str, Fea
         InputError: a store is damaged or empty, or the stores hold different samples.
     """
     stores = {
-        role.removeprefix("features."): FeatureStore.open(folder / f"{split}.h5", skip)
-        for role, folder in job.inputs.items()
-        if role.startswith("features.")
+        role: FeatureStore.open(folder / f"{split}.h5", skip)
+        for role, folder in under(job.inputs, "features").items()
     }
     first = next(iter(stores.values()))
     for store in stores.values():

@@ -38,7 +38,7 @@ from ltpipe.io import write_text_atomic
 from ltpipe.job import Job
 from ltpipe.progress import say
 from ltpipe.registry import load, module_of
-from ltpipe.stage2.results import method_settings, open_stores
+from ltpipe.stage2.results import method_settings, open_stores, under
 from ltpipe.stage2.scoring import Fitted, Samples, finish_scores
 
 # Probabilities below this are taken for it: a member must not veto a class by rounding to zero.
@@ -53,7 +53,7 @@ def run(job: Job) -> dict[str, Any]:
     mean class accuracy and class-balanced negative log-likelihood; the stack's own figures there
     are cross-fitted over five folds.
     """
-    roles = [key.removeprefix("features.") for key in job.inputs if key.startswith("features.")]
+    roles = list(under(job.inputs, "features"))
     settings = method_settings(job, Stacked, roles)
     # By name: files keep no order of keys.
     names = sorted(settings.members)
@@ -79,10 +79,9 @@ def scores(fitted: Fitted, samples: Samples) -> Tensor:
     """Return the members' log-probabilities, weighted and summed, (N, C)."""
     logs = []
     for name, settings in sorted(fitted.settings.members.items()):
-        start = f"{name}."
         member = Fitted(
             settings,
-            {k.removeprefix(start): v for k, v in fitted.weights.items() if k.startswith(start)},
+            under(fitted.weights, name),
             settings.points()[0],
             fitted.class_counts,
             fitted.facts["members"][name],

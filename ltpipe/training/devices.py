@@ -43,6 +43,25 @@ def lease(wanted: str) -> Iterator[torch.device]:
         yield device
 
 
+def named_device(wanted: str) -> torch.device:
+    """Return the device for auto, cpu, cuda or cuda:N, whoever else uses it.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise InputError(f"device must be auto, cpu or cuda, not {wanted!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu or cuda, not {wanted!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {wanted} was asked for, but torch sees no such CUDA device")
+    return device
+
+
 def _lock_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"ltpipe-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

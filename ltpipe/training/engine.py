@@ -123,27 +123,6 @@ class SteppedTask(Task, Protocol):
         ...
 
 
-def run_epochs(
-    task: Task,
-    settings: BackboneSettings,
-    samples: int,
-    *,
-    checkpoint: Checkpoint | None = None,
-    description: str = "training",
-) -> list[Epoch]:
-    """Run all epochs of `task` and return its history; the last epoch's weights count.
-
-    A run whose loss is no longer a number ends there: its history's last loss is not finite.
-
-    Args:
-        samples: how many samples an epoch sees, by which its sums are divided.
-        checkpoint: where to leave the state every few epochs, and from where to go on.
-    """
-    return drain(
-        epoch_steps(task, settings, samples, checkpoint=checkpoint, description=description)
-    )
-
-
 def epoch_steps(
     task: Task,
     settings: BackboneSettings,
@@ -152,7 +131,17 @@ def epoch_steps(
     checkpoint: Checkpoint | None = None,
     description: str = "training",
 ) -> Steps[list[Epoch]]:
-    """Do what `run_epochs` does, pausing wherever the task does, and return its history."""
+    """Run all epochs of `task`, pausing wherever it does; the last epoch's weights count.
+
+    A run whose loss is no longer a number ends there: its history's last loss is not finite.
+
+    Args:
+        samples: how many samples an epoch sees, by which its sums are divided.
+        checkpoint: where to leave the state every few epochs, and from where to go on.
+
+    Returns:
+        The history.
+    """
     history = _resume(task, checkpoint)
     bar = track(range(len(history), settings.epochs), description, settings.epochs, len(history))
     for epoch in bar:
@@ -187,15 +176,16 @@ def train(
     checkpoint: Checkpoint | None = None,
     description: str = "training",
 ) -> list[Epoch]:
-    """Train `network` in place under `loss` and the settings' rule; see `run_epochs`.
+    """Train `network` in place under `loss` and the settings' rule; see `epoch_steps`.
 
     Args:
         network: maps (B, C, H, W) images to (B, classes) outputs.
         loss: maps outputs and targets (B,) to a scalar; told of each epoch by `on_epoch`.
     """
     task = SupervisedTask(network, loss, data, settings, seed, device)
-    return run_epochs(
-        task, settings, len(data.labels), checkpoint=checkpoint, description=description
+    samples = len(data.labels)
+    return drain(
+        epoch_steps(task, settings, samples, checkpoint=checkpoint, description=description)
     )
 
 

@@ -45,11 +45,14 @@ class PilImages(Dataset):
 def train_epoch(network: nn.Module, images: np.ndarray, labels: Tensor, batch: int) -> float:
     """Return the seconds of one epoch."""
     loader = DataLoader(PilImages(images, labels, True), batch, shuffle=True)
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
-    network.train()
+    return _epoch(network.train(), loader, 2e-4)
+
+
+def _epoch(model: nn.Module, loader: DataLoader, weight_decay: float) -> float:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=weight_decay)
     started = time.perf_counter()
     for x, y in loader:
-        loss = F.cross_entropy(network(x), y)
+        loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -167,12 +170,4 @@ class LoopClustering:
 def linear_epoch(features: Tensor, labels: Tensor, classes: int, batch: int) -> float:
     """Return the seconds of one epoch of a linear classifier on features in memory."""
     loader = DataLoader(TensorDataset(features, labels), batch, shuffle=True)
-    model = nn.Linear(features.shape[1], classes)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    started = time.perf_counter()
-    for x, y in loader:
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return time.perf_counter() - started
+    return _epoch(nn.Linear(features.shape[1], classes), loader, 5e-4)

@@ -15,19 +15,10 @@ from ltpipe.data import drawing
 from ltpipe.data.readers.digits import read_digits
 from ltpipe.registry import module_of
 from ltpipe.stage2 import flow_filter
-from tests.artifacts import CE, DIGITS, KPS, embed_on, run_job
+from tests.artifacts import CE, DIGITS, KPS, TOWERS, embed_on, run_job
 
 DATASET = {**DIGITS, "val_fraction": 0.2}
 SHORT = {**CE, "epochs": 3}
-TOWERS = {
-    "system": "vision-language",
-    "network": "small-vit",
-    "epochs": 1,
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "logit_scale": 10.0,
-    "precision": "fp32",
-}
 BACKBONES: dict[str, dict[str, Any]] = {
     "ce": SHORT,
     "kps": {**KPS, "epochs": 3, "loss": {"name": "kps", "adjust_from": 1}},

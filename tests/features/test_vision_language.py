@@ -24,16 +24,8 @@ from ltpipe.models.vision_language import (
 from ltpipe.seeding import generator
 from ltpipe.stage1 import vision_language
 from tests.artifacts import CPU, DIGITS, draw, embed, run_job
+from tests.artifacts import TOWERS as BACKBONE
 
-BACKBONE = {
-    "system": "vision-language",
-    "network": "small-vit",
-    "epochs": 1,
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "logit_scale": 10.0,
-    "precision": "fp32",
-}
 LADDER = {"strengths": 3, "draws": 2, "floor": 5.0}
 
 

@@ -13,7 +13,7 @@ from ltpipe.losses.building import build_loss
 from ltpipe.models.resnet import resnet8
 from ltpipe.training import engine
 from ltpipe.training.capture import WARM_UP, CapturedStep
-from ltpipe.training.engine import SupervisedTask, run_epochs, why_not_captured
+from ltpipe.training.engine import SupervisedTask, drain, epoch_steps, why_not_captured
 from ltpipe.training.sgd import SGD
 from tests.artifacts import CE, CPU, KPS, draw, training_set
 
@@ -58,7 +58,7 @@ def fit(data, settings, captured):
     if not captured:
         # Rounds as the recorded step does, so that the two can be compared bit by bit.
         task.rate = torch.zeros(())
-    history = run_epochs(task, settings, len(data.labels))
+    history = drain(epoch_steps(task, settings, len(data.labels)))
     return network.state_dict(), history
 
 
