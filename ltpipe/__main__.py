@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from ltpipe.server import hand_over
+from ltpipe.runtime.server import hand_over
 
 
 def main() -> int:
@@ -14,10 +14,10 @@ def main() -> int:
     arguments = sys.argv[1:]
     status = hand_over(arguments)
     if status is None:
-        from ltpipe import cli
+        from ltpipe.cli import program as cli
 
         _say_refusals_once()
-        status = cli.main(arguments)
+        status = program.main(arguments)
         if status == os.EX_IOERR:
             # HDF5 would try to write once more what it could not write, and crash.
             for stream in (sys.stdout, sys.stderr):
@@ -31,7 +31,7 @@ def _say_refusals_once() -> None:
     exception, unraisable = sys.excepthook, sys.unraisablehook
 
     def was_refused(error: Any) -> bool:
-        from ltpipe.io import refusal
+        from ltpipe.utils.io import refusal
 
         return refusal(error) is not None
 

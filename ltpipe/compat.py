@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from types import ModuleType
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _fragments: list[object] = []

@@ -23,9 +23,9 @@ from ltpipe.bundles.preparing import Given, GivenImages
 from ltpipe.data.augment import Augmentation
 from ltpipe.data.batches import ImageBatches
 from ltpipe.data.readers.features import read_unlabelled
-from ltpipe.errors import InputError
-from ltpipe.progress import track
 from ltpipe.training.devices import named_device
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.progress import track
 
 Features = str | Path | np.ndarray
 

@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import settings_of
-from ltpipe.config.plan import JOBS
+from ltpipe.config.registry import load
 from ltpipe.data.longtail import class_counts
 from ltpipe.features.store import write_features
-from ltpipe.job import Job
-from ltpipe.registry import load
-from ltpipe.stage2.results import SCALARS
+from ltpipe.plan.layout import JOBS
+from ltpipe.stage2.core.results import SCALARS
 
 CLASSES, DIM, TEST_PER_CLASS = 5, 8, 20
 # Three views of the training augmentation, two of a RandAugment ladder.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ltpipe.cli import main
+from ltpipe.cli.program import main
 from ltpipe.config.experiment import load_experiment
-from ltpipe.config.plan import Cell, Plan, build_plan
+from ltpipe.plan.layout import Cell, Plan, build_plan
 
 CATALOGUE = Path(__file__).resolve().parents[1] / "config"
 COMMANDS = {

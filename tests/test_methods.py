@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ltpipe.config.methods import OracleMask
-from ltpipe.registry import REGISTRY
-from ltpipe.stage2 import logit_fusion
+from ltpipe.config.registry import REGISTRY
+from ltpipe.stage2.ffn import logit_fusion
 from ltpipe.testing import MethodError, check_method
 
 # The released settings are for features of 2,048 dimensions and 100,000 samples.

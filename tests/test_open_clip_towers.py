@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
 from ltpipe.data import drawing
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.vision_language import build_towers
 from ltpipe.stage1 import vision_language
-from ltpipe.stage2 import ecvl, zero_shot
-from tests.artifacts import embed_on, run_job
+from ltpipe.stage2.ecvl import job as ecvl
+from ltpipe.stage2.simple import zero_shot
+from ltpipe.utils.errors import InputError
+from tests.support import embed_on, run_job
 
 CLASSES = ("tench", "red_fox", "fire truck")
 DATASET = {

@@ -112,8 +112,8 @@ def test_a_hostile_cifar_batch_runs_nothing(tmp_path, protocol):
 
 
 def test_hostile_weights_run_nothing(tmp_path):
-    from ltpipe.errors import InputError
     from ltpipe.models.torchvision_resnet import _read_state
+    from ltpipe.utils.errors import InputError
 
     harm, path = tmp_path / "harm", tmp_path / "weights.pth"
     torch.save({"weight": torch.ones(1), "harm": Harm(harm)}, path)
@@ -171,7 +171,7 @@ def test_a_link_inside_an_archive_leads_nowhere(tmp_path):
 
 def test_an_npy_with_objects_is_not_loaded(tmp_path):
     from ltpipe.data.readers.features import read_features
-    from ltpipe.errors import InputError
+    from ltpipe.utils.errors import InputError
 
     harm = tmp_path / "harm"
     np.save(tmp_path / "a.npy", np.array([Harm(harm)], dtype=object), allow_pickle=True)

@@ -10,12 +10,12 @@ from typing import Any
 import h5py
 import pandas as pd
 
+from ltpipe.artifacts.divergence import read_divergence
+from ltpipe.artifacts.manifest import MANIFEST, content_of, input_beside, read_manifest
 from ltpipe.config.methods import settings_of
-from ltpipe.divergence import read_divergence
-from ltpipe.errors import InputError
-from ltpipe.io import file_sha256
-from ltpipe.provenance import MANIFEST, content_of, input_beside, read_manifest
-from ltpipe.stage2.results import under
+from ltpipe.stage2.core.results import under
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import file_sha256
 
 # What every manifest says; the rest are facts of the method.
 _COMMON = (

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.bundles.format import CARD
-from ltpipe.io import write_text_atomic
-from ltpipe.registry import REGISTRY
+from ltpipe.config.registry import REGISTRY
+from ltpipe.utils.io import write_text_atomic
 
 _SHOWN = ("accuracy", "balanced_accuracy", "many", "medium", "few", "macro_f1", "ece")
 _ROWS = 40

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ltpipe.artifacts.manifest import versions
 from ltpipe.bundles.artifacts import (
     Artifact,
     choose_point,
@@ -29,12 +30,11 @@ from ltpipe.bundles.pipeline import Pipeline, scores_of
 from ltpipe.bundles.preparing import input_rule
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.data.loading import dataset_settings
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
-from ltpipe.io import file_sha256
-from ltpipe.provenance import versions
-from ltpipe.stage2.blocks import read_threshold
-from ltpipe.stage2.results import under
+from ltpipe.stage2.core.results import under
+from ltpipe.stage2.dlsa.blocks import read_threshold
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import file_sha256
 
 # What of a store's attributes scores may ask for.
 _ATTRIBUTES = ("logit_scale", "subclasses", "classes", "head", "towers")

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltpipe.config.base import canonical_json
-from ltpipe.errors import InputError
-from ltpipe.io import atomic_path, file_sha256, write_json_atomic
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import atomic_path, file_sha256, write_json_atomic
 
 FORMAT = "ltpipe-bundle/1"
 DESCRIPTION = "bundle.json"

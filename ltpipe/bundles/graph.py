@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ltpipe.bundles.format import GRAPH, read_description
 from ltpipe.bundles.pipeline import Pipeline
-from ltpipe.errors import InputError
-from ltpipe.io import atomic_path
-from ltpipe.seeding import generator
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import atomic_path
+from ltpipe.utils.seeding import generator
 
 OPSET = 18
 # Above this, the graph is not what it was made of.

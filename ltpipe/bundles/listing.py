@@ -11,8 +11,8 @@ from typing import TextIO
 import numpy as np
 
 from ltpipe.data.readers.folder import SUFFIXES
-from ltpipe.errors import InputError
-from ltpipe.io import write_text_atomic
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import write_text_atomic
 
 
 def image_files(given: Sequence[Path]) -> list[Path]:

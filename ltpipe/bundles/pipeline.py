@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from ltpipe.bundles.format import METHOD, load_tensors
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.methods import settings_of
+from ltpipe.config.registry import module_of
 from ltpipe.data.loading import Pixels
-from ltpipe.errors import InputError
 from ltpipe.features.extract import Head, embedder
 from ltpipe.features.vision_language import TowerEmbedder
 from ltpipe.models.building import build_network, place
 from ltpipe.models.vision_language import build_towers
-from ltpipe.registry import module_of
-from ltpipe.stage2.flow_filter import flow_of
-from ltpipe.stage2.results import under
-from ltpipe.stage2.scoring import Embedded, Filter, Fitted, Samples, Scores
-from ltpipe.stage2.texts import text_logits
+from ltpipe.stage2.core.results import under
+from ltpipe.stage2.core.scoring import Embedded, Filter, Fitted, Samples, Scores
+from ltpipe.stage2.core.texts import text_logits
+from ltpipe.stage2.dlsa.filter import flow_of
 from ltpipe.training.devices import precision
+from ltpipe.utils.errors import InputError
 
 
 def scores_of(kind: str) -> Scores:

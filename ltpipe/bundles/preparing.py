@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ltpipe.data.images import FileImages
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 Given = str | Path | Image.Image | np.ndarray
 # Sources whose images come as arrays of one size: to that size others are brought.

@@ -33,7 +33,7 @@ from ltpipe.config.figures import (
 )
 from ltpipe.config.methods import Method
 from ltpipe.config.tables import Table
-from ltpipe.errors import InputError, nearest
+from ltpipe.utils.errors import InputError, nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SECTIONS = ("datasets", "backbones", "methods")

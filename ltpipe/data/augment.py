@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 _CROP_TRIES = 10
 _CROP_RATIO = (3 / 4, 4 / 3)

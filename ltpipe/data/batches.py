@@ -14,7 +14,7 @@ import torch
 
 from ltpipe.data.augment import Augmentation, augment, centre_crop
 from ltpipe.data.images import Images
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 # Images per decoding task, and batches in work beside the one in use.
 _TASK = 16

@@ -11,8 +11,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltpipe.errors import InputError
-from ltpipe.io import atomic_path
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import atomic_path
 
 
 @dataclass(frozen=True)

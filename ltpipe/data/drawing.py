@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.datasets import FeaturesDataset
 from ltpipe.data.expectations import check_expected, check_expected_labels
 from ltpipe.data.loading import dataset_settings, open_images
 from ltpipe.data.readers.features import read_features
 from ltpipe.data.sources import locate
 from ltpipe.data.subset import draw, draw_from_labels, write_subset
-from ltpipe.errors import InputError
-from ltpipe.job import Job
-from ltpipe.progress import say
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.progress import say
 
 # No published image is larger; a source that pads its images refuses a smaller size.
 _ANY_SIZE = 1 << 16

@@ -9,7 +9,7 @@ import numpy as np
 
 from ltpipe.config.datasets import Expect
 from ltpipe.data.sources import Source
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 def check_expected(source: Source, expect: Expect | None, name: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 def tail_classes(class_counts: Sequence[int], tail_share: float) -> np.ndarray:

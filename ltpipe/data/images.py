@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from ltpipe.errors import InputError, nearest
+from ltpipe.utils.errors import InputError, nearest
 
 # Pillow's own warning limit, about a quarter of a gigabyte of RGB.
 MAX_PIXELS = 89_478_485

@@ -26,7 +26,7 @@ from ltpipe.data.augment import Augmentation
 from ltpipe.data.batches import ImageBatches, open_batches
 from ltpipe.data.sources import Source, open_source
 from ltpipe.data.subset import Subset
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 _DATASET: TypeAdapter[Any] = TypeAdapter(Dataset)
 

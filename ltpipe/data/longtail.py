@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ltpipe.errors import InputError, nearest
+from ltpipe.utils.errors import InputError, nearest
 
 PROFILES = ("exp", "step", "pareto")
 ROUNDINGS = ("floor", "nearest")

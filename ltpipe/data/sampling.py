@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ltpipe.errors import InputError, nearest
+from ltpipe.utils.errors import InputError, nearest
 
 SAMPLERS = ("shuffle", "balanced", "effective", "sqrt", "reversed")
 _BETA = 0.9999

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ltpipe.config.registry import load
 from ltpipe.data.images import Images
-from ltpipe.errors import InputError, nearest
-from ltpipe.registry import load
+from ltpipe.utils.errors import InputError, nearest
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 
 from ltpipe.data.longtail import class_counts, draw_subset, split_validation
 from ltpipe.data.sources import Source
-from ltpipe.errors import InputError, nearest
-from ltpipe.io import atomic_path
+from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.io import atomic_path
 
 FORMAT = "ltpipe-subset/1"
 CLASS_ORDERS = ("natural", "shuffled")

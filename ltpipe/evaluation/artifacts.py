@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ltpipe.io import file_sha256
-from ltpipe.provenance import MANIFEST, read_manifest
+from ltpipe.artifacts.manifest import MANIFEST, read_manifest
+from ltpipe.utils.io import file_sha256
 
 # What each kind of job does, in the order in which they follow each other.
 STEPS = {

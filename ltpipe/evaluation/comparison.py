@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from ltpipe.config.collection import load_workload
-from ltpipe.errors import InputError, nearest
+from ltpipe.artifacts.manifest import MANIFEST, read_manifest
 from ltpipe.evaluation.page import render
 from ltpipe.evaluation.points import shown_points
 from ltpipe.evaluation.records import read_records
@@ -25,8 +24,9 @@ from ltpipe.evaluation.tables import (
     markdown_rows,
     shown_number,
 )
-from ltpipe.io import write_text_atomic
-from ltpipe.provenance import MANIFEST, read_manifest
+from ltpipe.plan.workload import load_workload
+from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.io import write_text_atomic
 
 COLUMNS = ["dataset", "method", "seeds", "mean", "sd"]
 PAIRED = ["pairs", "difference", "sd_difference", "low", "high", "better", "worse", "equal"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ltpipe.registry import REGISTRY
+from ltpipe.config.registry import REGISTRY
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,19 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ltpipe.artifacts.manifest import input_beside, read_manifest
 from ltpipe.config.backbones import HybridBranch, backbone_settings
 from ltpipe.data.augment import centre_crop, normalise
 from ltpipe.data.head_tail import group_classes
 from ltpipe.data.images import FileImages
 from ltpipe.data.loading import dataset_settings
 from ltpipe.data.subset import read_subset
-from ltpipe.errors import InputError, nearest
 from ltpipe.evaluation.figures.base import STYLE
-from ltpipe.io import atomic_path
 from ltpipe.models.building import build_network, load_weights
 from ltpipe.models.cam import channel_maps, class_activation_maps, grad_cam, overlay
-from ltpipe.provenance import input_beside, read_manifest
-from ltpipe.seeding import generator, stream_seed
+from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.io import atomic_path
+from ltpipe.utils.seeding import generator, stream_seed
 
 METHODS = ("grad-cam", "cam")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import f1_score, matthews_corrcoef, normalized_mutual_info_score
 
-from ltpipe.errors import InputError, nearest
+from ltpipe.utils.errors import InputError, nearest
 
 GROUPS = ("many", "medium", "few")
 _RULES = ("thresholds", "ranks")

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.artifacts.manifest import read_manifest
 from ltpipe.config.experiment import Missing
-from ltpipe.config.missing import describe_missing
 from ltpipe.evaluation.comparison import read_experiments
 from ltpipe.evaluation.page import render
 from ltpipe.evaluation.tables import Cell, Wide, shown_number
-from ltpipe.io import write_text_atomic
-from ltpipe.provenance import read_manifest
+from ltpipe.plan.missing import describe_missing
+from ltpipe.utils.io import write_text_atomic
 
 METRICS = ("accuracy", "many", "medium", "few")
 _COLUMNS = ["dataset", "method", "experiment", "protocol", "seeds"]

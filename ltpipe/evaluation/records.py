@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from ltpipe.divergence import read_divergence
-from ltpipe.errors import InputError
+from ltpipe.artifacts.divergence import read_divergence
+from ltpipe.utils.errors import InputError
 
 _METRIC_COLUMNS = ["point", "parameters", "protocol", "metric", "class", "value"]
 _HISTORY_COLUMNS = ["epoch", "learning_rate", "loss", "accuracy", "seconds"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ltpipe.errors import InputError
+from ltpipe.config.registry import REGISTRY
 from ltpipe.evaluation.artifacts import (
     STEPS,
     Artifact,
@@ -28,7 +28,7 @@ from ltpipe.evaluation.page import render
 from ltpipe.evaluation.points import shown_points
 from ltpipe.evaluation.records import read_class_counts, read_records
 from ltpipe.evaluation.tables import build_table, to_markdown, to_text, wide
-from ltpipe.registry import REGISTRY
+from ltpipe.utils.errors import InputError
 
 # Methods that stand beside each other in the table of classes.
 _MAX_COLUMNS = 16

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 # How each paper's own code comes by its numbers.
 PAPER_PROTOCOLS = {

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltpipe.artifacts.divergence import read_divergence
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import FeatureSettings, HybridBranch, backbone_settings
 from ltpipe.data.augment import Normalise, normalise
 from ltpipe.data.head_tail import group_classes
 from ltpipe.data.loading import ImageSplit, Pixels, open_split
 from ltpipe.data.subset import Subset, read_subset
-from ltpipe.divergence import read_divergence
 from ltpipe.features.store import Blocks, write_features
-from ltpipe.io import file_sha256
-from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
 from ltpipe.models.building import build_network, load_weights, place
 from ltpipe.models.fold import fold_batchnorm
 from ltpipe.models.mapping import copy_splitting, read_splitting
-from ltpipe.progress import say, track
-from ltpipe.seeding import generator
 from ltpipe.training.devices import precision
+from ltpipe.utils.io import file_sha256
+from ltpipe.utils.progress import say, track
+from ltpipe.utils.seeding import generator
 
 # The batches of the official FFN code, which leaves the CE branch's BatchNorm in training mode.
 TRAIN_BN_BATCH = {"train": 64, "val": 256, "test": 256}

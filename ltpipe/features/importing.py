@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.datasets import StoreFiles
 from ltpipe.data.readers.features import read_features
 from ltpipe.data.sources import locate
 from ltpipe.data.subset import read_subset
-from ltpipe.errors import InputError
 from ltpipe.features.store import write_features
-from ltpipe.job import Job
-from ltpipe.progress import say
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.progress import say
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ltpipe.errors import InputError
-from ltpipe.io import atomic_path
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import atomic_path
 
 FORMAT = "ltpipe-features/1"
 _BLOCK_BYTES = 64 << 20

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import (
     Ladder,
     VisionLanguage,
@@ -23,8 +24,6 @@ from ltpipe.data.randaugment import rand_augment
 from ltpipe.data.subset import Subset, read_subset
 from ltpipe.features.extract import Embed, described, open_splits, view_draws, write_empty
 from ltpipe.features.store import Blocks, write_features
-from ltpipe.io import file_sha256
-from ltpipe.job import Job
 from ltpipe.models.building import place
 from ltpipe.models.vision_language import (
     build_prompts,
@@ -33,10 +32,11 @@ from ltpipe.models.vision_language import (
     encode_texts,
     load_towers,
 )
-from ltpipe.progress import say, track
-from ltpipe.seeding import generator
 from ltpipe.training.devices import precision
 from ltpipe.training.engine import autocast_to
+from ltpipe.utils.io import file_sha256
+from ltpipe.utils.progress import say, track
+from ltpipe.utils.seeding import generator
 
 _LATENCY_IMAGES = 100
 _LATENCY_ROUNDS = 3

@@ -17,8 +17,8 @@ from ltpipe.data.readers.features import read_features
 from ltpipe.data.readers.folder import SUFFIXES
 from ltpipe.data.sources import Part, Source, data_root, locate
 from ltpipe.data.subset import Subset, draw_from_labels
-from ltpipe.errors import InputError
 from ltpipe.evaluation.metrics import GROUPS, group_of_classes
+from ltpipe.utils.errors import InputError
 
 FEATURE_SUFFIXES = (".h5", ".hdf5", ".npz", ".npy")
 LIST_SUFFIXES = (".txt", ".lst")

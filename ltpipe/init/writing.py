@@ -11,12 +11,12 @@ import yaml
 from jinja2 import Environment, PackageLoader
 
 from ltpipe.config.experiment import find_catalogue, load_experiment
-from ltpipe.config.plan import build_plan
-from ltpipe.errors import InputError
 from ltpipe.evaluation.metrics import describe_groups
 from ltpipe.init.advice import Advice
 from ltpipe.init.survey import ImageFacts, Survey
-from ltpipe.io import atomic_path
+from ltpipe.plan.layout import build_plan
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import atomic_path
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _SHOWN = 5

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from ltpipe.config.registry import load
 from ltpipe.losses.base import Loss
-from ltpipe.registry import load
 
 
 def build_loss(settings: Any, class_counts: Sequence[int]) -> Loss:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltpipe.errors import InputError
 from ltpipe.losses.base import Loss, SoftmaxForm, checked_counts
+from ltpipe.utils.errors import InputError
 
 
 class LDAMLoss(Loss):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltpipe.errors import InputError
 from ltpipe.losses.base import Loss, SoftmaxForm, at_least_float32
 from ltpipe.losses.weights import effective_number_weights
+from ltpipe.utils.errors import InputError
 
 
 class ClassBalancedLoss(Loss):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ltpipe.errors import InputError, nearest
 from ltpipe.losses.base import Loss, checked_counts
+from ltpipe.utils.errors import InputError, nearest
 
 SHAPES = ("concave", "linear", "convex")
 

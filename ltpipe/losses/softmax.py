@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltpipe.errors import InputError
 from ltpipe.losses.base import Loss, SoftmaxForm, checked_counts
+from ltpipe.utils.errors import InputError
 
 
 class CrossEntropyLoss(Loss):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ltpipe.errors import InputError
 from ltpipe.losses.base import checked_counts
+from ltpipe.utils.errors import InputError
 
 
 def inverse_frequency_weights(class_counts: Sequence[int] | Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltpipe.errors import InputError
 from ltpipe.models.heads import LinearHead
 from ltpipe.models.resnet import resnet8, resnet32
 from ltpipe.models.torchvision_resnet import resnet50
+from ltpipe.utils.errors import InputError
 
 
 class BilateralNetwork(nn.Module):

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ltpipe.config.backbones import BackboneSettings
-from ltpipe.errors import InputError
-from ltpipe.io import atomic_path
-from ltpipe.registry import load
+from ltpipe.config.registry import load
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import atomic_path
 
 
 def build_network(settings: BackboneSettings, classes: int, channels: int) -> Any:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ltpipe.errors import InputError
 from ltpipe.models.masked import MaskedNetwork
+from ltpipe.utils.errors import InputError
 
 # Squared distances between centres grow with 2 D spread ** 2; this keeps them at what the released
 # spread of 0.05 gives at 2,048 dimensions.

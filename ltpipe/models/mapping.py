@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltpipe.errors import InputError
-from ltpipe.io import atomic_path
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import atomic_path
 
 FILE = "splitting.safetensors"
 INPUTS = ("logits", "softmax", "log-softmax")

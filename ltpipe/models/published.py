@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltpipe.compat import import_torchvision
-from ltpipe.errors import InputError
 from ltpipe.models.heads import build_head
 from ltpipe.models.published import load_published
+from ltpipe.utils.errors import InputError
 
 
 class TorchvisionResNet(nn.Module):

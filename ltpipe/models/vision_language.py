@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
-from ltpipe.errors import InputError, nearest
 from ltpipe.models.published import load_published
+from ltpipe.utils.errors import InputError, nearest
 
 MAX_LOGIT_SCALE = 100.0
 _VOCABULARY = 49408

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
+from ltpipe.artifacts.job import Job
 from ltpipe.data.sampling import epoch_order
-from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
-from ltpipe.seeding import generator
 from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
 from ltpipe.training.engine import NetworkTask, batch_sums, epoch_stream
+from ltpipe.utils.seeding import generator
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import HybridBranch
 from ltpipe.data.head_tail import group_classes
 from ltpipe.data.sampling import epoch_order
-from ltpipe.errors import InputError
-from ltpipe.job import Job
 from ltpipe.losses.base import Loss
 from ltpipe.losses.building import build_loss
-from ltpipe.seeding import generator
 from ltpipe.stage1.job import open_images, open_training, train_task
 from ltpipe.training import distributed
 from ltpipe.training.engine import NetworkTask, TrainingSet, batch_sums, epoch_stream
 from ltpipe.training.rules import phases
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
 
 
 def run(job: Job) -> dict[str, Any]:

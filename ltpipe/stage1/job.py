@@ -11,20 +11,20 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ltpipe.artifacts.divergence import write_divergence
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.base import canonical_json
 from ltpipe.data.loading import ImageSplit, open_split
 from ltpipe.data.subset import Subset, read_subset
-from ltpipe.divergence import write_divergence
-from ltpipe.io import write_text_atomic
-from ltpipe.job import Job
 from ltpipe.models.building import build_network, save_weights
-from ltpipe.progress import say
-from ltpipe.seeding import stream_seed
 from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint
 from ltpipe.training.devices import describe, precision
 from ltpipe.training.engine import Epoch, Steps, Task, TrainingSet, drain, epoch_steps
+from ltpipe.utils.io import write_text_atomic
+from ltpipe.utils.progress import say
+from ltpipe.utils.seeding import stream_seed
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import PaCo
 from ltpipe.data.sampling import epoch_order
-from ltpipe.errors import InputError
-from ltpipe.job import Job
 from ltpipe.losses.base import checked_counts
 from ltpipe.losses.contrastive import paco_loss
 from ltpipe.models.building import place
-from ltpipe.seeding import generator
 from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
 from ltpipe.training.engine import (
@@ -33,6 +31,8 @@ from ltpipe.training.engine import (
     build_optimizer,
     training_state,
 )
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ltpipe.job import Job
+from ltpipe.artifacts.job import Job
 from ltpipe.losses.building import build_loss
-from ltpipe.progress import say
 from ltpipe.stage1.job import Images, open_training, train_steps
 from ltpipe.training.engine import Steps, SupervisedTask, drain, why_not_captured
 from ltpipe.training.turns import take_turns
+from ltpipe.utils.progress import say
 
 
 def run(job: Job) -> dict[str, Any]:

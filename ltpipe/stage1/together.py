@@ -9,7 +9,7 @@ models into one network, as grouped convolutions, would compute the same to roun
 it took 1.4 to 4 times as long as lone ResNet-32 of batch 128.
 
 The jobs stay those of the workflow, a process and a folder each. Those that start at about the
-same time on a host meet (ltpipe.gathering), one of them trains all, the others wait and then write
+same time on a host meet (module gathering), one of them trains all, the others wait and then write
 their manifests.
 """
 
@@ -25,20 +25,20 @@ from typing import Any
 
 import torch
 
+from ltpipe.artifacts.job import Job
+from ltpipe.artifacts.manifest import PACKAGE, code_identity
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.base import canonical_json, digest
-from ltpipe.config.plan import code_entries
-from ltpipe.errors import InputError
-from ltpipe.gathering import Entry, Gathering, Values
-from ltpipe.job import Job
-from ltpipe.progress import say
-from ltpipe.provenance import PACKAGE, code_identity
+from ltpipe.plan.layout import code_entries
+from ltpipe.runtime.gathering import Entry, Gathering, Values
 from ltpipe.stage1 import supervised
 from ltpipe.stage1.job import Images, open_images
 from ltpipe.training.devices import CPU, describe, lease
 from ltpipe.training.distributed import is_launched
 from ltpipe.training.engine import why_not_captured
 from ltpipe.training.turns import take_turns
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.progress import say
 
 # Jobs that Snakemake starts at once are seconds apart when they have imported torch.
 PATIENCE = 5.0

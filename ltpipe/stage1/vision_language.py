@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import VisionLanguage
 from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import read_subset
-from ltpipe.errors import InputError
-from ltpipe.io import file_sha256
-from ltpipe.job import Job
 from ltpipe.losses.retrieval import retrieval_loss
 from ltpipe.models.building import place
 from ltpipe.models.vision_language import (
@@ -32,8 +30,6 @@ from ltpipe.models.vision_language import (
     encode_texts,
     token_rows,
 )
-from ltpipe.progress import say
-from ltpipe.seeding import generator
 from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
 from ltpipe.training.adamw import AdamW
@@ -44,6 +40,10 @@ from ltpipe.training.engine import (
     training_state,
 )
 from ltpipe.training.sgd import SGD
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import file_sha256
+from ltpipe.utils.progress import say
+from ltpipe.utils.seeding import generator
 
 
 def run(job: Job) -> dict[str, Any]:

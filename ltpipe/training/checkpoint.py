@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ltpipe.io import atomic_path
+from ltpipe.utils.io import atomic_path
 
 
 class Checkpoint:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 CPU = torch.device("cpu")
 

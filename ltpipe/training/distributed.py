@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ltpipe.errors import InputError
 from ltpipe.losses.base import Loss, at_least_float32
+from ltpipe.utils.errors import InputError
 
 
 def is_launched() -> bool:

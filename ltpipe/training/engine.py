@@ -24,8 +24,6 @@ from ltpipe.data.loading import Pixels
 from ltpipe.data.sampling import epoch_order
 from ltpipe.losses.base import Loss
 from ltpipe.models.building import place
-from ltpipe.progress import say, track
-from ltpipe.seeding import generator
 from ltpipe.training import distributed
 from ltpipe.training.capture import CapturedStep
 from ltpipe.training.checkpoint import Checkpoint, copy_into
@@ -34,6 +32,8 @@ from ltpipe.training.mixup import mixup, mixup_loss
 from ltpipe.training.rules import Phase, on_device, phases
 from ltpipe.training.schedules import learning_rate
 from ltpipe.training.sgd import SGD
+from ltpipe.utils.progress import say, track
+from ltpipe.utils.seeding import generator
 
 _Result = TypeVar("_Result")
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 def mixup(images: Tensor, generator: torch.Generator, alpha: float) -> tuple[Tensor, Tensor, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ltpipe.errors import InputError, nearest
+from ltpipe.utils.errors import InputError, nearest
 
 _KINDS = ("step", "cosine", "constant")
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from ltpipe.config.base import canonical_json
 from ltpipe.testing import make_store
 from tests import plans
-from tests.artifacts import CE, DIGITS
+from tests.support import CE, DIGITS
 
 GOOD: dict[str, Any] = {
     "experiment": "x",
@@ -210,7 +210,7 @@ def _(place: Path) -> list[str]:
 
 
 def train(place: Path, dataset: dict[str, Any] = FOLDER) -> list[str]:
-    from ltpipe.cli import main
+    from ltpipe.cli.program import main
 
     identity = {key: value for key, value in dataset.items() if key != "input"}
     spec = canonical_json({"kind": "data", "dataset": identity})
@@ -326,7 +326,7 @@ def stores(place: Path) -> dict[str, str]:
     for number, role in enumerate(("ce", "kps")):
         make_store(place / role, number)
         spec = {"kind": "features"}
-        from ltpipe.provenance import write_manifest
+        from ltpipe.artifacts.manifest import write_manifest
 
         write_manifest(place / role, spec=spec, code="", modules={}, inputs={}, facts={})
     return {"features__ce": "ce", "features__kps": "kps"}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltpipe.cli import main
+from ltpipe.cli.program import main
 from ltpipe.config.base import canonical_json
 from ltpipe.testing import make_store
-from tests.artifacts import CE, DIGITS
+from tests.support import CE, DIGITS
 
 FOLDER = {"source": "folder", "path": "pets", "input": {"size": [8, 8]}}
 

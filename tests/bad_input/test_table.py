@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ltpipe.cli import main
+from ltpipe.cli.program import main
 from tests.bad_input.cases import CASES, Case
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -20,13 +20,13 @@ from measure import in_own_process, status_megabytes
 from torch import nn
 
 from ltpipe.config.methods import FlowFilter
-from ltpipe.losses.flow import BalanceLoss, likelihood_weights, weighted_likelihood_loss
-from ltpipe.memory import keep_freed_memory
 from ltpipe.models.flow import FlowMixture
-from ltpipe.seeding import generator
-from ltpipe.stage2.flow_filter import train_flow
+from ltpipe.stage2.dlsa.filter import train_flow
+from ltpipe.stage2.dlsa.losses import BalanceLoss, likelihood_weights, weighted_likelihood_loss
 from ltpipe.training.devices import precision
 from ltpipe.training.sgd import SGD
+from ltpipe.utils.memory import keep_freed_memory
+from ltpipe.utils.seeding import generator
 
 DIMENSION, CLUSTERS, BATCH, CLASSES = 2048, 500, 256, 1000
 RATE = 0.01

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from stage1 import PIXELS
 from stage2 import centred_features, sweep_fit
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import Backbone
 from ltpipe.config.methods import DLSA
 from ltpipe.data.augment import Augmentation
@@ -34,11 +35,10 @@ from ltpipe.data.batches import open_batches
 from ltpipe.data.images import ArrayImages
 from ltpipe.data.longtail import class_counts
 from ltpipe.features.store import write_features
-from ltpipe.io import write_json_atomic
-from ltpipe.job import Job
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet8, resnet32
-from ltpipe.stage2 import dlsa, flow_filter
+from ltpipe.stage2.dlsa import filter as flow_filter
+from ltpipe.stage2.dlsa import job as dlsa
 from ltpipe.training.devices import describe, lease, precision
 from ltpipe.training.engine import (
     SupervisedTask,
@@ -48,6 +48,7 @@ from ltpipe.training.engine import (
     why_not_captured,
 )
 from ltpipe.training.turns import take_turns
+from ltpipe.utils.io import write_json_atomic
 
 EPOCHS, IMAGES = 200, 10_847
 

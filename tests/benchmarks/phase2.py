@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import ECVL
 from ltpipe.data import drawing
 from ltpipe.features import vision_language as dump
 from ltpipe.features.store import FeatureStore
-from ltpipe.io import write_json_atomic
-from ltpipe.job import Job
 from ltpipe.stage1 import vision_language
-from ltpipe.stage2.ecvl import Adapter, Phase2
-from ltpipe.stage2.ecvl_online import OnlineViews
-from ltpipe.stage2.ladder import CachedViews
-from ltpipe.stage2.texts import class_texts
+from ltpipe.stage2.core.texts import class_texts
+from ltpipe.stage2.ecvl.job import Adapter, Phase2
+from ltpipe.stage2.ecvl.ladder import CachedViews
+from ltpipe.stage2.ecvl.online import OnlineViews
+from ltpipe.utils.io import write_json_atomic
 
 CPU = torch.device("cpu")
 DIGITS: dict[str, Any] = {

@@ -30,12 +30,12 @@ from ltpipe.data.longtail import class_counts
 from ltpipe.features.extract import embedder
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet32
-from ltpipe.seeding import generator
-from ltpipe.stage2.classifier import fit_classifiers
-from ltpipe.training.clustering import Clustering
+from ltpipe.stage1.cws.clustering import Clustering
+from ltpipe.stage1.cws.subclasses import PRESETS
+from ltpipe.stage2.simple.classifier import fit_classifiers
 from ltpipe.training.devices import CPU, precision
 from ltpipe.training.engine import SupervisedTask
-from ltpipe.training.subclasses import PRESETS
+from ltpipe.utils.seeding import generator
 
 # A loop's work, and how many steps it has.
 Work = tuple[Callable[[], object], int]

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from measure import CPU, REPOSITORY, Result, Run, environment, one_thread, seconds_of
 
-from ltpipe.job import Job
-from ltpipe.stage2 import classifier
+from ltpipe.artifacts.job import Job
+from ltpipe.stage2.simple import classifier
 
 DEMO = REPOSITORY / "config/config.yaml"
 

@@ -29,21 +29,21 @@ import stage1
 import storage
 from measure import CPU, REPOSITORY, PeakMemory, machine, one_thread, seconds_of, version
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import FeatureSettings
 from ltpipe.config.methods import Classifier, FlowFilter
 from ltpipe.data.loading import ImageSplit
 from ltpipe.data.subset import Subset
 from ltpipe.features import extract
 from ltpipe.features.store import FeatureStore
-from ltpipe.job import Job
-from ltpipe.memory import keep_freed_memory
 from ltpipe.models.flow import FlowMixture
 from ltpipe.models.resnet import resnet32
-from ltpipe.seeding import generator
-from ltpipe.stage2.batches import Rows
-from ltpipe.stage2.classifier import fit_classifiers
-from ltpipe.stage2.flow_filter import train_flow
+from ltpipe.stage2.core.batches import Rows
+from ltpipe.stage2.dlsa.filter import train_flow
+from ltpipe.stage2.simple.classifier import fit_classifiers
 from ltpipe.training.devices import precision
+from ltpipe.utils.memory import keep_freed_memory
+from ltpipe.utils.seeding import generator
 
 # Ten million images and their features of a ResNet-50, as many classes as ImageNet-21k has about.
 HUGE = (10_000_000, 2048, 10_000)

@@ -22,8 +22,8 @@ from ltpipe.data.loading import Pixels
 from ltpipe.features.extract import embedder
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet32
-from ltpipe.seeding import generator
-from ltpipe.training.clustering import Clustering
+from ltpipe.stage1.cws.clustering import Clustering
+from ltpipe.stage1.cws.subclasses import PRESETS
 from ltpipe.training.devices import precision
 from ltpipe.training.engine import (
     Epoch,
@@ -34,8 +34,8 @@ from ltpipe.training.engine import (
     epoch_steps,
     train,
 )
-from ltpipe.training.subclasses import PRESETS
 from ltpipe.training.turns import take_turns
+from ltpipe.utils.seeding import generator
 
 PIXELS = Pixels([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
 IMAGE = (3, 32, 32)

@@ -19,13 +19,13 @@ from ltpipe.config.methods import Classifier
 from ltpipe.data.longtail import class_counts
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.margin import LDAMLoss
-from ltpipe.seeding import generator
-from ltpipe.stage2.batches import FusedBatches
-from ltpipe.stage2.classifier import fit_classifiers
-from ltpipe.stage2.classifiers import CosineModel
-from ltpipe.stage2.fit import Recipe, fit
-from ltpipe.stage2.logit_gradients import logit_gradient
+from ltpipe.stage2.core.batches import FusedBatches
+from ltpipe.stage2.core.fit import Recipe, fit
+from ltpipe.stage2.core.heads import CosineModel
+from ltpipe.stage2.core.logit_gradients import logit_gradient
+from ltpipe.stage2.simple.classifier import fit_classifiers
 from ltpipe.training.devices import precision
+from ltpipe.utils.seeding import generator
 
 COEFFICIENTS = torch.linspace(0, 1, 11)
 # ImageNet-LT's training images, ResNet-50's features, classes.

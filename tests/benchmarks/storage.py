@@ -19,7 +19,7 @@ from stage2 import LARGE, large_store
 
 from ltpipe.features import store as feature_store
 from ltpipe.features.store import FeatureStore, write_features
-from ltpipe.stage2.batches import Draws, FeatureBatches, Rows
+from ltpipe.stage2.core.batches import Draws, FeatureBatches, Rows
 
 BATCH = 64
 

@@ -96,7 +96,7 @@ def test_the_slope_of_a_power_law(exponent):
 def test_the_clustering_peer_finds_the_same_subclasses():
     import peers
 
-    from ltpipe.training.clustering import Clustering
+    from ltpipe.stage1.cws.clustering import Clustering
 
     numbers = [3, 2, 1]
     loop, product = peers.LoopClustering(numbers), Clustering(numbers, 4)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from ltpipe.config.methods import settings_of
-from ltpipe.config.plan import job_module
+from ltpipe.config.registry import module_of
 from ltpipe.data import drawing
 from ltpipe.data.readers.digits import read_digits
-from ltpipe.registry import module_of
-from ltpipe.stage2 import flow_filter
-from tests.artifacts import CE, DIGITS, KPS, TOWERS, embed_on, run_job
+from ltpipe.plan.layout import job_module
+from ltpipe.stage2.dlsa import filter as flow_filter
+from tests.support import CE, DIGITS, KPS, TOWERS, embed_on, run_job
 
 DATASET = {**DIGITS, "val_fraction": 0.2}
 SHORT = {**CE, "epochs": 3}

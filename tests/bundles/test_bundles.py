@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from ltpipe.bundles import graph
 from ltpipe.bundles.export import export_bundle
 from ltpipe.bundles.format import DESCRIPTION, METHOD
-from ltpipe.cli import main
+from ltpipe.cli.program import main
 from ltpipe.data import images as data_images
 from ltpipe.data.readers.digits import read_digits
-from ltpipe.errors import InputError
 from ltpipe.predict import load
+from ltpipe.utils.errors import InputError
 from tests.bundles.conftest import recorded
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ltpipe.bundles.export import export_bundle
-from ltpipe.errors import InputError
+from ltpipe.config.registry import REGISTRY
 from ltpipe.predict import load
-from ltpipe.registry import REGISTRY
+from ltpipe.utils.errors import InputError
 from tests.bundles.conftest import recorded
 
 FILTER = {"clusters": 12, "epochs": 3, "batch_size": 64, "learning_rate": 0.05, "share": 0.5}

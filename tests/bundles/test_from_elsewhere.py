@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from ltpipe.bundles.export import export_bundle
-from ltpipe.cli import main
+from ltpipe.cli.program import main
 from ltpipe.data import drawing
 from ltpipe.data.longtail import class_counts
-from ltpipe.errors import InputError
 from ltpipe.features import importing
 from ltpipe.predict import load
-from ltpipe.stage2 import classifier, ffn
-from tests.artifacts import run_job
+from ltpipe.stage2.ffn import job as ffn
+from ltpipe.stage2.simple import classifier
+from ltpipe.utils.errors import InputError
 from tests.bundles.conftest import recorded
+from tests.support import run_job
 
 
 @pytest.fixture(scope="module")

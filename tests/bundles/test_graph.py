@@ -9,8 +9,8 @@ import pytest
 
 from ltpipe.bundles import graph
 from ltpipe.bundles.export import export_bundle
-from ltpipe.errors import InputError
 from ltpipe.predict import load
+from ltpipe.utils.errors import InputError
 from tests.bundles.test_every_method import DLSA
 
 onnxruntime = pytest.importorskip("onnxruntime")

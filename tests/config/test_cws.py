@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ltpipe.config.experiment import resolve
-from ltpipe.config.plan import build_plan
-from ltpipe.errors import InputError
+from ltpipe.plan.layout import build_plan
+from ltpipe.utils.errors import InputError
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "config"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ltpipe.config.collection import load_workload
 from ltpipe.config.experiment import load_experiment, read_yaml, resolve
-from ltpipe.config.plan import build_plan
-from ltpipe.errors import InputError
+from ltpipe.plan.layout import build_plan
+from ltpipe.plan.workload import load_workload
+from ltpipe.utils.errors import InputError
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "config"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from ltpipe.config.backbones import AnyBackbone
-from ltpipe.config.collection import Collection
 from ltpipe.config.datasets import Dataset
 from ltpipe.config.experiment import ExperimentFile
 from ltpipe.config.methods import Method
+from ltpipe.plan.workload import Collection
 
 PATH = Path(__file__).resolve().parents[2] / "workflow/schemas/experiment.schema.json"
 

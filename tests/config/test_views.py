@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ltpipe.config.experiment import find_catalogue, resolve
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 from tests.workflow.workspace import REPOSITORY
 
 CATALOGUE = find_catalogue(REPOSITORY / "config/config.yaml")

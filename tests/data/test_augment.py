@@ -12,7 +12,7 @@ from ltpipe.data.augment import (
     centre_crop,
     normalise,
 )
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 def generator(seed=0):

@@ -10,7 +10,7 @@ from ltpipe.data import batches as module
 from ltpipe.data.augment import Augmentation
 from ltpipe.data.batches import open_batches
 from ltpipe.data.images import ArrayImages, FileImages
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 RANDOM = np.random.default_rng(0)
 PLAN = Augmentation((8, 8), padding=2, flip=True)

@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.datasets import Expect
 from ltpipe.config.experiment import resolve
-from ltpipe.config.plan import build_plan
 from ltpipe.data.drawing import run
 from ltpipe.data.expectations import check_expected, check_expected_labels
 from ltpipe.data.images import ArrayImages
@@ -18,8 +18,8 @@ from ltpipe.data.longtail import class_counts
 from ltpipe.data.readers.lists import read_list
 from ltpipe.data.sources import Part, Source, open_source
 from ltpipe.data.subset import read_subset
-from ltpipe.errors import InputError
-from ltpipe.job import Job
+from ltpipe.plan.layout import build_plan
+from ltpipe.utils.errors import InputError
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "config"
 INPUT = {"size": [8, 8]}

@@ -6,7 +6,7 @@ import pytest
 
 from ltpipe.data.head_tail import group_classes, tail_classes
 from ltpipe.data.longtail import class_counts
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 def test_three_fifths_of_ten_classes():

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ltpipe.data import images as module
 from ltpipe.data.images import ArrayImages, FileImages
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 RANDOM = np.random.default_rng(0)
 

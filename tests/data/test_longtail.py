@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ltpipe.data.longtail import class_counts, draw_subset, split_validation
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 # (classes, largest, imbalance) -> (total, first 16 hex digits of the SHA-256 of the joined counts)
 PUBLISHED = {

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ltpipe.data.sampling import epoch_order
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 COUNTS = np.array([4000, 600, 0, 50, 5])
 LABELS = torch.from_numpy(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ltpipe.data.sources import check_options, data_root, image_size, locate, open_source
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 def test_unknown_source():

@@ -9,7 +9,7 @@ from ltpipe.data.images import ArrayImages
 from ltpipe.data.longtail import class_counts, draw_subset
 from ltpipe.data.sources import Part, Source, open_source
 from ltpipe.data.subset import draw, draw_from_labels, read_subset, write_subset
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 SETTINGS = {
     "imbalance": 10,

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from ltpipe.cli import main
+from ltpipe.cli.program import main
 from ltpipe.config.experiment import resolve
-from ltpipe.config.plan import build_plan
+from ltpipe.plan.layout import build_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -230,7 +230,9 @@ p = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
 wanted = sum((1 - float(p[n, 0]) ** 0.5) / 0.5 for n in range(2)) / 2
 assert abs(float(built(logits, target)) - wanted) < 1e-6
 """
-    show = f"import sys; from ltpipe.cli import main; sys.exit(main({commands[0].split()[1:]!r}))"
+    show = (
+        f"from ltpipe.cli.program import main; raise SystemExit(main({commands[0].split()[1:]!r}))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-c", "\n".join([*scripts, loss, show])],

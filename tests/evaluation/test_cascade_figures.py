@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltpipe.errors import InputError
 from ltpipe.evaluation.figures import Material, draw_figures
+from ltpipe.utils.errors import InputError
 
 DATASET = {"label": "made", "folder": "data", "groups": "ranks", "note": ""}
 

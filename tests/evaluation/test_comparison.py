@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ltpipe.cli import main
-from ltpipe.errors import InputError
+from ltpipe.artifacts.manifest import write_manifest
+from ltpipe.cli.program import main
 from ltpipe.evaluation.comparison import (
     arranged,
     compare,
@@ -20,7 +20,7 @@ from ltpipe.evaluation.comparison import (
     tally,
     to_markdown,
 )
-from ltpipe.provenance import write_manifest
+from ltpipe.utils.errors import InputError
 
 EVIL = "<b>A</b>"
 # data set, method, seed -> accuracy; B has no seed 3, C is on one data set with one seed.

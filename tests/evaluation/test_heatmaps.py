@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ltpipe.cli import main
+from ltpipe.artifacts.manifest import write_manifest
+from ltpipe.cli.program import main
 from ltpipe.evaluation.heatmaps import open_backbone
-from ltpipe.provenance import write_manifest
 from ltpipe.stage1 import hrjba
-from tests.artifacts import CE, DIGITS, draw, run_job, train
+from tests.support import CE, DIGITS, draw, run_job, train
 
 
 def manifest(folder, backbone, data):

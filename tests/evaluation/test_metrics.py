@@ -7,8 +7,8 @@ import pytest
 from sklearn import metrics as sk
 
 from ltpipe.data.longtail import class_counts
-from ltpipe.errors import InputError
 from ltpipe.evaluation.metrics import evaluate, group_of_classes
+from ltpipe.utils.errors import InputError
 
 COUNTS = [300, 120, 60, 20, 19, 3]
 

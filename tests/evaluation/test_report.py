@@ -13,15 +13,16 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
+from ltpipe.artifacts.manifest import write_manifest
 from ltpipe.config.base import canonical_json
 from ltpipe.config.figures import Confusion, Reliability
-from ltpipe.errors import InputError
 from ltpipe.evaluation.artifacts import STEPS, draw_graph, group_artifacts, read_artifacts
 from ltpipe.evaluation.records import read_predictions
 from ltpipe.evaluation.report import write_report
-from ltpipe.provenance import write_manifest
-from ltpipe.stage2 import ffn, own_classifier
-from tests.artifacts import CE, CPU, KPS, Job, draw, embed, train
+from ltpipe.stage2.ffn import job as ffn
+from ltpipe.stage2.simple import own_classifier
+from ltpipe.utils.errors import InputError
+from tests.support import CE, CPU, KPS, Job, draw, embed, train
 
 EXPECTED = Path(__file__).resolve().parents[2] / "data/expected"
 # In one worker: writing a report takes longer than reading it.

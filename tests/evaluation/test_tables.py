@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from ltpipe.config.experiment import Table
-from ltpipe.errors import InputError
 from ltpipe.evaluation.tables import (
     METRIC_TITLES,
     build_table,
@@ -19,8 +18,9 @@ from ltpipe.evaluation.tables import (
     to_text,
     wide,
 )
-from ltpipe.stage2.groups import GROUP_METRICS
-from ltpipe.stage2.results import SCALARS
+from ltpipe.stage2.core.results import SCALARS
+from ltpipe.stage2.hrjba.groups import GROUP_METRICS
+from ltpipe.utils.errors import InputError
 
 EXPECTED = Path(__file__).resolve().parents[2] / "data/expected"
 DATASETS = {

@@ -30,8 +30,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ltpipe.io import is_temporary
-from ltpipe.upkeep.verify import verify
+from ltpipe.artifacts.verify import verify
+from ltpipe.utils.io import is_temporary
 from tests.workflow.workspace import EXPERIMENT, Workspace, copy_sources
 
 # What holds times, memory or the place of a run, and what is drawn from these.

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ltpipe import io
-from ltpipe.cli import main
-from ltpipe.errors import InputError
+from ltpipe.cli.program import main
 from ltpipe.features.store import FeatureStore
-from ltpipe.io import atomic_path, is_temporary, refusal, write_text_atomic
+from ltpipe.utils import io
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import atomic_path, is_temporary, refusal, write_text_atomic
 from tests import plans
 
 
@@ -67,7 +67,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
 
 def test_a_writer_that_is_killed_leaves_no_file_of_that_name(tmp_path):
     code = (
-        "import os, sys; from ltpipe.io import atomic_path\n"
+        "import os, sys; from ltpipe.utils.io import atomic_path\n"
         "with atomic_path(sys.argv[1]) as path:\n"
         "    path.write_text('half'); os.kill(os.getpid(), 9)"
     )

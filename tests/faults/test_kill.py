@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ltpipe.upkeep.verify import verify
+from ltpipe.artifacts.verify import verify
 from tests import plans
 from tests.faults import kill
 from tests.workflow.workspace import EXPERIMENT

@@ -12,8 +12,8 @@ from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.building import build_network, load_weights
-from ltpipe.seeding import generator
-from tests.artifacts import CE, CPU, DIGITS, KPS, draw, embed, train
+from ltpipe.utils.seeding import generator
+from tests.support import CE, CPU, DIGITS, KPS, draw, embed, train
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from ltpipe.errors import InputError
 from ltpipe.features.store import Blocks, FeatureStore, write_features
+from ltpipe.utils.errors import InputError
 
 
 def contents(samples=7, dim=3, classes=4, views=2):

@@ -21,10 +21,10 @@ from ltpipe.models.vision_language import (
     encode_texts,
     load_towers,
 )
-from ltpipe.seeding import generator
 from ltpipe.stage1 import vision_language
-from tests.artifacts import CPU, DIGITS, draw, embed, run_job
-from tests.artifacts import TOWERS as BACKBONE
+from ltpipe.utils.seeding import generator
+from tests.support import CPU, DIGITS, draw, embed, run_job
+from tests.support import TOWERS as BACKBONE
 
 LADDER = {"strengths": 3, "draws": 2, "floor": 5.0}
 
@@ -100,7 +100,7 @@ def test_stronger_views_lie_farther_from_the_standard_ones(made):
 def test_methods_that_know_no_ladder_see_the_standard_views_alone(made):
     from types import SimpleNamespace
 
-    from ltpipe.stage2.retraining import training_batches
+    from ltpipe.stage2.core.retraining import training_batches
 
     store = FeatureStore.open(made / "features/train.h5")
     settings = SimpleNamespace(views="cached", sampler="shuffle", per_class=1, batch_size=4096)

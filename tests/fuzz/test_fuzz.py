@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from ltpipe.config.experiment import load_experiment
-from ltpipe.config.plan import build_plan
 from ltpipe.data.readers.features import read_features
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
+from ltpipe.plan.layout import build_plan
 from ltpipe.testing import make_store
+from ltpipe.utils.errors import InputError
 from tests import plans
 from tests.bad_input.cases import GOOD
 
@@ -248,8 +248,8 @@ def test_damaged_embeddings_are_refused_or_read_whole(tmp_path, kind):
 
 
 def test_a_damaged_manifest_never_passes_for_another(tmp_path, tiny):
-    from ltpipe.provenance import read_manifest
-    from ltpipe.upkeep.verify import verify
+    from ltpipe.artifacts.manifest import read_manifest
+    from ltpipe.artifacts.verify import verify
 
     (path,) = Path("results/features").rglob("manifest.json")
     data = path.read_bytes()

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltpipe.cli import main
+from ltpipe.cli.program import main
 from ltpipe.config.experiment import load_experiment
-from ltpipe.config.plan import build_plan
 from ltpipe.data.images import FileImages
 from ltpipe.data.loading import open_images
 from ltpipe.features.store import write_features
+from ltpipe.plan.layout import build_plan
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "config"
 
@@ -299,8 +299,8 @@ def test_a_file_is_replaced_only_on_request(place, capsys):
 
 
 def test_a_file_that_would_not_load_is_not_written(place, capsys, monkeypatch):
-    from ltpipe.errors import InputError
     from ltpipe.init import writing
+    from ltpipe.utils.errors import InputError
 
     def refuse(*_):
         raise InputError("datasets.mine: no")

@@ -13,7 +13,7 @@ import torch
 
 import ltpipe.losses
 from ltpipe.config.backbones import Backbone
-from ltpipe.errors import InputError
+from ltpipe.config.registry import REGISTRY
 from ltpipe.losses import (
     BalancedSoftmaxLoss,
     ClassBalancedLoss,
@@ -29,7 +29,7 @@ from ltpipe.losses import (
 )
 from ltpipe.losses.base import Loss
 from ltpipe.losses.building import build_loss
-from ltpipe.registry import REGISTRY
+from ltpipe.utils.errors import InputError
 
 COUNTS = [7, 120, 31, 2]
 WEIGHT = torch.tensor([0.7, 0.1, 0.4, 2.8])

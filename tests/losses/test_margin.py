@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltpipe.errors import InputError
 from ltpipe.losses.margin import KPSLoss, LDAMLoss
+from ltpipe.utils.errors import InputError
 
 # CIFAR-10-LT training counts at imbalance 100 and 200.
 CIFAR_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]

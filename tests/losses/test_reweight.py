@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ltpipe.errors import InputError
 from ltpipe.losses.reweight import ClassBalancedLoss, FocalLoss
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.losses.weights import effective_number_weights, inverse_frequency_weights
+from ltpipe.utils.errors import InputError
 
 # CIFAR-10-LT training counts at imbalance 100.
 CIFAR_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]

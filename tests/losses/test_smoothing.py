@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltpipe.errors import InputError
 from ltpipe.losses.smoothing import LabelAwareSmoothingLoss, LabelSmoothingLoss
+from ltpipe.utils.errors import InputError
 
 # Not sorted by count, with a tie.
 COUNTS = [40, 3, 120, 3, 61]

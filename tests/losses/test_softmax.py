@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltpipe.errors import InputError
 from ltpipe.losses.softmax import BalancedSoftmaxLoss, CrossEntropyLoss, LogitAdjustedLoss
+from ltpipe.utils.errors import InputError
 
 COUNTS = [7, 120, 31, 2]
 TARGET = [1, 1, 3, 0, 2, 1]

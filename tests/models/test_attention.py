@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from ltpipe.errors import InputError
 from ltpipe.models.attention import CBAM, ECA, SimAM, SqueezeExcitation, build_attention
+from ltpipe.utils.errors import InputError
 
 CHANNELS = 32
 

@@ -11,10 +11,10 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.distributions.transforms import AffineTransform
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltpipe.errors import InputError
 from ltpipe.models.flow import FlowBatchNorm, FlowMixture, gaussian_log_prob
-from ltpipe.seeding import generator
 from ltpipe.training.sgd import SGD
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
 
 
 def trained(dim: int, clusters: int = 4, **settings) -> FlowMixture:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltpipe.errors import InputError
 from ltpipe.models.heads import CosineHead, LinearHead, build_head
+from ltpipe.utils.errors import InputError
 
 
 def test_linear_head_is_a_product_and_a_bias() -> None:

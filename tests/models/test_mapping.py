@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ltpipe.errors import InputError
 from ltpipe.models.mapping import (
     Splitting,
     copy_splitting,
@@ -20,7 +19,8 @@ from ltpipe.models.mapping import (
     read_splitting,
     write_splitting,
 )
-from ltpipe.seeding import generator
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
 
 
 def models(number, head, subclasses=7, classes=3, hidden=5):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from ltpipe.errors import InputError
 from ltpipe.models import resnet
 from ltpipe.models.attention import SimAM
 from ltpipe.models.heads import CosineHead
 from ltpipe.models.resnet import BasicBlock, resnet8, resnet32
+from ltpipe.utils.errors import InputError
 
 ATTENTIONS = (None, "simam", "se", "cbam", "eca")
 

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 
 from ltpipe.compat import import_torchvision
 from ltpipe.config.backbones import Backbone
-from ltpipe.errors import InputError
 from ltpipe.models import torchvision_resnet
 from ltpipe.models.building import build_network
 from ltpipe.models.heads import CosineHead
 from ltpipe.models.torchvision_resnet import resnet50
 from ltpipe.training.sgd import SGD
+from ltpipe.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")

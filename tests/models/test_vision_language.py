@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
-from ltpipe.errors import InputError
 from ltpipe.models.vision_language import (
     build_prompts,
     build_towers,
@@ -21,6 +20,7 @@ from ltpipe.models.vision_language import (
     load_towers,
     token_rows,
 )
+from ltpipe.utils.errors import InputError
 
 NAMES = ["aquarium_fish", "apple", "boy"]
 
@@ -212,7 +212,7 @@ def test_published_weights_bring_their_activation(monkeypatch):
 def test_open_clip_is_imported_only_when_it_is_needed():
     code = (
         "import sys, ltpipe.features.vision_language, ltpipe.stage1.vision_language, "
-        "ltpipe.stage2.ecvl, ltpipe.config.plan\n"
+        "ltpipe.stage2.ecvl.job, ltpipe.plan.layout\n"
         "print(any(name.split('.')[0] in ('open_clip', 'torchvision') for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,20 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import BBN, backbone_settings
 from ltpipe.data.loading import open_split
 from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import read_subset
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
-from ltpipe.job import Job
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.bilateral import BilateralNetwork, bbn_resnet8, bbn_resnet32
 from ltpipe.models.building import build_network
 from ltpipe.stage1 import bbn
 from ltpipe.stage1.bbn import BilateralTask, balance
-from tests import artifacts
-from tests.artifacts import CE, CPU, DIGITS, draw, embed
+from ltpipe.utils.errors import InputError
+from tests import support
+from tests.support import CE, CPU, DIGITS, draw, embed
 
 SPEC = {**CE, "system": "bbn", "network": "bbn-resnet8", "epochs": 6}
 
@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training_set(data):
-    return artifacts.training_set(data)
+    return support.training_set(data)
 
 
 def task_of(training_set, **settings):

@@ -10,20 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ltpipe.artifacts.divergence import read_divergence
 from ltpipe.config.backbones import CWS, backbone_settings
 from ltpipe.data.subset import read_subset
-from ltpipe.divergence import read_divergence
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.building import build_network
 from ltpipe.models.mapping import read_splitting
-from ltpipe.stage1 import cws
-from ltpipe.stage1.cws import SplittingTask, occupancy_table
-from ltpipe.stage2 import own_classifier
+from ltpipe.stage1.cws import job as cws
+from ltpipe.stage1.cws.job import SplittingTask, occupancy_table
+from ltpipe.stage1.cws.subclasses import subclass_counts
+from ltpipe.stage2.simple import own_classifier
 from ltpipe.training import distributed
 from ltpipe.training.rules import phases
-from ltpipe.training.subclasses import subclass_counts
-from tests.artifacts import CE, CPU, DIGITS, draw, embed, run_job, training_set
+from ltpipe.utils.errors import InputError
+from tests.support import CE, CPU, DIGITS, draw, embed, run_job, training_set
 
 SPEC = {**CE, "system": "cws", "epochs": 4, "subclasses": [3, 2, 1, 1, 1, 1, 1, 1, 1, 1]}
 LDAM = {"head": "cosine", "loss": {"name": "ldam"}}

@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import HybridBranch, backbone_settings
 from ltpipe.data.head_tail import group_classes
 from ltpipe.data.sampling import epoch_order
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
-from ltpipe.job import Job
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet8
-from ltpipe.seeding import generator
 from ltpipe.stage1 import hrjba
 from ltpipe.stage1.hrjba import BranchTask
-from tests import artifacts
-from tests.artifacts import CE, CPU, DIGITS, draw, embed
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
+from tests import support
+from tests.support import CE, CPU, DIGITS, draw, embed
 
 SPEC = {**CE, "system": "hrjba-branch", "group": "head", "epochs": 3}
 RATE = 0.05
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training_set(data):
-    return artifacts.training_set(data)
+    return support.training_set(data)
 
 
 def classes_of(training_set, group, share=0.6):

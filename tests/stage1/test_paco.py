@@ -8,19 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import PaCo, backbone_settings
 from ltpipe.data.subset import read_subset
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
-from ltpipe.job import Job
 from ltpipe.losses.contrastive import paco_loss
 from ltpipe.models.building import build_network
 from ltpipe.models.resnet import resnet8
 from ltpipe.stage1 import paco
 from ltpipe.stage1.paco import ContrastiveTask
 from ltpipe.training import distributed
-from tests import artifacts
-from tests.artifacts import CE, CPU, DIGITS, draw, embed
+from ltpipe.utils.errors import InputError
+from tests import support
+from tests.support import CE, CPU, DIGITS, draw, embed
 
 SPEC = {key: value for key, value in CE.items() if key != "loss"} | {
     "system": "paco",
@@ -39,7 +39,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training_set(data):
-    return artifacts.training_set(data)
+    return support.training_set(data)
 
 
 def task_of(training_set, **settings):

@@ -16,15 +16,15 @@ import pandas as pd
 import pytest
 import torch
 
-from ltpipe.cli import main
+from ltpipe.artifacts.job import Job
+from ltpipe.artifacts.manifest import read_manifest
+from ltpipe.cli.program import main
 from ltpipe.config.base import canonical_json
-from ltpipe.errors import InputError
-from ltpipe.gathering import Gathering
-from ltpipe.job import Job
-from ltpipe.provenance import read_manifest
+from ltpipe.runtime.gathering import Gathering
 from ltpipe.stage1 import supervised, together
 from ltpipe.training import turns
-from tests.artifacts import CE, CPU, DIGITS, KPS, draw
+from ltpipe.utils.errors import InputError
+from tests.support import CE, CPU, DIGITS, KPS, draw
 
 LDAM = {
     **CE,
@@ -198,10 +198,10 @@ def test_a_job_of_the_command_line_has_the_manifest_of_a_lone_one(
 _PROCESS = """
 import json, sys
 from pathlib import Path
-from ltpipe.config.plan import code_entries
-from ltpipe.job import Job
-from ltpipe.provenance import read_manifest
-from ltpipe.provenance import code_identity
+from ltpipe.plan.layout import code_entries
+from ltpipe.artifacts.job import Job
+from ltpipe.artifacts.manifest import read_manifest
+from ltpipe.artifacts.manifest import code_identity
 from ltpipe.stage1 import together
 from ltpipe.training.devices import CPU
 spec, data, output, at_once = json.loads(sys.argv[1])

@@ -8,18 +8,18 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import VisionLanguage
 from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
-from ltpipe.errors import InputError
-from ltpipe.job import Job
 from ltpipe.losses.retrieval import retrieval_loss
 from ltpipe.models.vision_language import build_prompts, build_towers, encode_images, load_towers
 from ltpipe.stage1 import vision_language
 from ltpipe.stage1.vision_language import RetrievalTask
 from ltpipe.training import distributed
 from ltpipe.training.engine import TrainingSet
-from tests.artifacts import CPU, DIGITS, draw
+from ltpipe.utils.errors import InputError
+from tests.support import CPU, DIGITS, draw
 
 SPEC = {
     "system": "vision-language",

@@ -11,25 +11,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import LWS, M2M, RIDE, Classifier, MiSLAS, TauNorm
-from ltpipe.errors import InputError
+from ltpipe.config.registry import REGISTRY
 from ltpipe.features.store import FeatureStore, write_features
-from ltpipe.job import Job
 from ltpipe.losses.building import build_loss
 from ltpipe.losses.softmax import CrossEntropyLoss
-from ltpipe.registry import REGISTRY
-from ltpipe.seeding import generator
-from ltpipe.stage2 import m2m, ncm, ride, tau_norm
-from ltpipe.stage2.classifier import fit_classifiers
-from ltpipe.stage2.classifiers import CosineModel, LinearModel
-from ltpipe.stage2.logit_gradients import AutogradGradient, SoftmaxGradient, logit_gradient
-from ltpipe.stage2.lws import fit_scales
-from ltpipe.stage2.m2m import fit_translated
-from ltpipe.stage2.mislas import fit_smoothed
-from ltpipe.stage2.retraining import training_batches
-from ltpipe.stage2.ride import fit_experts
+from ltpipe.stage2.core.heads import CosineModel, LinearModel
+from ltpipe.stage2.core.logit_gradients import AutogradGradient, SoftmaxGradient, logit_gradient
+from ltpipe.stage2.core.retraining import training_batches
+from ltpipe.stage2.simple import m2m, ncm, ride, tau_norm
+from ltpipe.stage2.simple.classifier import fit_classifiers
+from ltpipe.stage2.simple.lws import fit_scales
+from ltpipe.stage2.simple.m2m import fit_translated
+from ltpipe.stage2.simple.mislas import fit_smoothed
+from ltpipe.stage2.simple.ride import fit_experts
 from ltpipe.testing import make_store
-from tests.artifacts import CPU
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
+from tests.support import CPU
 
 RATES = [0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1]
 ROLE = {"backbones": {"features": "features"}}

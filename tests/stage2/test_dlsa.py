@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import DLSA, FlowFilter
-from ltpipe.errors import InputError
 from ltpipe.features.store import write_features
-from ltpipe.job import Job
 from ltpipe.losses.base import SoftmaxForm
-from ltpipe.stage2 import dlsa, flow_filter
-from ltpipe.stage2.blocks import write_blocks
-from ltpipe.stage2.cosine_parts import CosinePartsModel, cosine_part_scores
-from ltpipe.stage2.logit_gradients import SoftmaxGradient
+from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
+from ltpipe.stage2.dlsa import filter as flow_filter
+from ltpipe.stage2.dlsa import job as dlsa
+from ltpipe.stage2.dlsa.blocks import write_blocks
+from ltpipe.stage2.dlsa.cosine_parts import CosinePartsModel, cosine_part_scores
 from ltpipe.testing import check_method
-from tests.artifacts import CPU
+from ltpipe.utils.errors import InputError
+from tests.support import CPU
 
 SMALL = {
     "clusters": 12,

@@ -10,19 +10,20 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import ECVL
-from ltpipe.errors import InputError
 from ltpipe.evaluation.records import read_predictions
 from ltpipe.features.store import FeatureStore, write_features
-from ltpipe.job import Job
-from ltpipe.seeding import generator
 from ltpipe.stage1 import vision_language
-from ltpipe.stage2 import ecvl, zero_shot
-from ltpipe.stage2.ecvl import Adapter, Phase2, memory_order, text_gradient
-from ltpipe.stage2.ladder import CachedViews
-from ltpipe.stage2.texts import class_texts
+from ltpipe.stage2.core.texts import class_texts
+from ltpipe.stage2.ecvl import job as ecvl
+from ltpipe.stage2.ecvl.job import Adapter, Phase2, memory_order, text_gradient
+from ltpipe.stage2.ecvl.ladder import CachedViews
+from ltpipe.stage2.simple import zero_shot
 from ltpipe.testing import check_method, make_store
-from tests.artifacts import CPU, DIGITS, draw, embed, run_job
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
+from tests.support import CPU, DIGITS, draw, embed, run_job
 
 
 def settings_of(**values):
@@ -375,7 +376,7 @@ def test_online_trains_on_the_towers_own_views(digits, tmp_path):
 def test_online_features_are_those_that_are_cached(digits, tmp_path, monkeypatch):
     """With images that no augmentation moves, the loop's views are the plain features."""
     from ltpipe.data import batches
-    from ltpipe.stage2.ecvl_online import OnlineViews
+    from ltpipe.stage2.ecvl.online import OnlineViews
 
     monkeypatch.setattr(
         batches, "augment", lambda batch, plan, draws: batches.centre_crop(batch, plan.size)
@@ -397,7 +398,7 @@ def test_online_features_are_those_that_are_cached(digits, tmp_path, monkeypatch
 
 
 def test_online_randaugment_needs_a_described_ladder(digits, tmp_path):
-    from ltpipe.stage2.ecvl_online import OnlineViews
+    from ltpipe.stage2.ecvl.online import OnlineViews
 
     store = FeatureStore.open(digits / "features/train.h5")
     assert json.loads(store.attributes["ladder"])["strengths"] == 4

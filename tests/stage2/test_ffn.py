@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ltpipe.errors import InputError
+from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore, write_features
-from ltpipe.job import Job
 from ltpipe.losses.margin import LDAMLoss
-from ltpipe.stage2 import ffn, own_classifier
+from ltpipe.stage2.ffn import job as ffn
+from ltpipe.stage2.simple import own_classifier
 from ltpipe.testing import make_store
-from tests.artifacts import CE, CPU, DIGITS, KPS, draw, embed, train
+from ltpipe.utils.errors import InputError
+from tests.support import CE, CPU, DIGITS, KPS, draw, embed, train
 
 
 @pytest.fixture

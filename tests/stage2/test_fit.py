@@ -8,14 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from ltpipe.losses.margin import LDAMLoss
-from ltpipe.seeding import generator
-from ltpipe.stage2 import fit as fit_module
-from ltpipe.stage2.batches import FusedBatches, SquashedRows, UnitRows
-from ltpipe.stage2.classifiers import CosineModel, cosine_scores
-from ltpipe.stage2.fit import Recipe
-from ltpipe.stage2.fit import fit as fit_models
-from ltpipe.stage2.logit_gradients import logit_gradient
+from ltpipe.stage2.core import fit as fit_module
+from ltpipe.stage2.core.batches import FusedBatches, SquashedRows, UnitRows
+from ltpipe.stage2.core.fit import Recipe
+from ltpipe.stage2.core.fit import fit as fit_models
+from ltpipe.stage2.core.heads import CosineModel, cosine_scores
+from ltpipe.stage2.core.logit_gradients import logit_gradient
 from ltpipe.training.schedules import learning_rate
+from ltpipe.utils.seeding import generator
 
 COUNTS = [40, 12, 5, 2]
 LABELS = torch.repeat_interleave(torch.arange(4), torch.tensor(COUNTS))

@@ -10,27 +10,27 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ltpipe.artifacts.divergence import read_divergence
 from ltpipe.config.backbones import CWS
 from ltpipe.config.methods import CachedSplitting, LabelMapping
 from ltpipe.data import drawing
 from ltpipe.data.loading import open_split
 from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import read_subset
-from ltpipe.divergence import read_divergence
-from ltpipe.errors import InputError
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.building import build_loss
 from ltpipe.losses.weights import effective_number_weights
 from ltpipe.models.building import build_network, load_weights
 from ltpipe.models.mapping import fresh_mapping
-from ltpipe.seeding import generator
-from ltpipe.stage1 import cws
-from ltpipe.stage2 import cached_splitting, label_mapping
-from ltpipe.stage2.label_mapping import view_logits
-from ltpipe.stage2.mapping_fit import Phased, fit_mapping
+from ltpipe.stage1.cws import job as cws
+from ltpipe.stage1.cws.mapping import AlternatingMapping
+from ltpipe.stage2.cws import cached_splitting, label_mapping
+from ltpipe.stage2.cws.label_mapping import view_logits
+from ltpipe.stage2.cws.mapping_fit import Phased, fit_mapping
 from ltpipe.training.engine import TrainingSet
-from ltpipe.training.mapping import AlternatingMapping
-from tests.artifacts import CE, CPU, DIGITS, embed, run_job
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
+from tests.support import CE, CPU, DIGITS, embed, run_job
 
 SUBCLASSES = [3, 2, 1, 1, 1, 1, 1, 1, 1, 1]
 LOSSES = {

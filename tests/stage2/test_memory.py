@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltpipe.stage2.memory import Memory, memory_scores
+from ltpipe.stage2.ecvl.memory import Memory, memory_scores
 
 CPU = torch.device("cpu")
 

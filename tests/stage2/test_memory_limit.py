@@ -20,9 +20,9 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from ltpipe.features import store
-from ltpipe.job import Job
-from ltpipe.memory import keep_freed_memory
-from ltpipe.stage2 import classifier
+from ltpipe.artifacts.job import Job
+from ltpipe.utils.memory import keep_freed_memory
+from ltpipe.stage2.simple import classifier
 
 torch.set_num_threads(1)
 keep_freed_memory()

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from ltpipe.errors import InputError
-from ltpipe.stage2.pairs import class_pairs
+from ltpipe.stage2.dlsa.pairs import class_pairs
+from ltpipe.utils.errors import InputError
 
 LABELS = torch.tensor([0] * 50 + [2] * 7 + [3] * 2 + [5])
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ltpipe.stage2.groups import masked
-from ltpipe.stage2.hrjba import Branches
-from ltpipe.stage2.routing import energy_gap, fit_bias, fit_temperature, tempered
+from ltpipe.stage2.hrjba.groups import masked
+from ltpipe.stage2.hrjba.job import Branches
+from ltpipe.stage2.hrjba.routing import energy_gap, fit_bias, fit_temperature, tempered
 
 HEAD = torch.tensor([[1.0, 2.0], [0.5, -1.0], [3.0, 3.0]], dtype=torch.float64)
 TAIL = torch.tensor([[0.0, 1.0, 2.0], [4.0, 1.0, 0.0], [-1.0, 0.0, 0.5]], dtype=torch.float64)

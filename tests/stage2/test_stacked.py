@@ -9,9 +9,9 @@ import pytest
 from scipy.optimize import minimize
 
 from ltpipe.config.experiment import resolve
-from ltpipe.config.plan import build_plan, code_entries
-from ltpipe.errors import InputError
-from ltpipe.stage2.stacked import cross_fitted, fit_weights, pool
+from ltpipe.plan.layout import build_plan, code_entries
+from ltpipe.stage2.simple.stacked import cross_fitted, fit_weights, pool
+from ltpipe.utils.errors import InputError
 from tests.config.test_experiment import CATALOGUE
 
 
@@ -179,9 +179,11 @@ def test_identity_holds_the_members_and_not_their_backbones_names():
     (cell,) = build_plan(resolve(experiment(), CATALOGUE)).of_kind("stage2")
     assert cell.spec["method"] == {"kind": "stacked", "members": MEMBERS}
     entries = code_entries(cell.spec)
-    assert {"ltpipe.stage2.stacked", "ltpipe.stage2.ffn", "ltpipe.stage2.own_classifier"} <= set(
-        entries
-    )
+    assert {
+        "ltpipe.stage2.simple.stacked",
+        "ltpipe.stage2.ffn.job",
+        "ltpipe.stage2.simple.own_classifier",
+    } <= set(entries)
     named = experiment()
     named["methods"]["stack"]["members"] = {
         **MEMBERS,

@@ -15,7 +15,7 @@ from ltpipe.training import engine
 from ltpipe.training.capture import WARM_UP, CapturedStep
 from ltpipe.training.engine import SupervisedTask, drain, epoch_steps, why_not_captured
 from ltpipe.training.sgd import SGD
-from tests.artifacts import CE, CPU, KPS, draw, training_set
+from tests.support import CE, CPU, KPS, draw, training_set
 
 
 class Recorder:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ltpipe.errors import InputError
 from ltpipe.training import devices
+from ltpipe.utils.errors import InputError
 
 
 @pytest.fixture

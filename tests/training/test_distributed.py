@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from ltpipe.config.base import canonical_json
-from ltpipe.errors import InputError
 from ltpipe.models.resnet import resnet8
 from ltpipe.training import distributed
-from tests.artifacts import CE, DIGITS, draw
+from ltpipe.utils.errors import InputError
+from tests.support import CE, DIGITS, draw
 
 STEP = """
 import sys, torch

@@ -22,7 +22,7 @@ from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet8
 from ltpipe.training.checkpoint import Checkpoint
 from ltpipe.training.engine import TrainingSet, train
-from tests.artifacts import CE, CPU, DIGITS, KPS, draw
+from tests.support import CE, CPU, DIGITS, KPS, draw
 
 
 @pytest.fixture(scope="module")

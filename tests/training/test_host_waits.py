@@ -23,7 +23,7 @@ from ltpipe.losses.building import build_loss
 from ltpipe.models.resnet import resnet8
 from ltpipe.training import engine
 from ltpipe.training.engine import SupervisedTask, TrainingSet
-from tests.artifacts import CE, KPS
+from tests.support import CE, KPS
 
 META = torch.device("meta")
 COUNTS = [20, 8, 4]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from ltpipe.errors import InputError
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.training.mixup import mixup, mixup_loss
+from ltpipe.utils.errors import InputError
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -12,17 +12,17 @@ import torch
 
 from ltpipe.config.backbones import Backbone, Rule
 from ltpipe.config.experiment import resolve
+from ltpipe.config.registry import REGISTRY, load
 from ltpipe.data.loading import open_split
 from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import read_subset
-from ltpipe.errors import InputError
 from ltpipe.losses.building import build_loss
 from ltpipe.models.building import build_network
-from ltpipe.registry import REGISTRY, load
 from ltpipe.training import engine
 from ltpipe.training.engine import SupervisedTask, TrainingSet, train
 from ltpipe.training.rules import RULES, phases
-from tests.artifacts import CE, CPU, DIGITS, draw
+from ltpipe.utils.errors import InputError
+from tests.support import CE, CPU, DIGITS, draw
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "config"
 # CIFAR-10-LT training counts at imbalance 100, and the class weights of its rules.

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ltpipe.errors import InputError
 from ltpipe.training.schedules import learning_rate
+from ltpipe.utils.errors import InputError
 
 
 def test_cosine_of_the_published_fusion_stage() -> None:

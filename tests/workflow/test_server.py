@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ltpipe import server
+from ltpipe.runtime import server
 from tests.workflow.workspace import PRELOADED, Workspace
 
 pytestmark = pytest.mark.workflow

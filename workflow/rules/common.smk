@@ -7,14 +7,14 @@ from pathlib import Path
 
 from snakemake.settings.types import RerunTrigger
 
-from ltpipe.config.collection import build_workload
-from ltpipe.config.missing import describe_missing
-from ltpipe.config.plan import code_entries
-from ltpipe.environment import gpu_count, outside_file, prepare_jobs, start_server
-from ltpipe.errors import InputError
-from ltpipe.presence import judge
-from ltpipe.provenance import code_identity
-from ltpipe.upkeep.changes import Artifacts
+from ltpipe.plan.workload import build_workload
+from ltpipe.plan.missing import describe_missing
+from ltpipe.plan.layout import code_entries
+from ltpipe.runtime.environment import gpu_count, outside_file, prepare_jobs, start_server
+from ltpipe.utils.errors import InputError
+from ltpipe.plan.availability import judge
+from ltpipe.artifacts.manifest import code_identity
+from ltpipe.artifacts.changes import Artifacts
 
 HERE = Path(workflow.basedir)
 

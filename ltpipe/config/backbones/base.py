@@ -120,13 +120,13 @@ class BackboneSettings(Settings):
     @field_validator("network")
     @classmethod
     def _network_exists(cls, name: str) -> str:
-        from ltpipe.registry import check_name
+        from ltpipe.config.registry import check_name
 
         return check_name("network", name)
 
     @model_validator(mode="after")
     def _network_fits(self) -> BackboneSettings:
-        from ltpipe.registry import module_of
+        from ltpipe.config.registry import module_of
 
         cifar = "ltpipe.models.resnet"
         if self.attention is not None and module_of("network", self.network) != cifar:

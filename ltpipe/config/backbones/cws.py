@@ -10,7 +10,7 @@ from ltpipe.config.backbones.base import BackboneSettings, Rule
 from ltpipe.config.base import Float, Settings
 from ltpipe.config.losses import COSINE_LOSSES, Loss, check_head
 
-# The lists themselves are code of the system: ltpipe.training.subclasses.
+# The lists themselves are code of the system: ltpipe.stage1.cws.subclasses.
 SubclassPreset = Literal[
     "paper-18", "paper-39", "paper-99", "paper-167", "counts", "counts-and-spread"
 ]

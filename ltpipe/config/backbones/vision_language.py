@@ -70,7 +70,7 @@ class VisionLanguage(BackboneSettings):
     @field_validator("network")
     @classmethod
     def _network_exists(cls, name: str) -> str:
-        from ltpipe.registry import check_name
+        from ltpipe.config.registry import check_name
 
         return check_name("tower", name)
 

@@ -90,7 +90,7 @@ def settings_of(kind: str) -> type[MethodSettings]:
     Raises:
         InputError: no method is called that.
     """
-    from ltpipe.registry import check_name
+    from ltpipe.config.registry import check_name
 
     known = {
         model.model_fields["kind"].annotation.__args__[0]: model  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ import numpy as np
 from ltpipe.data.download import Remote, fetch_folder
 from ltpipe.data.images import ArrayImages
 from ltpipe.data.sources import Part, Source, check_options
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 _PIXELS = 3 * 32 * 32
 _URL = "https://www.cs.toronto.edu/~kriz/"

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 def read_features(path: Path, labels_path: Path | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from ltpipe.data.images import FileImages
 from ltpipe.data.longtail import split_validation
 from ltpipe.data.sources import Part, Source, check_options, image_size, locate
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
 _SPLITS = ("train", "val", "test")

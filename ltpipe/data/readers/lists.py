@@ -10,7 +10,7 @@ import numpy as np
 
 from ltpipe.data.images import FileImages
 from ltpipe.data.sources import Part, Source, check_options, image_size, locate
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 _OPTIONS = (
     "train_list",

@@ -13,7 +13,7 @@ import numpy as np
 from ltpipe.data.download import Remote, fetch_file
 from ltpipe.data.images import Images
 from ltpipe.data.sources import Part, Source, check_options, image_size
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 _URL = "https://zenodo.org/records/10519652/files/"
 _MD5 = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from ltpipe.data.images import FileImages
 from ltpipe.data.sources import Part, Source, check_options, image_size, locate
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 _OPTIONS = ("path", "size", "channels", "interpolation", "fit")
 _SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})

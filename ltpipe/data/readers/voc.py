@@ -11,8 +11,8 @@ import numpy as np
 
 from ltpipe.data.images import FileImages
 from ltpipe.data.sources import Part, Source, check_options, image_size, locate
-from ltpipe.errors import InputError, nearest
-from ltpipe.progress import say
+from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.progress import say
 
 _NAMES = """
 aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from ltpipe.errors import InputError
 from ltpipe.evaluation.figures.base import Drawn, Material, file_of, name_classes
 from ltpipe.evaluation.records import read_class_counts, read_predictions
 from ltpipe.evaluation.tables import METRIC_TITLES, published_curve
+from ltpipe.utils.errors import InputError
 
 
 def _point_matches(parameters: str, at: Mapping[str, float]) -> bool:

@@ -12,7 +12,7 @@ import cycler
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]

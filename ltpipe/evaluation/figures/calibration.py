@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ltpipe.errors import InputError
 from ltpipe.evaluation.figures.base import COLOURS, Drawn, Material, file_of
 from ltpipe.evaluation.metrics import reliability
 from ltpipe.evaluation.records import Predictions, read_predictions
+from ltpipe.utils.errors import InputError
 
 _BINS = 15
 _COLUMNS = 2

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from ltpipe.errors import InputError
 from ltpipe.evaluation.figures.base import COLOURS, Drawn, Material, file_of
 from ltpipe.evaluation.figures.data import in_the_plane, some_samples, unit_features
 from ltpipe.evaluation.records import read_predictions
+from ltpipe.utils.errors import InputError
 
 
 def _cascade(material: Material, settings: Mapping[str, Any], file: str) -> pd.DataFrame:

@@ -9,10 +9,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from ltpipe.errors import InputError
 from ltpipe.evaluation.figures.base import Drawn, Material, file_of
 from ltpipe.evaluation.records import read_class_counts
 from ltpipe.evaluation.tables import METRIC_TITLES, PLAIN
+from ltpipe.utils.errors import InputError
 
 
 def setting_curve(material: Material, settings: Mapping[str, Any]) -> Drawn:

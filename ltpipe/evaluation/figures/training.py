@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from ltpipe.errors import InputError
 from ltpipe.evaluation.figures.base import Drawn, Material, file_of
 from ltpipe.evaluation.records import read_history
+from ltpipe.utils.errors import InputError
 
 
 def training_curves(material: Material, settings: Mapping[str, Any]) -> Drawn:

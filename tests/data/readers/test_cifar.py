@@ -10,7 +10,7 @@ import pytest
 
 from ltpipe.data.readers import cifar
 from ltpipe.data.sources import open_source
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 LAYOUTS = {"cifar10": cifar._CIFAR10, "cifar100": cifar._CIFAR100}
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from ltpipe.data.readers.features import read_features
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 4))
 LABELS = np.array([0, 1, 2, 2, 1, 0])

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from ltpipe.data.sources import open_source
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 def make(folder, counts, suffix="png", start=0):

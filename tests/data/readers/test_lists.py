@@ -4,7 +4,7 @@ from PIL import Image
 
 from ltpipe.data.readers.lists import read_list
 from ltpipe.data.sources import open_source
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 
 @pytest.fixture

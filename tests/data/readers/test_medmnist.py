@@ -8,7 +8,7 @@ from ltpipe.data.augment import Augmentation, normalise
 from ltpipe.data.batches import open_batches
 from ltpipe.data.readers import medmnist
 from ltpipe.data.sources import open_source
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 RANDOM = np.random.default_rng(0)
 OCT = {"file": "octmnist", "size": [32, 32]}

@@ -8,7 +8,7 @@ from ltpipe.compat import import_torchvision
 from ltpipe.data.longtail import class_counts
 from ltpipe.data.sources import open_source
 from ltpipe.data.subset import draw
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 # Not in sorted order, as in the published file.
 WNIDS = ["n03", "n01", "n02"]

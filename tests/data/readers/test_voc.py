@@ -4,7 +4,7 @@ from PIL import Image
 
 from ltpipe.data.readers import voc
 from ltpipe.data.sources import open_source
-from ltpipe.errors import InputError
+from ltpipe.utils.errors import InputError
 
 OPTIONS = {"size": [4, 4], "fit": "stretch", "path": "VOCdevkit/VOC2012"}
 

@@ -1,0 +1,1 @@
+"""Finished work on disk: manifests, reading with checks, why, adopt, verify, gc."""

@@ -1,0 +1,216 @@
+"""What there is, what experiments need and gave: list, show, fetch, table, compare, explain."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ltpipe.cli.arguments import add_experiment
+from ltpipe.utils.errors import InputError
+
+
+def add(commands: Any) -> None:
+    """Add these commands to the parser."""
+    command = commands.add_parser(
+        "list",
+        help="every data set, backbone, method, loss and network, with a line each",
+        description="List what an experiment file may name: the catalogue and what it builds on.",
+    )
+    command.add_argument(
+        "--catalogue", type=Path, default=None, metavar="DIR", help="default: ./config"
+    )
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser(
+        "show",
+        help="an experiment's artifacts: names, digests, folders, what is there",
+        description="Show every artifact that an experiment file needs and whether it exists.",
+    )
+    add_experiment(command)
+    command.add_argument(
+        "--json", action="store_true", help="specs and code identities too, as JSON"
+    )
+    command.set_defaults(run=_show)
+
+    command = commands.add_parser(
+        "fetch",
+        help="download an experiment's data sets and weights, and say what else to put where",
+        description="Download what an experiment file needs and may be downloaded; list the rest.",
+    )
+    add_experiment(command)
+    command.set_defaults(run=_fetch)
+
+    command = commands.add_parser(
+        "table",
+        help="print a finished experiment's main table and where its report is",
+        description="Print the main table of an experiment that has been run.",
+    )
+    command.add_argument("folder", type=Path, help="results/experiments/NAME")
+    command.set_defaults(run=_table)
+
+    command = commands.add_parser(
+        "compare",
+        help="methods of several experiments side by side, with paired differences",
+        description="Compare the methods of finished experiments: means, paired differences over "
+        "seeds to one of them with confidence intervals, wins and losses.",
+    )
+    command.add_argument(
+        "experiments",
+        type=Path,
+        nargs="+",
+        metavar="EXPERIMENT",
+        help="results/experiments/NAME or an experiment file",
+    )
+    command.add_argument("--metric", default="accuracy", help="default: accuracy")
+    command.add_argument(
+        "--reference", metavar="METHOD", help="what to compare with (default: the first method)"
+    )
+    command.add_argument(
+        "--level", type=float, default=0.95, help="of the confidence intervals (default: 0.95)"
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="also write CSV, Markdown and a page"
+    )
+    command.set_defaults(run=_compare)
+
+    command = commands.add_parser(
+        "explain",
+        help="heat maps of a trained backbone on images of your own",
+        description="Draw where a trained backbone sees a class in image files (CAM, Grad-CAM).",
+    )
+    command.add_argument("folder", type=Path, help="results/stage1/DATASET/BACKBONE/DIGEST/seed0")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    command.add_argument("--method", choices=["grad-cam", "cam"], default="grad-cam")
+    command.add_argument(
+        "--class", dest="label", metavar="NAME", help="default: the class that is predicted"
+    )
+    command.add_argument(
+        "--channels", type=int, default=0, metavar="N", help="maps of N single channels, too"
+    )
+    command.add_argument(
+        "--untrained", action="store_true", help="the same network before training, too"
+    )
+    command.add_argument("--output", type=Path, default=Path("heatmaps"), metavar="FOLDER")
+    command.set_defaults(run=_explain)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from ltpipe.config.experiment import read_catalogue
+    from ltpipe.config.registry import REGISTRY
+
+    folder = options.catalogue or Path("config")
+    for section, entries in read_catalogue(folder).items():
+        rows = {name: str(values.get("description", "")) for name, values in entries.items()}
+        _print_rows(f"{section} (in {folder / section}/)", rows)
+    for kind, known in REGISTRY.items():
+        rows = {
+            name: entry.summary + (f" ({entry.paper})" if entry.paper else "")
+            for name, entry in known.items()
+        }
+        plural = "losses" if kind == "loss" else f"{kind}s"
+        _print_rows(f"{plural} that settings may name", rows)
+    return 0
+
+
+def _print_rows(title: str, rows: dict[str, str]) -> None:
+    print(title)
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        print(f"  {name:<{width}}  {text}".rstrip())
+    print()
+
+
+def _show(options: argparse.Namespace) -> int:
+    from ltpipe.artifacts.manifest import code_identity
+    from ltpipe.plan.availability import judge
+    from ltpipe.plan.layout import code_entries
+    from ltpipe.plan.missing import describe_missing
+    from ltpipe.plan.workload import load_workload
+
+    load = load_workload(options.experiment, options.catalogue, judge)
+    cells = list(load.everything.values())
+    if options.json:
+        rows = [
+            {
+                "kind": cell.kind,
+                "folder": cell.folder,
+                "done": _is_done(cell),
+                "spec": cell.spec,
+                "code": code_identity(code_entries(cell.spec)),
+            }
+            for cell in cells
+        ]
+        print(json.dumps(rows, indent=2))
+        return 0
+    if load.missing:
+        print(describe_missing(load.missing, load.left_out) + "\n")
+    for kind in ("data", "stage1", "import", "features", "filter", "stage2", "report", "overview"):
+        chosen = [cell for cell in cells if cell.kind == kind]
+        if not chosen:
+            continue
+        done = sum(map(_is_done, chosen))
+        print(f"{kind}: {len(chosen)} artifacts, {done} there")
+        for cell in chosen:
+            print(f"  {'+' if _is_done(cell) else '-'} {cell.folder}  {cell.title}")
+    return 0
+
+
+def _is_done(cell: Any) -> bool:
+    from ltpipe.artifacts.manifest import MANIFEST
+
+    return Path(cell.folder, MANIFEST).is_file()
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from ltpipe.data.fetching import fetch
+
+    lacking = fetch(options.experiment, options.catalogue)
+    for why in lacking:
+        print(f"- {why}")
+    print("not all is there; see above" if lacking else "all is there")
+    return 1 if lacking else 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    path = options.folder / "summary.txt"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run the experiment first")
+    print(path.read_text(encoding="utf-8"))
+    print(f"report: {options.folder / 'report.html'}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from ltpipe.evaluation.comparison import (
+        compare,
+        read_experiments,
+        to_markdown,
+        write_comparison,
+    )
+
+    records = read_experiments(options.experiments)
+    found = compare(records, options.metric, options.reference, options.level)
+    print(to_markdown(found), end="")
+    if options.output is not None:
+        write_comparison(found, list(dict.fromkeys(records["experiment"])), options.output)
+        print(f"\npage: {options.output / 'comparison.html'}")
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    heatmaps = importlib.import_module("ltpipe.evaluation.heatmaps")
+    drawn = heatmaps.draw_heatmaps(
+        options.folder,
+        options.images,
+        options.output,
+        method=options.method,
+        label=options.label,
+        channels=options.channels,
+        untrained=options.untrained,
+    )
+    for path in drawn:
+        print(path)
+    return 0

@@ -1,0 +1,71 @@
+"""Download the data sets and weights of an experiment file ahead of its run."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ltpipe.config.backbones.vision_language import VisionLanguage
+from ltpipe.config.datasets import CifarDataset, FeaturesDataset, MedMNISTDataset
+from ltpipe.data.sources import data_root, open_source
+from ltpipe.plan.availability import require_data, require_weights
+from ltpipe.plan.workload import load_workload
+from ltpipe.utils.errors import InputError
+
+
+def fetch(path: Path, catalogue: Path | None = None) -> list[str]:
+    """Download what an experiment file needs, lacks and may download; return why the rest lacks.
+
+    Data sets go to the data root, or to data/raw where none is set; weights to the caches of the
+    libraries that publish them.
+
+    Raises:
+        InputError: the file is no experiment, or its data root is no folder.
+    """
+    load = load_workload(path, catalogue)
+    root = data_root(load.head.data.root)
+    wanted: dict[str, Any] = {}
+    for plan in load.plans:
+        for section, name in plan.experiment.parts_in_use():
+            settings = getattr(plan.experiment, section)[name].settings
+            wanted.setdefault(_key(settings), settings)
+    lacking = {why: None for settings in wanted.values() if (why := _fetch(settings, root))}
+    return list(lacking)
+
+
+def _key(settings: Any) -> str:
+    parts = ("source", "path", "file", "train_list", "network", "weights")
+    return repr([getattr(settings, part, None) for part in parts])
+
+
+def _fetch(settings: Any, root: Path | None) -> str | None:
+    try:
+        if not hasattr(settings, "source"):
+            _fetch_weights(settings)
+        elif isinstance(settings, CifarDataset):
+            open_source(settings.source, root, {})
+        elif isinstance(settings, MedMNISTDataset):
+            size = settings.input.stored or settings.input.size
+            open_source(settings.source, root, {"file": settings.file, "size": size})
+        elif not isinstance(settings, FeaturesDataset) or settings.stores:
+            require_data(settings, root)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _fetch_weights(settings: Any) -> None:
+    """Build a network whose weights are not there, which downloads them."""
+    if settings.weights is None:
+        return
+    try:
+        require_weights(settings)
+    except InputError:
+        towers = isinstance(settings, VisionLanguage)
+        module = "ltpipe.models.vision_language" if towers else "ltpipe.models.building"
+        builder = importlib.import_module(module)
+        if towers:
+            builder.build_towers(settings)
+        else:
+            builder.build_network(settings, 2, 3)

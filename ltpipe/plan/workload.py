@@ -1,0 +1,220 @@
+"""Experiment files that include others: one run of many experiments, a report for each.
+
+Included experiments stay what they are, each with its names and its report. What they have in
+common is shared, because folders are named by what defines their contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from ltpipe.config.base import explain
+from ltpipe.config.experiment import (
+    Experiment,
+    Head,
+    Missing,
+    find_catalogue,
+    read_yaml,
+    resolve,
+)
+from ltpipe.plan.layout import RESULTS, Cell, Plan, build_plan
+from ltpipe.plan.missing import Absent, merged, without_missing
+from ltpipe.utils.errors import InputError, nearest
+
+
+class Collection(Head):
+    """A file that includes others, by file name with or without .yaml.
+
+    They are looked for beside it, then among the catalogue's experiments. `seeds` replaces theirs.
+    """
+
+    include: list[str] = Field(min_length=1)
+    seeds: list[int] | None = Field(default=None, min_length=1)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All that one file asks for: a plan for each experiment, and the page that joins them.
+
+    `head` is the file's own, `overview` None for a lone experiment; `left_out` are the experiments
+    of which nothing can run.
+    """
+
+    head: Head
+    plans: list[Plan]
+    overview: Cell | None
+    missing: tuple[Missing, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """Every artifact of every plan by folder."""
+        return {folder: cell for plan in self.plans for folder, cell in plan.cells.items()}
+
+    @property
+    def folder(self) -> str:
+        """Where the file's own page lies: the overview, or the only report."""
+        return f"{RESULTS}/experiments/{self.head.experiment}"
+
+    @cached_property
+    def everything(self) -> dict[str, Cell]:
+        """All artifacts by folder, reports and overview among them."""
+        pages = [plan.report for plan in self.plans]
+        pages += [] if self.overview is None else [self.overview]
+        return {**self.cells, **{page.folder: page for page in pages}}
+
+    @cached_property
+    def reports(self) -> dict[str, Plan]:
+        """The plans by the names of their experiments."""
+        return {plan.experiment.file.experiment: plan for plan in self.plans}
+
+    def of_kind(self, *kinds: str) -> list[Cell]:
+        """Return the cells of these kinds."""
+        return [cell for cell in self.cells.values() if cell.kind in kinds]
+
+
+def load_workload(
+    path: Path,
+    catalogue: Path | None = None,
+    absent: Callable[[Head], Absent] | None = None,
+) -> Workload:
+    """Read an experiment file or a collection and lay out all that it asks for.
+
+    Raises:
+        InputError: as `build_workload`, or the file cannot be read.
+    """
+    return build_workload(
+        read_yaml(path), catalogue or find_catalogue(path), path.parent, absent=absent, path=path
+    )
+
+
+def build_workload(
+    values: Mapping[str, Any],
+    catalogue: Path,
+    folder: Path,
+    *,
+    absent: Callable[[Head], Absent] | None = None,
+    path: Path | None = None,
+) -> Workload:
+    """Lay out all that `values`, the contents of a file in `folder`, asks for.
+
+    Args:
+        values: an experiment, or a collection where it has the key `include`.
+        catalogue: the folder with datasets/, backbones/, methods/ and experiments/.
+        folder: where included files are looked for first.
+        absent: given the file's head, what says why something is not there; without it, nothing
+            is left out, and `missing: skip` changes nothing.
+        path: the file itself, which may not be included again.
+
+    Raises:
+        InputError: something cannot be; an included file is unknown, includes itself, or bears
+            the name of another; nothing that is asked for can run.
+    """
+    head: Head
+    if "include" in values:
+        try:
+            head = Collection.model_validate(values)
+        except ValidationError as error:
+            raise explain(error, "") from None
+        seen = (path.resolve(),) if path else ()
+        experiments = _included(head, catalogue, folder, head, seen)
+        _check_names(head, experiments)
+    else:
+        experiments = [resolve(values, catalogue)]
+        head = experiments[0].file
+    if head.missing == "skip" and absent is not None:
+        judge = absent(head)
+        experiments = [without_missing(experiment, judge) for experiment in experiments]
+    missing = merged(entry for experiment in experiments for entry in experiment.missing)
+    if not any(experiment.jobs for experiment in experiments):
+        raise InputError("; ".join(["nothing of it can run", *(entry.why for entry in missing)]))
+    plans = [build_plan(experiment) for experiment in experiments if experiment.jobs]
+    left_out = tuple(e.file.experiment for e in experiments if not e.jobs)
+    overview = _overview(head, plans, missing, left_out) if "include" in values else None
+    return Workload(head, plans, overview, missing, left_out)
+
+
+def _included(
+    head: Collection, catalogue: Path, folder: Path, top: Collection, seen: tuple[Path, ...]
+) -> list[Experiment]:
+    experiments: list[Experiment] = []
+    for number, name in enumerate(head.include):
+        where = f"include[{number}]"
+        path = _find(name, [folder, catalogue / "experiments", catalogue], where)
+        if path in seen:
+            raise InputError(f"{where}: {path} includes itself")
+        values = read_yaml(path)
+        try:
+            if "include" in values:
+                inner = Collection.model_validate(values)
+                experiments += _included(inner, catalogue, path.parent, top, (*seen, path))
+                continue
+            experiment = resolve(_with_seeds(values, top), catalogue)
+        except ValidationError as error:
+            raise InputError(f"{path}: {explain(error, '')}") from None
+        except InputError as error:
+            text = str(error)
+            raise InputError(text if text.startswith(f"{path}") else f"{path}: {text}") from None
+        for key in ("data", "device"):
+            own = getattr(experiment.file, key)
+            if key in experiment.file.model_fields_set and own != getattr(top, key):
+                raise InputError(
+                    f"{path}: {key} is another than that of {top.experiment}; one run has one, "
+                    f"which the including file sets"
+                )
+        experiments.append(experiment)
+    return experiments
+
+
+def _with_seeds(values: Mapping[str, Any], top: Collection) -> dict[str, Any]:
+    return dict(values) if top.seeds is None else {**values, "seeds": top.seeds}
+
+
+def _find(name: str, folders: list[Path], where: str) -> Path:
+    file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
+    for folder in folders:
+        if (folder / file).is_file():
+            return (folder / file).resolve()
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise InputError(
+        f"{where}: there is no experiment file {name!r}{nearest(name, known)}; "
+        f"looked in {', '.join(map(str, folders))}"
+    )
+
+
+def _check_names(head: Collection, experiments: list[Experiment]) -> None:
+    seen = {head.experiment}
+    for experiment in experiments:
+        name = experiment.file.experiment
+        if name in seen:
+            raise InputError(
+                f"include: two experiments are called {name!r}, and each has a folder of its own "
+                "under results/experiments; rename one, or include it once"
+            )
+        seen.add(name)
+
+
+def _overview(
+    head: Head, plans: list[Plan], missing: tuple[Missing, ...], left_out: tuple[str, ...]
+) -> Cell:
+    return Cell(
+        kind="overview",
+        folder=f"{RESULTS}/experiments/{head.experiment}",
+        title=f"Write the overview {head.experiment}",
+        spec={
+            "kind": "overview",
+            "experiment": head.experiment,
+            "title": head.title or head.experiment,
+            "description": head.description,
+            "experiments": [plan.experiment.file.experiment for plan in plans],
+            "missing": [entry.as_json() for entry in missing],
+            "left_out": list(left_out),
+        },
+        inputs={plan.report.folder: plan.report for plan in plans},
+    )

@@ -1,0 +1,1 @@
+"""CWS, stage one: classes split into shells while training."""

@@ -1,0 +1,127 @@
+"""The one fit loop of stage two: many small classifiers trained at once.
+
+M models stand along the first axis of every parameter. A step is a few batched matrix products
+and gradients by hand, so a sweep costs little more than its largest product, and M models fitted
+together equal M models fitted alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ltpipe.training.schedules import learning_rate
+from ltpipe.utils.progress import track
+
+Parameters = dict[str, Tensor]
+# Yields inputs (G, B, D) and targets (G, B) of one epoch: G is M, or a divisor of it where each
+# run of M / G models sees the same batches.
+EpochBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+
+# From so many numbers on a step on the CPU is bound by passing over them, and not by calls.
+_LARGE = 1 << 17
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How models are fitted: momentum SGD with a schedule without warm-up.
+
+    `learning_rate` is one number, or (M,) of them. `factors` multiply the rate of the parameters
+    that they name.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float | Tensor
+    schedule: str
+    momentum: float
+    weight_decay: float
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """M models of one kind."""
+
+    def gradients(self, parameters: Parameters, inputs: Tensor, target: Tensor) -> Parameters:
+        """Return the gradient of each model's mean loss, for the parameters that are trained.
+
+        They are new tensors of the parameters' shapes, free to be overwritten.
+        """
+        ...
+
+
+def fit(
+    parameters: Parameters,
+    model: Model,
+    batches: EpochBatches,
+    recipe: Recipe,
+    *,
+    on_epoch: Callable[[int, Parameters], None] | None = None,
+    description: str = "fitting",
+) -> Parameters:
+    """Train `parameters` in place by momentum SGD, as torch.optim.SGD does, and return them.
+
+    Weight decay acts on whatever is trained.
+
+    Args:
+        parameters: tensors with M models along the first axis.
+        batches: the inputs and targets of each epoch.
+        on_epoch: told the 0-based epoch and the parameters after each epoch.
+    """
+    momenta: Parameters = {}
+    for epoch in track(range(recipe.epochs), description):
+        share = learning_rate(recipe.schedule, 1.0, epoch, recipe.epochs)
+        for inputs, target in batches(epoch):
+            for name, gradient in model.gradients(parameters, inputs, target).items():
+                value = parameters[name]
+                rate = share * recipe.factors.get(name, 1.0)
+                if _in_one_pass(value, gradient, recipe):
+                    first = name not in momenta
+                    if first:
+                        momenta[name] = torch.empty_like(value)
+                    # What torch.optim.SGD(fused=True) calls: one pass instead of four.
+                    torch._fused_sgd_(
+                        [value],
+                        [gradient],
+                        [momenta[name]],
+                        weight_decay=recipe.weight_decay,
+                        momentum=recipe.momentum,
+                        lr=recipe.learning_rate * rate,
+                        dampening=0.0,
+                        nesterov=False,
+                        maximize=False,
+                        is_first_step=first,
+                    )
+                    continue
+                gradient.add_(value, alpha=recipe.weight_decay)
+                if name in momenta:
+                    momentum = momenta[name].mul_(recipe.momentum).add_(gradient)
+                else:
+                    momentum = momenta[name] = gradient
+                if isinstance(recipe.learning_rate, Tensor):
+                    rates = (recipe.learning_rate * rate).view(-1, *[1] * (value.ndim - 1))
+                    value.addcmul_(momentum, rates, value=-1)
+                else:
+                    value.add_(momentum, alpha=-recipe.learning_rate * rate)
+        if on_epoch is not None:
+            on_epoch(epoch, parameters)
+    return parameters
+
+
+def _in_one_pass(value: Tensor, gradient: Tensor, recipe: Recipe) -> bool:
+    return (
+        value.numel() >= _LARGE
+        and value.device.type == "cpu"
+        and not isinstance(recipe.learning_rate, Tensor)
+        and value.is_contiguous()
+        and gradient.is_contiguous()
+    )
+
+
+def stacked(values: list[Tensor], points: int) -> Tensor:
+    """Return (S * points, ...) from S tensors: each repeated for the points of its seed."""
+    return torch.stack(values).repeat_interleave(points, 0)

@@ -1,0 +1,1 @@
+"""CWS, stage two: subclass scores mapped back to classes."""

@@ -1,0 +1,1 @@
+"""DLSA: a cascade of flow filters with cluster-aided classifiers."""

@@ -1,0 +1,81 @@
+"""What a filter of a cascade says of each sample, as filter.h5."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import atomic_path
+
+FORMAT = "ltpipe-filter/1"
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a filter says of the N samples of one split.
+
+    `log_likelihood` (N,) float32, `cluster` (N,) int64; `member` (N,) bool: whether earlier blocks
+    let the sample pass; `inside` (N,) bool: whether it is a member that this block takes out.
+    """
+
+    log_likelihood: np.ndarray
+    cluster: np.ndarray
+    member: np.ndarray
+    inside: np.ndarray
+
+    @property
+    def passed(self) -> np.ndarray:
+        """The members that go on to the next block, (N,) bool."""
+        return self.member & ~self.inside
+
+
+def write_blocks(path: Path, blocks: Mapping[str, Block], threshold: float) -> None:
+    """Write what a filter says of each split to filter.h5, whole or not at all."""
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        for split, block in blocks.items():
+            for name in ("log_likelihood", "cluster", "member", "inside"):
+                file[f"{split}/{name}"] = getattr(block, name)
+        file.attrs["format"] = FORMAT
+        file.attrs["threshold"] = threshold
+        file.attrs["complete"] = True
+
+
+def read_block(folder: Path, split: str) -> Block:
+    """Return what the filter in `folder` says of a split.
+
+    Raises:
+        InputError: there is no whole filter.
+    """
+    names = ("log_likelihood", "cluster", "member", "inside")
+    with _opened(folder) as file:
+        return Block(**{name: file[f"{split}/{name}"][()] for name in names})
+
+
+def read_threshold(folder: Path) -> float:
+    """Return the log-likelihood from which on the filter in `folder` takes a sample out.
+
+    Raises:
+        InputError: there is no whole filter.
+    """
+    with _opened(folder) as file:
+        return float(file.attrs["threshold"])
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[h5py.File]:
+    path = folder / "filter.h5"
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("format") != FORMAT or not file.attrs.get("complete"):
+                raise InputError(f"{path}: not a whole filter; delete it and run again")
+            yield file
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"{path}: not a readable filter ({error}); delete it and run again"
+        ) from None

@@ -1,0 +1,1 @@
+"""ECVL and BALLAD: an adapter on the features of vision-language towers."""

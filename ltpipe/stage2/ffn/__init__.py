@@ -1,0 +1,1 @@
+"""FFN: two backbones' features fused, one classifier retrained."""

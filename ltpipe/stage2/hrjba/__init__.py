@@ -1,0 +1,1 @@
+"""HRJBA: branches of head and tail classes joined."""

@@ -1,0 +1,33 @@
+"""The classifier that stage one trained, as it stands: what other methods are read against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ltpipe.artifacts.job import Job
+from ltpipe.config.methods import OwnClassifier
+from ltpipe.stage2.core.decoupled import finish, open_features
+from ltpipe.stage2.core.results import class_logits, classifier_of
+from ltpipe.stage2.core.scoring import Fitted, Samples
+from ltpipe.utils.errors import InputError
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Evaluate the cached logits of the backbone's own classifier."""
+    features = open_features(job, OwnClassifier)
+    if class_logits(features.test) is None:
+        raise InputError(
+            f"{features.test.path}: has no logits, so there is no classifier to evaluate"
+        )
+    weight, bias = classifier_of(features.train)
+    weights = {"weight": weight[None]} | ({} if bias is None else {"bias": bias[None]})
+    return finish(job, features, scores, weights)
+
+
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return the backbone's own logits."""
+    logits = samples["features"].logits
+    assert logits is not None
+    return logits

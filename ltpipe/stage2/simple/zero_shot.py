@@ -1,0 +1,30 @@
+"""Zero-shot classification: the class whose text an image is nearest to, nothing trained.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021,
+section 3.1. On towers fine-tuned before, it shows phase I alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ltpipe.artifacts.job import Job
+from ltpipe.config.methods import ZeroShot
+from ltpipe.stage2.core.decoupled import finish, open_features
+from ltpipe.stage2.core.scoring import Fitted, Samples
+from ltpipe.stage2.core.texts import class_texts, text_logits, towers_of
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Evaluate cosines with the classes' texts."""
+    features = open_features(job, ZeroShot)
+    text, _ = class_texts(features.train)
+    return finish(job, features, scores, {"text": text[None]}, towers=towers_of(features.train))
+
+
+def scores(fitted: Fitted, samples: Samples) -> Tensor:
+    """Return scaled cosines with the classes' texts."""
+    text, scale = class_texts(samples["features"])
+    return text_logits(samples["features"].features, text, scale)

@@ -1,1 +1,0 @@
-"""Care for finished artifacts: why they would be rebuilt, are they whole, are they needed."""

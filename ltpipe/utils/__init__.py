@@ -1,0 +1,1 @@
+"""The ground: errors, files, seeds, progress, memory. Knows nothing of the rest."""

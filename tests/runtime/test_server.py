@@ -1,0 +1,349 @@
+"""Jobs forked by the server end as they would in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ltpipe.cli.program import jobs
+from ltpipe.config.experiment import load_experiment
+from ltpipe.plan.layout import build_plan
+from ltpipe.runtime import server
+from ltpipe.runtime.environment import start_server
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+# Stands in for ltpipe.cli.program where a test needs jobs that last or fail in one way.
+JOBS = """
+import os, signal, sys, time
+
+def main(arguments):
+    kind, *rest = arguments[1:]
+    print("parent", os.getppid(), flush=True)
+    if kind == "last":
+        if rest:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("job", os.getpid(), flush=True)
+        time.sleep(60)
+    elif kind == "fail":
+        raise RuntimeError("this job fails")
+    elif kind == "stop":
+        sys.exit("no more")
+    elif kind == "show":
+        print(os.getcwd(), os.environ.get("COLOUR"), os.environ.get("LTPIPE_SERVER"), sys.argv)
+        print("warned", file=sys.stderr)
+    return 0
+"""
+
+
+class Running:
+    """A server and the environment of its clients."""
+
+    def __init__(self, source: Path, idle_seconds: float = 60.0) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LTPIPE_DEVICE", "cpu")
+            patch.setenv("PYTHONPATH", str(source))
+            patch.setenv(server.VARIABLE, "")
+            self.process = start_server(idle_seconds)
+            assert self.process is not None
+            self.environment = {**os.environ, **ONE_THREAD}
+        self.socket = Path(self.environment[server.VARIABLE])
+
+    def start(self, *arguments: str, **options) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ltpipe", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **{"env": self.environment, "cwd": self.socket.parent, **options},
+        )
+
+    def run(self, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **options)
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def runs(self, done: subprocess.CompletedProcess[str]) -> bool:
+        """Whether a stand-in job said that this server is its parent."""
+        return f"parent {self.process.pid}\n" in done.stdout
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+        assert not self.socket.parent.exists()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interruptible():
+    """Let interrupts through, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def real():
+    """A server of this package."""
+    running = Running(REPOSITORY)
+    yield running
+    running.close()
+
+
+def copy_package(folder: Path) -> Path:
+    """Copy what clients and server import, with stand-in jobs and one library to import."""
+    package = folder / "ltpipe"
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "__main__.py"):
+        shutil.copy(REPOSITORY / "ltpipe" / name, package)
+    text = (REPOSITORY / "ltpipe/runtime/server.py").read_text()
+    text, count = re.subn(r"MODULES = \(\n.*?\n\)", 'MODULES = ("torch",)', text, flags=re.DOTALL)
+    assert count == 1
+    text, count = re.subn(
+        r"(def _import_package\(\).*?\n).*?\n\n\n",
+        r'\1    importlib.import_module("ltpipe.cli.program")\n\n\n',
+        text,
+        flags=re.DOTALL,
+    )
+    assert count == 1
+    for inner, name, content in (("runtime", "server", text), ("cli", "program", JOBS)):
+        (package / inner).mkdir()
+        (package / inner / "__init__.py").touch()
+        (package / inner / f"{name}.py").write_text(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_package(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture(scope="module")
+def running(package: Path):
+    """A server whose jobs are the stand-ins."""
+    running = Running(package)
+    yield running
+    running.close()
+
+
+def job_of(process: subprocess.Popen[str]) -> int:
+    """Return the process id that a lasting stand-in prints."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("job "):
+            return int(line.split()[1])
+    raise AssertionError(process.stderr.read() if process.stderr else "")
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def plain(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name != server.VARIABLE}
+
+
+def test_the_commands_that_are_handed_over_are_the_jobs():
+    assert tuple(jobs.JOBS) == server.JOBS
+
+
+def test_a_job_leaves_the_same_bytes(real: Running, tmp_path: Path):
+    (cell,) = build_plan(load_experiment(REPOSITORY / "config/config.yaml")).of_kind("data")
+    common = ("draw", "--spec", "-")
+    for name, environment in (("plain", plain(real.environment)), ("forked", real.environment)):
+        with open(tmp_path / "spec", "w+") as spec:
+            spec.write(cell.spec_text)
+            spec.seek(0)
+            output = str(tmp_path / name)
+            done = real.run(*common, "--output", output, stdin=spec, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+    first, second = (tmp_path / name / "subset.h5" for name in ("plain", "forked"))
+    assert first.read_bytes() == second.read_bytes()
+    manifests = [
+        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("plain", "forked")
+    ]
+    memory = [manifest.pop("peak_memory_mib") for manifest in manifests]
+    for manifest in manifests:
+        del manifest["wall_s"]
+    assert manifests[0] == manifests[1]
+    assert 50 < memory[1] < 4 * memory[0]
+
+
+def test_bad_input_is_the_same_message_and_status(real: Running, tmp_path: Path):
+    arguments = ("classify", "--spec", "{", "--output", str(tmp_path / "out"))
+    forked = real.run(*arguments)
+    alone = real.run(*arguments, env=plain(real.environment))
+    assert forked.stderr.startswith("ltpipe: error: --spec: not JSON")
+    assert (forked.returncode, forked.stderr) == (alone.returncode, alone.stderr)
+    assert forked.returncode == 2
+
+
+def test_help_and_wrong_options_end_as_in_a_process_of_their_own(real: Running):
+    assert real.run("train", "--help").returncode == 0
+    assert real.run("train", "--no-such-option").returncode == 2
+
+
+def test_only_the_caller_may_use_the_socket(running: Running):
+    assert stat.S_IMODE(running.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(running.socket.parent.stat().st_mode) == 0o700
+
+
+def test_a_server_that_forks_has_one_thread(real: Running):
+    real.run("train", "--help")
+    tasks = Path(f"/proc/{real.process.pid}/task")
+    if not tasks.is_dir():
+        pytest.skip("this system has no /proc")
+    assert len(list(tasks.iterdir())) == 1
+
+
+def test_a_job_has_its_callers_folder_environment_and_files(running: Running, tmp_path: Path):
+    environment = {**running.environment, "COLOUR": "öker"}
+    done = running.run("draw", "show", "é", cwd=tmp_path, env=environment)
+    assert done.returncode == 0
+    assert running.runs(done)
+    assert f"{tmp_path} öker None ['ltpipe', 'draw', 'show', 'é']\n" in done.stdout
+    assert done.stderr == "warned\n"
+
+
+def test_an_error_in_a_job_is_shown_where_it_was_asked_for(running: Running):
+    done = running.run("draw", "fail")
+    assert running.runs(done)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("RuntimeError: this job fails\n")
+    done = running.run("draw", "stop")
+    assert (done.returncode, done.stderr) == (1, "no more\n")
+
+
+def test_edited_code_is_read_by_the_next_job(running: Running, package: Path):
+    path = package / "ltpipe/cli/program.py"
+    path.write_text(JOBS.replace("warned", "warned anew"))
+    try:
+        done = running.run("draw", "show")
+    finally:
+        path.write_text(JOBS)
+    assert running.runs(done)
+    assert done.stderr == "warned anew\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_go_on_to_the_job(running: Running, number):
+    process = running.start("draw", "last")
+    job = job_of(process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == -number
+    assert gone_within(job, 10)
+    assert err.rstrip().endswith("KeyboardInterrupt") == (number == signal.SIGINT)
+
+
+@pytest.mark.parametrize("stubborn", [(), ("stubborn",)])
+def test_a_job_ends_when_its_caller_is_killed(running: Running, stubborn):
+    process = running.start("draw", "last", *stubborn)
+    job = job_of(process)
+    process.kill()
+    process.communicate(timeout=10)
+    assert gone_within(job, 8)
+    assert running.runs(running.run("draw", "show"))
+
+
+def test_jobs_run_beside_each_other(running: Running):
+    first, second = running.start("draw", "last"), running.start("draw", "last")
+    jobs = {job_of(first), job_of(second)}
+    assert len(jobs) == 2
+    for process in (first, second):
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {server.VARIABLE: "/nowhere/socket"},
+        {server.VARIABLE: ""},
+        {"OMP_NUM_THREADS": "2"},
+        {"PYTHONPATH": "{package}:/elsewhere"},
+    ],
+)
+def test_a_job_that_the_server_cannot_take_runs_alone(running: Running, package: Path, change):
+    change = {name: value.format(package=package) for name, value in change.items()}
+    done = running.run("draw", "show", env={**running.environment, **change})
+    assert (done.returncode, done.stderr) == (0, "warned\n")
+    assert not running.runs(done)
+
+
+def test_other_commands_are_not_handed_over(running: Running):
+    assert not running.runs(running.run("list", "show"))
+
+
+def test_a_server_that_dies_fails_its_jobs_and_no_others(package: Path):
+    running = Running(package)
+    processes = [running.start("draw", "last"), running.start("draw", "last")]
+    jobs = [job_of(process) for process in processes]
+    running.process.kill()
+    running.process.wait()
+    for process, job in zip(processes, jobs, strict=True):
+        _, err = process.communicate(timeout=10)
+        assert (process.returncode, err.count("\n")) == (1, 1)
+        assert "the server ended before the job did" in err
+        assert gone_within(job, 10)
+    assert running.run("draw", "show").returncode == 0
+    shutil.rmtree(running.socket.parent)
+
+
+def test_a_job_runs_alone_when_the_server_dies_before_taking_it(package: Path):
+    running = Running(package)
+    process = running.start("draw", "show")
+    running.process.kill()
+    running.process.wait()
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (0, "warned\n")
+    assert f"parent {running.process.pid}\n" not in out
+    shutil.rmtree(running.socket.parent)
+
+
+def test_an_idle_server_leaves(package: Path):
+    running = Running(package, idle_seconds=0.5)
+    assert running.process.wait(10) == 0
+    assert not running.socket.parent.exists()
+    assert running.run("draw", "show", cwd=package).returncode == 0
+
+
+def test_a_server_leaves_with_its_parent(tmp_path: Path):
+    code = "from ltpipe.runtime.environment import start_server; print(start_server().pid); "
+    code += f"import os; print(os.environ['{server.VARIABLE}'])"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "LTPIPE_DEVICE": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    pid, socket = done.stdout.split()
+    deadline = time.monotonic() + 20
+    while Path(socket).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(socket).parent.exists()
+    assert gone_within(int(pid), 10)
+
+
+def test_there_is_no_server_beside_gpus(monkeypatch):
+    monkeypatch.setenv("LTPIPE_DEVICE", "auto")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv(server.VARIABLE, raising=False)
+    assert start_server() is None
+    assert server.VARIABLE not in os.environ
