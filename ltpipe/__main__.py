@@ -14,7 +14,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     status = hand_over(arguments)
     if status is None:
-        from ltpipe.cli import program as cli
+        from ltpipe.cli import program
 
         _say_refusals_once()
         status = program.main(arguments)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ltpipe.cli.program import jobs
+from ltpipe.cli import jobs
 from ltpipe.config.experiment import load_experiment
 from ltpipe.plan.layout import build_plan
 from ltpipe.runtime import server
