@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from tests import plans
+
+if TYPE_CHECKING:
+    from ltpipe.features.store import FeatureStore
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,6 +26,32 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def double_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[FeatureStore], FeatureStore]]:
+    """Run what the package does in float32 in float64, and bring feature stores to it.
+
+    Sums of the same numbers in another order differ by a few units in the last place, which a
+    training multiplies. In float32 the result may come close to what a real error makes; in float64
+    it stays 29 bits below it. The order is the processor's and the library's, not ours.
+    """
+    import torch
+
+    def doubled(store: FeatureStore) -> FeatureStore:
+        arrays = {
+            name: value.astype(np.float64)
+            for name, value in vars(store).items()
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f"
+        }
+        return dataclasses.replace(store, **arrays)
+
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield doubled
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")
