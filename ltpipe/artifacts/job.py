@@ -22,7 +22,6 @@ class Job:
         root: the folder of the data sets, or None.
         code: the code identity of what runs.
         checkpoint_every: epochs between checkpoints of a long training.
-        cuda_graphs: whether training steps are replayed as CUDA graphs where they can be.
     """
 
     spec: Mapping[str, Any]
@@ -32,4 +31,3 @@ class Job:
     root: Path | None = None
     code: str = ""
     checkpoint_every: int = 5
-    cuda_graphs: bool = False

@@ -87,21 +87,6 @@ def _add_job(commands: Any, name: str, kind: str, summary: str) -> None:
             help="train with N processes on this host, each with its own GPU if there are any; "
             "for several hosts start `ltpipe train` by torchrun (default: 1)",
         )
-        command.add_argument(
-            "--cuda-graphs",
-            action="store_true",
-            default=os.environ.get("LTPIPE_CUDA_GRAPHS") == "1",
-            help="replay each training step as one CUDA graph: small networks train faster "
-            "(default: where $LTPIPE_CUDA_GRAPHS is 1)",
-        )
-        command.add_argument(
-            "--together",
-            type=int,
-            default=os.environ.get("LTPIPE_TOGETHER", "1"),
-            metavar="N",
-            help="share a GPU with up to N - 1 other trainings that start at about the same time "
-            "on this host (default: $LTPIPE_TOGETHER, else 1)",
-        )
     if kind == "report":
         command.add_argument(
             "--expected",
@@ -220,18 +205,9 @@ def _compute(options: argparse.Namespace, spec: dict[str, Any], code: str) -> _M
         root=root,
         code=code,
         checkpoint_every=getattr(options, "checkpoint_every", 5),
-        cuda_graphs=getattr(options, "cuda_graphs", False),
     )
     outside = {name: locate(name, root) for name in outside_files(spec)}
     _unfinish(options.output)
-    if spec["kind"] == "stage1" and options.together > 1:
-        together = importlib.import_module("ltpipe.stage1.together")
-        reason = together.why_alone(spec, wanted)
-        if not reason:
-            return together.take_part(job, wanted, options.together), inputs, outside
-        print(f"trained alone, not together with others: {reason}", flush=True)
-    if job.cuda_graphs and not hasattr(module, "steps"):
-        print("trained without CUDA graphs: its system has steps of its own", flush=True)
     with lease(wanted) as device, joined(device):
         facts = module.run(dataclasses.replace(job, device=device))
         facts = {"device": describe(device), **(facts or {})}

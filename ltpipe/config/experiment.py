@@ -63,10 +63,8 @@ class Head(Settings):
     """What experiment files and collections of them share.
 
     `preload` starts the jobs of this machine from one process that has imported torch already:
-    worth it for hundreds of short jobs. On a GPU, `cuda_graphs` replays the training steps of stage
-    one as CUDA graphs, and `together` lets that many trainings share the GPU. None of these is a
-    part of any artifact's identity. `missing: skip` leaves out what needs data sets or weights that
-    are not there, and says so.
+    worth it for hundreds of short jobs, and part of no artifact's identity. `missing: skip` leaves
+    out what needs data sets or weights that are not there, and says so.
     """
 
     experiment: str
@@ -75,8 +73,6 @@ class Head(Settings):
     data: DataLocation = DataLocation()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     preload: bool = False
-    cuda_graphs: bool = False
-    together: int = Field(default=1, ge=1)
     missing: Literal["error", "skip"] = "error"
 
     @field_validator("experiment")

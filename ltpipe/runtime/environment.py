@@ -21,23 +21,17 @@ _THREAD_VARIABLES = (
 )
 
 
-def prepare_jobs(
-    data_root: str | None, device: str, *, cuda_graphs: bool = False, together: int = 1
-) -> None:
+def prepare_jobs(data_root: str | None, device: str) -> None:
     """Set the environment that Snakemake's jobs inherit.
 
     They find the `ltpipe` of the Python that runs Snakemake, the experiment's data root, and its
-    device unless LTPIPE_DEVICE already names one. Whether stage one uses CUDA graphs and how many
-    trainings share a GPU are the experiment's too, unless LTPIPE_CUDA_GRAPHS and LTPIPE_TOGETHER
-    are set.
+    device unless LTPIPE_DEVICE already names one.
     """
     programs = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", "")])
     if data_root:
         os.environ["LTPIPE_DATA"] = data_root
     os.environ.setdefault("LTPIPE_DEVICE", device)
-    os.environ.setdefault("LTPIPE_CUDA_GRAPHS", str(int(cuda_graphs)))
-    os.environ.setdefault("LTPIPE_TOGETHER", str(together))
 
 
 def start_server(idle_seconds: float = 120.0) -> subprocess.Popen[bytes] | None:

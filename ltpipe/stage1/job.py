@@ -21,7 +21,7 @@ from ltpipe.models.building import build_network, save_weights
 from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint
 from ltpipe.training.devices import describe, precision
-from ltpipe.training.engine import Epoch, Steps, Task, TrainingSet, drain, epoch_steps
+from ltpipe.training.engine import Epoch, Task, TrainingSet, run_epochs
 from ltpipe.utils.io import write_text_atomic
 from ltpipe.utils.progress import say
 from ltpipe.utils.seeding import stream_seed
@@ -97,19 +97,8 @@ def train_task(
     whose losses are finite did not converge, or nothing. `samples` is how many an epoch trains on,
     all unless given.
     """
-    return drain(train_steps(job, training, task, conclude, samples))
-
-
-def train_steps(
-    job: Job,
-    training: Training,
-    task: Task,
-    conclude: Callable[[list[Epoch]], str] = lambda history: "",
-    samples: int | None = None,
-) -> Steps[dict[str, Any]]:
-    """Do what `train_task` does, pausing wherever the task does."""
     settings = training.settings
-    history = yield from epoch_steps(
+    history = run_epochs(
         task,
         settings,
         samples or len(training.data.labels),

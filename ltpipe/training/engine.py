@@ -11,9 +11,9 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from ltpipe.data.sampling import epoch_order
 from ltpipe.losses.base import Loss
 from ltpipe.models.building import place
 from ltpipe.training import distributed
-from ltpipe.training.capture import CapturedStep
 from ltpipe.training.checkpoint import Checkpoint, copy_into
 from ltpipe.training.devices import precision
 from ltpipe.training.mixup import mixup, mixup_loss
@@ -34,8 +33,6 @@ from ltpipe.training.schedules import learning_rate
 from ltpipe.training.sgd import SGD
 from ltpipe.utils.progress import say, track
 from ltpipe.utils.seeding import generator
-
-_Result = TypeVar("_Result")
 
 
 class HasBuffers(Protocol):
@@ -55,19 +52,6 @@ class Batches(Protocol):
     ) -> Iterator[Tensor]:
         """Yield (B, C, H, W) uint8 batches of the samples in `order`."""
         ...
-
-
-# Work that pauses now and then, so that others' may go on in between, and what it returns.
-Steps: TypeAlias = Generator[None, None, _Result]
-
-
-def drain(steps: Steps[_Result]) -> _Result:
-    """Do all of the work at once and return its result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 @dataclass(frozen=True)
@@ -114,24 +98,15 @@ class Task(Protocol):
         ...
 
 
-@runtime_checkable
-class SteppedTask(Task, Protocol):
-    """One that may pause after each batch."""
-
-    def steps(self, epoch: int, rate: float) -> Steps[tuple[float, float]]:
-        """Do what `run_epoch` does, pausing after each batch."""
-        ...
-
-
-def epoch_steps(
+def run_epochs(
     task: Task,
     settings: BackboneSettings,
     samples: int,
     *,
     checkpoint: Checkpoint | None = None,
     description: str = "training",
-) -> Steps[list[Epoch]]:
-    """Run all epochs of `task`, pausing wherever it does; the last epoch's weights count.
+) -> list[Epoch]:
+    """Run all epochs of `task`; the last epoch's weights count.
 
     A run whose loss is no longer a number ends there: its history's last loss is not finite.
 
@@ -147,10 +122,7 @@ def epoch_steps(
     for epoch in bar:
         rate = _rate(settings, epoch)
         started = time.perf_counter()
-        if isinstance(task, SteppedTask):
-            total, correct = yield from task.steps(epoch, rate)
-        else:
-            total, correct = task.run_epoch(epoch, rate)
+        total, correct = task.run_epoch(epoch, rate)
         record = Epoch(
             epoch, rate, total / samples, correct / samples, time.perf_counter() - started
         )
@@ -176,7 +148,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     description: str = "training",
 ) -> list[Epoch]:
-    """Train `network` in place under `loss` and the settings' rule; see `epoch_steps`.
+    """Train `network` in place under `loss` and the settings' rule; see `run_epochs`.
 
     Args:
         network: maps (B, C, H, W) images to (B, classes) outputs.
@@ -184,9 +156,7 @@ def train(
     """
     task = SupervisedTask(network, loss, data, settings, seed, device)
     samples = len(data.labels)
-    return drain(
-        epoch_steps(task, settings, samples, checkpoint=checkpoint, description=description)
-    )
+    return run_epochs(task, settings, samples, checkpoint=checkpoint, description=description)
 
 
 class NetworkTask:
@@ -216,43 +186,14 @@ class NetworkTask:
 
 
 class SupervisedTask(NetworkTask):
-    """A network, a loss, a rebalancing rule, and mixup where it is asked for.
-
-    Args:
-        captured: whether to replay the step as one CUDA graph; `why_not_captured` says for which
-            settings and devices it can't be.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        loss: Loss,
-        data: TrainingSet,
-        settings: Backbone,
-        seed: int,
-        device: torch.device,
-        captured: bool = False,
-    ) -> None:
-        super().__init__(network, loss, data, settings, seed, device)
-        # A graph repeats the numbers that it was recorded with, so its rate is kept in a tensor.
-        self.rate: float | Tensor = torch.zeros((), device=device) if captured else 0.0
-        self.step: Callable[[Tensor, Tensor], Tensor] = self._step
-        if captured:
-            self.step = CapturedStep(self._step, self._recorded_values)
+    """A network, a loss, a rebalancing rule, and mixup where it is asked for."""
 
     def run_epoch(self, epoch: int, rate: float) -> tuple[float, float]:
-        return drain(self.steps(epoch, rate))
-
-    def steps(self, epoch: int, rate: float) -> Steps[tuple[float, float]]:
         phase = self.phases[epoch]
         self.loss.reweight(phase.weights)
         self.loss.on_epoch(epoch)
         self.network.train()
-        if isinstance(self.rate, Tensor):
-            self.rate.fill_(rate)
-        else:
-            self.rate = rate
-        self.mixup_stream = epoch_stream(self.seed, "mixup", epoch)
+        mixup_stream = epoch_stream(self.seed, "mixup", epoch)
         draws = generator(self.seed, "order", epoch)
         classes = len(self.data.class_counts)
         order = epoch_order(self.data.labels, classes, phase.sampler, draws)
@@ -260,53 +201,32 @@ class SupervisedTask(NetworkTask):
         images_stream = epoch_stream(self.seed, "augment", epoch, self.device)
         sums = torch.zeros(2, device=self.device)
         for images, target in self.data.labelled(order, batch_size, images_stream, self.device):
-            sums += self.step(images, target)
-            yield
-        # Others that take turns get their last steps started before this one is waited for.
-        yield
+            sums += self._step(images, target, rate, mixup_stream)
         total, correct = distributed.all_sum(sums).tolist()
         return total, correct
 
-    def _step(self, images: Tensor, target: Tensor) -> Tensor:
+    def _step(
+        self, images: Tensor, target: Tensor, rate: float, mixup_stream: torch.Generator
+    ) -> Tensor:
         """Train on one batch and return its sums."""
         criterion = functools.partial(distributed.joint_loss, self.loss)
         with self.autocast():
             if self.settings.mixup:
-                images, partners, lam = mixup(images, self.mixup_stream, self.settings.mixup)
+                images, partners, lam = mixup(images, mixup_stream, self.settings.mixup)
                 logits = self.forward(images)
                 value = mixup_loss(criterion, logits, target, partners, lam)
             else:
                 logits = self.forward(images)
                 value = criterion(logits, target)
         value.backward()
-        self.optimizer.step(self.rate)
+        self.optimizer.step(rate)
         return batch_sums(value, logits, target)
-
-    def _recorded_values(self) -> tuple[Any, ...]:
-        """Return all but tensors' contents that a step depends on."""
-        plain = (bool, int, float, str, type(None))
-        attributes = {name: v for name, v in vars(self.loss).items() if isinstance(v, plain)}
-        weights = self.loss.rule_weight
-        return None if weights is None else weights.data_ptr(), *attributes.items()
 
     @functools.cached_property
     def phases(self) -> list[Phase]:
         """What the rule does in each epoch, its weights on the device."""
         found = phases(self.settings.rule, self.data.class_counts, self.settings.epochs)
         return on_device(found, self.device)
-
-
-def why_not_captured(settings: BackboneSettings, device: torch.device) -> str:
-    """Return why training by these settings can't be replayed as a CUDA graph, or nothing."""
-    if device.type != "cuda":
-        return "only CUDA devices have graphs"
-    if distributed.size() > 1:
-        return "several processes train together"
-    if settings.compile:
-        return "compile: true makes its own kernels"
-    if getattr(settings, "mixup", 0.0):
-        return "mixup draws on the host in each step"
-    return ""
 
 
 def batch_sums(value: Tensor, logits: Tensor, target: Tensor) -> Tensor:

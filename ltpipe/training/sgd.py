@@ -30,12 +30,8 @@ class SGD:
         self.buffers = [torch.zeros_like(p) for p in self.parameters] if momentum else []
 
     @torch.no_grad()
-    def step(self, learning_rate: float | Tensor) -> None:
-        """Take one step along the parameters' gradients, then drop the gradients.
-
-        A rate that is a tensor () on their device is read there when the step is computed, which
-        rounds once more than a number.
-        """
+    def step(self, learning_rate: float) -> None:
+        """Take one step along the parameters' gradients, then drop the gradients."""
         used = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         parameters = [self.parameters[i] for i in used]
         steps = [p.grad for p in parameters if p.grad is not None]
@@ -49,9 +45,6 @@ class SGD:
                 torch._foreach_add_(steps, buffers, alpha=self.momentum)
             else:
                 steps = buffers
-        if isinstance(learning_rate, Tensor):
-            torch._foreach_sub_(parameters, torch._foreach_mul(steps, learning_rate))
-        else:
-            torch._foreach_add_(parameters, steps, alpha=-learning_rate)
+        torch._foreach_add_(parameters, steps, alpha=-learning_rate)
         for parameter in self.parameters:
             parameter.grad = None

@@ -1,6 +1,6 @@
 """Measure on a GPU what is promised there, and print it beside the goals.
 
-python tests/benchmarks/gpu.py [--epochs N] [--together K] [--only NAME ...] [--csv PATH]
+python tests/benchmarks/gpu.py [--epochs N] [--only NAME ...] [--csv PATH]
 
 Images, features and labels are random: only time and memory are measured. Without a GPU the goals
 stay unmeasured; `--device cpu --small` runs every path on tiny sizes.
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stage1 import PIXELS
@@ -40,14 +39,7 @@ from ltpipe.models.resnet import resnet8, resnet32
 from ltpipe.stage2.dlsa import filter as flow_filter
 from ltpipe.stage2.dlsa import job as dlsa
 from ltpipe.training.devices import describe, lease, precision
-from ltpipe.training.engine import (
-    SupervisedTask,
-    TrainingSet,
-    autocast,
-    epoch_steps,
-    why_not_captured,
-)
-from ltpipe.training.turns import take_turns
+from ltpipe.training.engine import TrainingSet, train
 from ltpipe.utils.io import write_json_atomic
 
 EPOCHS, IMAGES = 200, 10_847
@@ -60,7 +52,6 @@ class Scale:
     device: torch.device
     small: bool
     epochs: int
-    together: int
 
     def pick(self, full: int, small: int) -> int:
         """Return one of the two sizes."""
@@ -106,8 +97,8 @@ def images(scale: Scale) -> TrainingSet:
     return TrainingSet(batches, labels, PIXELS, labels.bincount().tolist())
 
 
-def trainings(scale: Scale, data: TrainingSet, models: int, captured: bool) -> list[Any]:
-    """Return the steps of that many seeds' trainings."""
+def training(scale: Scale) -> Iterator[Row]:
+    data = images(scale)
     settings = Backbone.model_validate(
         {
             "network": "resnet8" if scale.small else "resnet32",
@@ -117,73 +108,15 @@ def trainings(scale: Scale, data: TrainingSet, models: int, captured: bool) -> l
             "schedule": {"kind": "cosine", "warmup": 0},
         }
     )
-    if captured and (reason := why_not_captured(settings, scale.device)):
-        raise ValueError(reason)
-    started = []
-    for seed in range(models):
-        torch.manual_seed(seed)
-        network = resnet8(10) if scale.small else resnet32(10)
-        task = SupervisedTask(
-            network, CrossEntropyLoss(), data, settings, seed, scale.device, captured
-        )
-        started.append(epoch_steps(task, settings, len(data.labels)))
-    return started
-
-
-def training(scale: Scale) -> Iterator[Row]:
-    data = images(scale)
-    forms = [(1, False), (scale.together, False)]
-    if scale.device.type == "cuda":
-        forms = [(1, False), (1, True), (scale.together, True)]
-    for models, captured in forms:
-        failures: list[Any] = []
-        run = functools.partial(
-            take_turns,
-            trainings(scale, data, models, captured),
-            scale.device,
-            lambda _, result, kept=failures: kept.append(result),
-        )
-        seconds, peak = timed(scale, run)
-        for result in failures:
-            if isinstance(result, Exception):
-                raise result
-        name = f"ResNet-32, {models} at once, " + ("CUDA graphs" if captured else "eager")
-        rate = models * scale.epochs / seconds
-        whole = EPOCHS / scale.epochs * seconds
-        yield Row(name, rate, "epochs/s", None, peak, "of all models together")
-        goal = 30.0 if models == 1 else None
-        remark = "" if scale.epochs == EPOCHS else f"extrapolated from {scale.epochs} epochs"
-        yield Row(f"{name}, {EPOCHS} epochs", whole, "s", goal, peak, remark)
-
-
-def stacked(scale: Scale) -> Iterator[Row]:
-    """The form not taken: all models as one network of grouped convolutions, a step each."""
-    models, batch = scale.together, scale.pick(128, 16)
-    build = resnet8 if scale.small else resnet32
-    settings = Backbone.model_validate({"network": "resnet32", "loss": {"name": "ce"}})
-    networks = [build(10).to(scale.device) for _ in range(models)]
-    parameters, buffers = torch.func.stack_module_state(networks)
-    forward = torch.vmap(
-        lambda p, b, x: torch.func.functional_call(networks[0], (p, b), (x,)),
+    network = resnet8(10) if scale.small else resnet32(10)
+    seconds, peak = timed(
+        scale,
+        lambda: train(network, CrossEntropyLoss(), data, settings, seed=0, device=scale.device),
     )
-    # The models' channels side by side, pixel by pixel: channels last for the grouped form.
-    x = torch.randn(batch, 32, 32, models, 3, device=scale.device).permute(3, 0, 4, 1, 2)
-    target = torch.zeros(models * batch, dtype=torch.int64, device=scale.device)
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            with autocast(settings, scale.device):
-                logits = forward(parameters, buffers, x)
-                value = F.cross_entropy(logits.flatten(0, 1).float(), target)
-            value.backward()
-            for parameter in parameters.values():
-                parameter.grad = None
-
-    count = scale.pick(50, 2)
-    steps(count)
-    seconds, peak = timed(scale, lambda: steps(count))
-    rate = models * count * batch / seconds
-    yield Row(f"ResNet-32, {models} stacked, eager", rate, "images/s", None, peak, "no optimizer")
+    yield Row("ResNet-32", scale.epochs / seconds, "epochs/s", None, peak)
+    remark = "" if scale.epochs == EPOCHS else f"extrapolated from {scale.epochs} epochs"
+    whole = EPOCHS / scale.epochs * seconds
+    yield Row(f"ResNet-32, {EPOCHS} epochs", whole, "s", 30.0, peak, remark)
 
 
 def sweep(scale: Scale) -> Iterator[Row]:
@@ -250,7 +183,7 @@ def _cascade(scale: Scale, settings: DLSA, folder: Path) -> None:
     dlsa.run(Job(spec, {"features.features": folder, **inputs}, output, scale.device))
 
 
-SUITES = {"training": training, "stacked": stacked, "sweep": sweep, "cascade": cascade}
+SUITES = {"training": training, "sweep": sweep, "cascade": cascade}
 
 
 def main() -> int:
@@ -259,7 +192,6 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes, for tests")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of ResNet-32 (default: 200)")
-    parser.add_argument("--together", type=int, default=4, metavar="K")
     parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES))
     parser.add_argument("--csv", type=Path, help="write the table there too")
     options = parser.parse_args()
@@ -268,7 +200,7 @@ def main() -> int:
         return 0
     rows: list[Row] = []
     with lease(options.device) as device:
-        scale = Scale(device, options.small, options.epochs, options.together)
+        scale = Scale(device, options.small, options.epochs)
         machine = f"{describe(device)}, torch {torch.__version__}"
         print(machine)
         for name in options.only:

@@ -31,7 +31,6 @@ SUITES: dict[str, Callable[[Run], Iterator[Result]]] = {
     "filter": stage2.dlsa_filter,
     "augmentation": stage1.augmentation,
     "training": stage1.training,
-    "together": stage1.together,
     "extraction": stage1.extraction,
     "clustering": stage1.clustering,
     "sweep": stage2.sweep,

@@ -1,4 +1,4 @@
-"""Stage one's loops: training, several seeds at once, augmentation, embedding, clustering."""
+"""Stage one's loops: training, augmentation, embedding, clustering."""
 
 from __future__ import annotations
 
@@ -25,16 +25,7 @@ from ltpipe.models.resnet import resnet32
 from ltpipe.stage1.cws.clustering import Clustering
 from ltpipe.stage1.cws.subclasses import PRESETS
 from ltpipe.training.devices import precision
-from ltpipe.training.engine import (
-    Epoch,
-    Steps,
-    SupervisedTask,
-    TrainingSet,
-    drain,
-    epoch_steps,
-    train,
-)
-from ltpipe.training.turns import take_turns
+from ltpipe.training.engine import TrainingSet, train
 from ltpipe.utils.seeding import generator
 
 PIXELS = Pixels([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
@@ -113,36 +104,6 @@ def training(run: Run) -> Iterator[Result]:
             ceiling,
             flops,
         )
-
-
-def together(run: Run) -> Iterator[Result]:
-    """Four seeds that take turns beside four runs, on the CPU."""
-    samples = 256 if run.quick else 1280
-    _, labels, batches = cifar(samples)
-
-    def steps(seed: int) -> Steps[list[Epoch]]:
-        torch.manual_seed(seed)
-        data = training_set(batches, labels)
-        task = SupervisedTask(resnet32(10), CrossEntropyLoss(), data, settings_of(), seed, CPU)
-        return epoch_steps(task, settings_of(), samples)
-
-    def at_once() -> None:
-        take_turns([steps(seed) for seed in range(4)], CPU, lambda place, result: None)
-
-    def alone() -> None:
-        for seed in range(4):
-            drain(steps(seed))
-
-    product, peer = alternate(lambda: seconds_of(at_once), lambda: seconds_of(alone), 2)
-    yield Result(
-        "4 seeds at once, ResNet-32",
-        "images/s",
-        4 * samples / product,
-        4 * samples / peer,
-        "peer: 4 lone runs; a CPU is full with one",
-        ceilings.product_name(precision("auto", CPU)),
-        work.training_flops(resnet32(10), IMAGE),
-    )
 
 
 def extraction(run: Run) -> Iterator[Result]:

@@ -28,15 +28,15 @@ def test_without_a_gpu_it_says_that_the_goals_are_unmeasured():
 
 def test_every_path_runs_on_tiny_sizes(tmp_path):
     table = tmp_path / "gpu.csv"
-    arguments = ["--device", "cpu", "--small", "--epochs", "1", "--together", "2"]
+    arguments = ["--device", "cpu", "--small", "--epochs", "1"]
     printed = run(*arguments, "--csv", str(table))
     rows = pd.read_csv(table)
-    assert len(rows) == 7
+    assert len(rows) == 4
     assert all(name in printed for name in rows["name"])
     assert (rows["value"] > 0).all()
-    for part in ("2 at once", "stacked", "FFN sweep, 33 models", "DLSA"):
+    for part in ("ResNet-32", "FFN sweep, 33 models", "DLSA"):
         assert rows["name"].str.contains(part, regex=False).any()
     # What is tiny or on a CPU says nothing of the goals.
     assert rows["goal_s"].isna().all()
     whole = rows[rows["unit"] == "s"]["remark"].str.contains("extrapolated from 1 epoch")
-    assert whole.sum() == 2
+    assert whole.sum() == 1

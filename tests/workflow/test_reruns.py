@@ -99,21 +99,6 @@ def test_a_methods_code_reruns_the_method(workspace: Workspace):
     assert workspace.planned() == set()
 
 
-def test_how_a_gpu_is_shared_does_not_count(workspace: Workspace, finished: Workspace):
-    workspace.write({**PRELOADED, "together": 2, "cuda_graphs": True})
-    assert workspace.planned() == set()
-    workspace.snakemake("stage1", "--forcerun", "train")
-    for folder in (workspace.work / "results/stage1").glob("*/*/*/seed0"):
-        parts = folder.relative_to(workspace.work / "results")
-        log = (workspace.work / "results/logs" / parts).with_suffix(".log").read_text()
-        assert "alone, not together with others: one model keeps a CPU busy" in log
-        weights = folder / "model.safetensors"
-        assert (
-            weights.read_bytes() == (finished.work / "results" / parts / weights.name).read_bytes()
-        )
-    assert len(list((workspace.work / "results/logs/stage1").rglob("*.log"))) == 2
-
-
 def test_a_second_experiment_shares_the_backbones(workspace: Workspace):
     experiment = changed(learning_rate=0.1, initial="random")
     experiment["experiment"] = "other"

@@ -37,19 +37,12 @@ EXPERIMENTS = WORKLOAD.reports
 identity_of = cache(code_identity)
 
 HEAD = WORKLOAD.head
-prepare_jobs(
-    HEAD.data.root,
-    HEAD.device,
-    cuda_graphs=HEAD.cuda_graphs,
-    together=HEAD.together,
-)
+prepare_jobs(HEAD.data.root, HEAD.device)
 
 # Jobs ask for a GPU where this machine has one; on clusters the profile asks for it. Snakemake
-# takes an unstated resource as unlimited, so the number of GPUs here is the default limit. It
-# counts whole GPUs only: where trainings share one, each counts as one, and so do the GPU's other
-# jobs, which take it in turn by the lock that all jobs know.
+# takes an unstated resource as unlimited, so the number of GPUs here is the default limit.
 GPUS = gpu_count()
-workflow.global_resources.setdefault("gpu", max(GPUS, 1) * HEAD.together)
+workflow.global_resources.setdefault("gpu", max(GPUS, 1))
 GPU_PER_JOB = min(GPUS, 1)
 
 
