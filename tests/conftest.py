@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let Snakemake fail in tests without a mark that says they start it, however they do.
+
+    It reads the name of a profile from the environment and refuses one that does not exist.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("workflow") or item.get_closest_marker("slurm"):
+            patch.delenv("SNAKEMAKE_PROFILE", raising=False)
+        else:
+            patch.setenv("SNAKEMAKE_PROFILE", "test-without-the-mark-workflow")
+        return (yield)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Small operations gain nothing from threads and collapse when the cores are shared."""

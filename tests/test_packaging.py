@@ -30,6 +30,18 @@ def test_constraints_pin_every_requirement_within_its_range():
         assert requirement.specifier.contains(version), text
 
 
+def test_the_workflow_is_tested_with_the_ends_of_snakemakes_range():
+    from packaging.requirements import Requirement
+
+    (wanted,) = [r for r in map(Requirement, project()["dependencies"]) if r.name == "snakemake"]
+    (line,) = re.findall(r"^SNAKEMAKES := (.*)$", (REPOSITORY / "Makefile").read_text(), re.M)
+    oldest, newest = line.split()
+    assert f">={oldest.removesuffix('.0')}" in str(wanted.specifier)
+    assert f"snakemake=={newest}\n" in (REPOSITORY / "constraints.txt").read_text()
+    assert wanted.specifier.contains(oldest)
+    assert wanted.specifier.contains(newest)
+
+
 def test_conda_users_get_the_same_list():
     environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]

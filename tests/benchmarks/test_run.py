@@ -189,6 +189,7 @@ def test_every_loop_is_profiled():
     assert "aten::bmm" in printed
 
 
+@pytest.mark.workflow
 def test_a_failing_workflow_says_why(tmp_path):
     import runs
 
