@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import settings_of
-from ltpipe.config.registry import load
+from ltpipe.config.registry import module_of
 from ltpipe.data.longtail import class_counts
 from ltpipe.features.store import write_features
 from ltpipe.plan.layout import JOBS
@@ -90,7 +90,7 @@ def _run(method: Any, roles: list[str], folder: Path, *, shuffle_test_labels: bo
     output.mkdir(parents=True)
     inputs |= _filters(method, inputs, folder)
     spec = {"kind": "stage2", "method": method.identity(), "groups": "ranks", "seed": 0}
-    load("method", method.kind)(
+    importlib.import_module(module_of("method", method.kind)).run(
         Job(spec=spec, inputs=inputs, output=output, device=torch.device("cpu"))
     )
     return output

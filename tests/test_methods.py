@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ltpipe.config.methods import OracleMask
-from ltpipe.config.registry import REGISTRY
+from ltpipe.config.registry import registered
 from ltpipe.stage2.ffn import logit_fusion
 from ltpipe.testing import MethodError, check_method
 
@@ -37,7 +37,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("kind", REGISTRY["method"])
+@pytest.mark.parametrize("kind", registered("method"))
 def test_every_method_keeps_its_promises(kind, tmp_path):
     check_method(kind, tmp_path, **SMALL.get(kind, {}))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.bundles.format import CARD
-from ltpipe.config.registry import REGISTRY
+from ltpipe.config.registry import find
 from ltpipe.utils.io import write_text_atomic
 
 _SHOWN = ("accuracy", "balanced_accuracy", "many", "medium", "few", "macro_f1", "ece")
@@ -22,7 +22,7 @@ def write_card(bundle: Path, values: Mapping[str, Any]) -> None:
 def card(values: Mapping[str, Any], bundle: Path) -> str:
     """Return the card's Markdown."""
     kind = values["method"]["kind"]
-    entry = REGISTRY["method"][kind]
+    entry = find("method", kind)
     paper = f" ({entry.paper})" if entry.paper else ""
     names, counts = values["classes"]["names"], values["classes"]["counts"]
     source = values["dataset"].get("source", "unknown")

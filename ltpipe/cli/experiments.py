@@ -1,4 +1,4 @@
-"""What there is, what experiments need and gave: list, show, fetch, table, compare, explain."""
+"""What there is, what experiments need and gave: list, schema, show, fetch, table, ..."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ def add(commands: Any) -> None:
         "--catalogue", type=Path, default=None, metavar="DIR", help="default: ./config"
     )
     command.set_defaults(run=_list)
+
+    command = commands.add_parser(
+        "schema",
+        help="the JSON schema of experiment files, for editors",
+        description="Print the JSON schema of an experiment file: ltpipe schema > FILE.",
+    )
+    command.set_defaults(run=_schema)
 
     command = commands.add_parser(
         "show",
@@ -99,19 +106,39 @@ def add(commands: Any) -> None:
 
 def _list(options: argparse.Namespace) -> int:
     from ltpipe.config.experiment import read_catalogue
-    from ltpipe.config.registry import REGISTRY
+    from ltpipe.config.registry import KINDS, registered
 
     folder = options.catalogue or Path("config")
     for section, entries in read_catalogue(folder).items():
         rows = {name: str(values.get("description", "")) for name, values in entries.items()}
         _print_rows(f"{section} (in {folder / section}/)", rows)
-    for kind, known in REGISTRY.items():
+    for kind in KINDS:
         rows = {
             name: entry.summary + (f" ({entry.paper})" if entry.paper else "")
-            for name, entry in known.items()
+            for name, entry in registered(kind).items()
         }
         plural = "losses" if kind == "loss" else f"{kind}s"
         _print_rows(f"{plural} that settings may name", rows)
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from pydantic import TypeAdapter
+
+    from ltpipe.config.backbones import AnyBackbone
+    from ltpipe.config.datasets import Dataset
+    from ltpipe.config.experiment import ExperimentFile
+    from ltpipe.config.methods import Method
+    from ltpipe.plan.workload import Collection
+
+    schema = TypeAdapter(ExperimentFile | Collection).json_schema()
+    # Sections of an experiment are checked once names are resolved; editors find the settings here.
+    sections: tuple[Any, ...] = (Dataset, AnyBackbone, Method)
+    for settings in sections:
+        part = TypeAdapter(settings).json_schema()
+        schema["$defs"].update(part.pop("$defs", {}))
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    print(json.dumps(schema, indent=1, sort_keys=True))
     return 0
 
 

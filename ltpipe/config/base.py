@@ -117,7 +117,7 @@ def _explain_one(error: ErrorDetails) -> str:
     message, found, context = str(error["msg"]), error["input"], error.get("ctx", {})
     if error["type"] == "missing":
         return "this key is required"
-    if error["type"] in ("unknown_key", "value_error"):
+    if error["type"] in ("unknown_key", "no_choice", "value_error"):
         return message.removeprefix("Value error, ")
     if error["type"] == "union_tag_invalid":
         key = context["discriminator"].strip("'")

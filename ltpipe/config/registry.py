@@ -1,412 +1,212 @@
-"""Every name that an experiment file may use, and the module that stands behind it.
+"""Names that an experiment file may use: each is given where its class or function is defined.
 
-The table is data. A module is imported when its name is asked for and not before, so editing
-one method changes no other method's code identity, and planning imports no torch.
+```python
+@loss("focal", paper="Lin et al., ICCV 2017")
+class FocalLoss(Loss):
+    \"\"\"Cross-entropy that fades for samples already right.\"\"\"
+```
+
+The built-in names are found by reading the package's source and not by importing it, so that
+planning imports no torch and no method's module more than it needs; decorators there stand alone
+at the start of a line, with literal arguments. A plug-in's names are added when it is imported.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from ltpipe.utils.errors import InputError, nearest
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FOLDERS = ("config", "data/readers", "losses", "models", "stage1", "stage2", "training")
+# What a decorator registers, by the word that messages and `ltpipe list` have for it.
+_KINDS = {
+    "reader": "source",
+    "network": "network",
+    "towers": "tower",
+    "loss": "loss",
+    "rebalancing": "rule",
+    "system": "system",
+    "method": "method",
+}
+KINDS = tuple(_KINDS.values())
+_DECORATED = re.compile(rf"^@({'|'.join(_KINDS)})\(", re.MULTILINE)
+
+_Object = TypeVar("_Object", bound=Callable[..., Any])
+
 
 @dataclass(frozen=True)
-class Entry:
-    """A registered name: where its code is, what it is, and which paper it comes from."""
+class Registration:
+    """A registered name: where it is defined, what it is, and which paper it comes from.
+
+    `runs` is the module whose functions do the work, `file` the one of a plug-in.
+    """
 
     module: str
     attribute: str
     summary: str
     paper: str = ""
+    runs: str = ""
+    file: Path | None = None
 
 
-_CIFAR_RESNET = "He et al., CVPR 2016"
-_TOWERS = "ltpipe.models.vision_language"
-_CLIP = "Radford et al., ICML 2021"
+def reader(*names: str, paper: str = "") -> Callable[[_Object], _Object]:
+    """Register the settings of a data set under the values of its `source`."""
+    return _decorator("reader", names, paper)
 
-REGISTRY: dict[str, dict[str, Entry]] = {
-    "source": {
-        "digits": Entry(
-            "ltpipe.data.readers.digits",
-            "read_digits",
-            "scikit-learn's handwritten 8x8 digits",
-            "Alpaydin and Kaynak, UCI 1998",
-        ),
-        "cifar10": Entry(
-            "ltpipe.data.readers.cifar",
-            "read_cifar10",
-            "CIFAR-10 by its standard files",
-            "Krizhevsky, 2009",
-        ),
-        "cifar100": Entry(
-            "ltpipe.data.readers.cifar",
-            "read_cifar100",
-            "CIFAR-100 by its standard files",
-            "Krizhevsky, 2009",
-        ),
-        "folder": Entry(
-            "ltpipe.data.readers.folder", "read_folder", "an image folder, one folder a class"
-        ),
-        "list": Entry(
-            "ltpipe.data.readers.lists",
-            "read_lists",
-            "images named by list files: ImageNet-LT, Places-LT, iNaturalist 2018",
-            "Liu et al., CVPR 2019; Van Horn et al., CVPR 2018",
-        ),
-        "tiny-imagenet": Entry(
-            "ltpipe.data.readers.tiny_imagenet",
-            "read_tiny_imagenet",
-            "Tiny-ImageNet-200 by its standard files",
-            "Le and Yang, 2015",
-        ),
-        "voc": Entry(
-            "ltpipe.data.readers.voc",
-            "read_voc",
-            "Pascal VOC 2012, the images that show one class (VOC-LT)",
-            "Everingham et al., IJCV 2010",
-        ),
-        "medmnist": Entry(
-            "ltpipe.data.readers.medmnist",
-            "read_medmnist",
-            "a MedMNIST file, such as octmnist",
-            "Yang et al., Scientific Data 2023",
-        ),
-        "features": Entry(
-            "ltpipe.data.readers.features", "read_features", "embeddings from elsewhere"
-        ),
-    },
-    "network": {
-        **{
-            f"resnet{depth}": Entry(
-                "ltpipe.models.resnet",
-                f"resnet{depth}",
-                f"CIFAR ResNet-{depth}, 64-d features, option-A shortcuts",
-                _CIFAR_RESNET,
-            )
-            for depth in (8, 20, 32, 44, 56)
-        },
-        **{
-            name: Entry(
-                "ltpipe.models.torchvision_resnet",
-                name,
-                f"torchvision {title}, 2048-d features",
-                paper,
-            )
-            for name, title, paper in (
-                ("resnet50", "ResNet-50", _CIFAR_RESNET),
-                ("resnet101", "ResNet-101", _CIFAR_RESNET),
-                ("resnet152", "ResNet-152", _CIFAR_RESNET),
-                ("resnext50", "ResNeXt-50 (32x4d)", "Xie et al., CVPR 2017"),
-            )
-        },
-        **{
-            f"bbn-{base}": Entry(
-                "ltpipe.models.bilateral",
-                f"bbn_{base}",
-                f"{title} with two last blocks, for system bbn",
-                "Zhou et al., CVPR 2020",
-            )
-            for base, title in (
-                ("resnet8", "CIFAR ResNet-8"),
-                ("resnet32", "CIFAR ResNet-32"),
-                ("resnet50", "torchvision ResNet-50"),
-            )
-        },
-    },
-    "tower": {
-        **{
-            f"{name}{variant}": Entry(
-                _TOWERS, "build_towers", f"CLIP towers {name} of open_clip{remark}", _CLIP
-            )
-            for name in (
-                "RN50",
-                "RN101",
-                "RN50x4",
-                "RN50x16",
-                "RN50x64",
-                "ViT-B-32",
-                "ViT-B-16",
-                "ViT-L-14",
-                "ViT-L-14-336",
-            )
-            for variant, remark in (("", ""), ("-quickgelu", " with OpenAI's activation"))
-        },
-        "small-resnet": Entry(
-            _TOWERS,
-            "build_towers",
-            "small CLIP towers for tiny images: a ResNet of four blocks",
-            _CLIP,
-        ),
-        "small-vit": Entry(
-            _TOWERS, "build_towers", "small CLIP towers for 8x8 images: a transformer", _CLIP
-        ),
-    },
-    "loss": {
-        "ce": Entry(
-            "ltpipe.losses.softmax",
-            "CrossEntropyLoss",
-            "softmax cross-entropy",
-            "Bridle, NIPS 1989",
-        ),
-        "focal": Entry(
-            "ltpipe.losses.reweight",
-            "FocalLoss",
-            "cross-entropy that fades for samples already right",
-            "Lin et al., ICCV 2017",
-        ),
-        "class-balanced": Entry(
-            "ltpipe.losses.reweight",
-            "ClassBalancedLoss",
-            "cross-entropy weighted by the inverse effective number of samples",
-            "Cui et al., CVPR 2019",
-        ),
-        "balanced-softmax": Entry(
-            "ltpipe.losses.softmax",
-            "BalancedSoftmaxLoss",
-            "cross-entropy on logits shifted by the log class counts",
-            "Ren et al., NeurIPS 2020",
-        ),
-        "logit-adjustment": Entry(
-            "ltpipe.losses.softmax",
-            "LogitAdjustedLoss",
-            "cross-entropy on logits shifted by tau times the log prior",
-            "Menon et al., ICLR 2021",
-        ),
-        "ldam": Entry(
-            "ltpipe.losses.margin",
-            "LDAMLoss",
-            "cosine softmax with margins that grow as classes shrink",
-            "Cao et al., NeurIPS 2019",
-        ),
-        "kps": Entry(
-            "ltpipe.losses.margin",
-            "KPSLoss",
-            "key-point sensitive loss: class-wise scales and margins on cosines",
-            "Li et al., TPAMI 2022",
-        ),
-        "label-smoothing": Entry(
-            "ltpipe.losses.smoothing",
-            "LabelSmoothingLoss",
-            "cross-entropy with a share of the target on all classes",
-            "Szegedy et al., CVPR 2016",
-        ),
-        "label-aware-smoothing": Entry(
-            "ltpipe.losses.smoothing",
-            "LabelAwareSmoothingLoss",
-            "label smoothing that is stronger for frequent classes",
-            "MiSLAS: Zhong et al., CVPR 2021",
-        ),
-    },
-    "rule": {
-        "none": Entry("ltpipe.training.rules", "none", "samples shuffled, all classes alike"),
-        "rs": Entry(
-            "ltpipe.training.rules",
-            "resampling",
-            "rare classes drawn more often",
-            "Kang et al., ICLR 2020",
-        ),
-        "rw": Entry(
-            "ltpipe.training.rules",
-            "reweighting",
-            "class weights by inverse frequency",
-            "Cao et al., NeurIPS 2019",
-        ),
-        "cb-rw": Entry(
-            "ltpipe.training.rules",
-            "effective_reweighting",
-            "class weights by the inverse effective number",
-            "Cui et al., CVPR 2019",
-        ),
-        "drs": Entry(
-            "ltpipe.training.rules",
-            "resampling",
-            "resampling deferred to the last epochs",
-            "Cao et al., NeurIPS 2019",
-        ),
-        "drw": Entry(
-            "ltpipe.training.rules",
-            "reweighting",
-            "reweighting deferred to the last epochs",
-            "Cao et al., NeurIPS 2019",
-        ),
-        "dcb": Entry(
-            "ltpipe.training.rules",
-            "effective_reweighting",
-            "weights by the effective number, deferred",
-            "Cao et al., NeurIPS 2019",
-        ),
-    },
-    "system": {
-        "supervised": Entry(
-            "ltpipe.stage1.supervised", "run", "one network, any loss, any rule, mixup at will"
-        ),
-        "bbn": Entry(
-            "ltpipe.stage1.bbn",
-            "run",
-            "two branches, fed uniformly and reversely, mixed cumulatively",
-            "Zhou et al., CVPR 2020",
-        ),
-        "paco": Entry(
-            "ltpipe.stage1.paco",
-            "run",
-            "contrastive learning with class centres, a momentum encoder and a queue",
-            "Cui et al., ICCV 2021",
-        ),
-        "hrjba-branch": Entry(
-            "ltpipe.stage1.hrjba",
-            "run",
-            "one branch of the hybrid network: the head classes or the tail classes",
-            "HRJBA",
-        ),
-        "cws": Entry(
-            "ltpipe.stage1.cws.job",
-            "run",
-            "classes split into shells around moving centres, relabelled in every batch",
-            "CWS",
-        ),
-        "vision-language": Entry(
-            "ltpipe.stage1.vision_language",
-            "run",
-            "image and text towers, fine-tuned on prompts of the class names",
-            "ECVL, phase I; BALLAD: Ma et al., 2021",
-        ),
-    },
-    "method": {
-        "own-classifier": Entry(
-            "ltpipe.stage2.simple.own_classifier",
-            "run",
-            "the classifier that stage one trained, as it stands",
-            "joint training in Kang et al., ICLR 2020",
-        ),
-        "ffn": Entry(
-            "ltpipe.stage2.ffn.job",
-            "run",
-            "feature fusion: CE and KPS features under one cosine classifier, LDAM",
-            "FFN",
-        ),
-        "logit-fusion": Entry(
-            "ltpipe.stage2.ffn.logit_fusion",
-            "run",
-            "the CE and KPS classifiers' outputs mixed, nothing trained",
-            "FFN, Fig. 4",
-        ),
-        "label-mapping": Entry(
-            "ltpipe.stage2.cws.label_mapping",
-            "run",
-            "from subclass scores to classes: a perceptron, the alternating one, or the sum",
-            "CWS",
-        ),
-        "cached-splitting": Entry(
-            "ltpipe.stage2.cws.cached_splitting",
-            "run",
-            "cached features split into shells, a classifier over them, a mapping",
-            "CWS",
-        ),
-        "hrjba": Entry(
-            "ltpipe.stage2.hrjba.job",
-            "run",
-            "head and tail branch joined: by an oracle, a router, or a classifier on both",
-            "HRJBA",
-        ),
-        "oracle-mask": Entry(
-            "ltpipe.stage2.hrjba.oracle_mask",
-            "run",
-            "stage one's classifier, told whether a sample is of a head or a tail class",
-            "HRJBA",
-        ),
-        "dlsa": Entry(
-            "ltpipe.stage2.dlsa.job",
-            "run",
-            "a cascade of flow filters, each with a cluster-aided classifier",
-            "DLSA",
-        ),
-        "ecvl": Entry(
-            "ltpipe.stage2.ecvl.job",
-            "run",
-            "an adapter on CLIP features, momentum loss, memory-controlled RandAugment",
-            "ECVL; BALLAD: Ma et al., 2021",
-        ),
-        "zero-shot": Entry(
-            "ltpipe.stage2.simple.zero_shot",
-            "run",
-            "the nearest class text of each image, nothing trained",
-            "Radford et al., ICML 2021",
-        ),
-        "classifier": Entry(
-            "ltpipe.stage2.simple.classifier",
-            "run",
-            "a classifier retrained on features: any head, loss and sampler (cRT by default)",
-            "Kang et al., ICLR 2020",
-        ),
-        "lws": Entry(
-            "ltpipe.stage2.simple.lws",
-            "run",
-            "the stage-one classifier with one learned factor a class",
-            "Kang et al., ICLR 2020",
-        ),
-        "stacked": Entry(
-            "ltpipe.stage2.simple.stacked",
-            "run",
-            "other methods' predictions in one, weighted by held-out samples",
-            "ltpipe",
-        ),
-        "tau-norm": Entry(
-            "ltpipe.stage2.simple.tau_norm",
-            "run",
-            "the stage-one classifier with its rows' norms evened out",
-            "Kang et al., ICLR 2020",
-        ),
-        "ncm": Entry(
-            "ltpipe.stage2.simple.ncm",
-            "run",
-            "the nearest class mean of centred unit features",
-            "Kang et al., ICLR 2020",
-        ),
-        "logit-adjusted": Entry(
-            "ltpipe.stage2.simple.logit_adjusted",
-            "run",
-            "the stage-one classifier's logits less the log prior",
-            "Menon et al., ICLR 2021",
-        ),
-        "mislas": Entry(
-            "ltpipe.stage2.simple.mislas",
-            "run",
-            "label-aware smoothing and learned factors on the stage-one classifier",
-            "Zhong et al., CVPR 2021",
-        ),
-        "m2m": Entry(
-            "ltpipe.stage2.simple.m2m",
-            "run",
-            "rare classes enriched by features translated from frequent ones",
-            "Kim et al., CVPR 2020",
-        ),
-        "ride": Entry(
-            "ltpipe.stage2.simple.ride",
-            "run",
-            "several experts on the same features, kept diverse",
-            "Wang et al., ICLR 2021",
-        ),
-    },
-}
+
+def network(*names: str, paper: str = "") -> Callable[[_Object], _Object]:
+    """Register a function that returns a backbone."""
+    return _decorator("network", names, paper)
+
+
+def towers(*names: str, paper: str = "") -> Callable[[_Object], _Object]:
+    """Register a function that returns an image and a text tower."""
+    return _decorator("towers", names, paper)
+
+
+def loss(*names: str, paper: str = "") -> Callable[[_Object], _Object]:
+    """Register a loss; its settings are the arguments of its constructor."""
+    return _decorator("loss", names, paper)
+
+
+def rebalancing(*names: str, paper: str = "") -> Callable[[_Object], _Object]:
+    """Register a rule that samples or weighs classes; settings name it under `rule`."""
+    return _decorator("rebalancing", names, paper)
+
+
+def system(*names: str, paper: str = "", runs: str = "") -> Callable[[_Object], _Object]:
+    """Register the settings of a way of training a backbone.
+
+    The module that does it has ``run(job)``: the one of the settings, or the one named by `runs`.
+    """
+    return _decorator("system", names, paper, runs)
+
+
+def method(*names: str, paper: str = "", runs: str = "") -> Callable[[_Object], _Object]:
+    """Register the settings of a stage-two method.
+
+    The module that does it has ``run(job)`` and ``logits(fitted, samples)``: the one of the
+    settings, or the one named by `runs`.
+    """
+    return _decorator("method", names, paper, runs)
+
+
+def registered(kind: str) -> Mapping[str, Registration]:
+    """Return every name of a kind, sorted: the package's own, then those of loaded plug-ins."""
+    return {**_built_in()[kind], **_ADDED[kind]}
 
 
 def check_name(kind: str, name: str) -> str:
     """Return `name`, or raise InputError with the nearest registered name of this kind."""
-    if name not in REGISTRY[kind]:
-        known = ", ".join(REGISTRY[kind])
-        raise InputError(f"unknown {kind} {name!r}{nearest(name, REGISTRY[kind])}; known: {known}")
+    known = registered(kind)
+    if name not in known:
+        raise InputError(
+            f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+        )
     return name
 
 
+def find(kind: str, name: str) -> Registration:
+    """Return what is registered under `name`; InputError as of `check_name`."""
+    return registered(kind)[check_name(kind, name)]
+
+
 def module_of(kind: str, name: str) -> str:
-    """Return the module that defines `name`."""
-    return REGISTRY[kind][check_name(kind, name)].module
+    """Return the module that does the work of `name`."""
+    entry = find(kind, name)
+    return entry.runs or entry.module
 
 
 def load(kind: str, name: str) -> Any:
-    """Import and return what `name` stands for."""
-    entry = REGISTRY[kind][check_name(kind, name)]
+    """Import and return the class or function that is registered under `name`."""
+    entry = find(kind, name)
     return getattr(importlib.import_module(entry.module), entry.attribute)
+
+
+_ADDED: dict[str, dict[str, Registration]] = {kind: {} for kind in KINDS}
+
+
+def forget(module: str) -> None:
+    """Take out what a plug-in and the neighbours that it imports registered."""
+    for known in _ADDED.values():
+        for name, entry in list(known.items()):
+            if f"{entry.module}.".startswith(f"{module}."):
+                del known[name]
+
+
+def _decorator(
+    decorator: str, names: tuple[str, ...], paper: str, runs: str = ""
+) -> Callable[[_Object], _Object]:
+    def register(target: _Object) -> _Object:
+        if not target.__module__.startswith(f"{_PACKAGE.name}."):
+            _add(_KINDS[decorator], names, target, paper, runs)
+        return target
+
+    return register
+
+
+def _add(
+    kind: str, names: tuple[str, ...], target: Callable[..., Any], paper: str, runs: str
+) -> None:
+    file = Path(inspect.getfile(target)).resolve()
+    attribute = target.__name__
+    entry = Registration(
+        target.__module__, attribute, _first_line(target.__doc__), paper, runs, file
+    )
+    for name in names:
+        if name in _built_in()[kind]:
+            raise InputError(
+                f"{file}: {kind} {name!r} is one of the package's own; choose another name"
+            )
+        there = _ADDED[kind].get(name)
+        if there is not None:
+            raise InputError(
+                f"{file}: {kind} {name!r} is registered already, by {there.attribute} of "
+                f"{there.file}; choose another name"
+            )
+        _ADDED[kind][name] = entry
+
+
+@functools.cache
+def _built_in() -> Mapping[str, dict[str, Registration]]:
+    found: dict[str, dict[str, Registration]] = {kind: {} for kind in KINDS}
+    for folder in _FOLDERS:
+        for path in sorted(_PACKAGE.joinpath(folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            if _DECORATED.search(text):
+                module = ".".join((_PACKAGE.name, *path.relative_to(_PACKAGE).parts))[:-3]
+                for kind, name, entry in _decorated(ast.parse(text), module):
+                    if name in found[kind]:
+                        there = found[kind][name].module
+                        raise InputError(f"{kind} {name!r} is registered by {module} and {there}")
+                    found[kind][name] = entry
+    return {kind: dict(sorted(known.items())) for kind, known in found.items()}
+
+
+def _decorated(tree: ast.Module, module: str) -> Iterator[tuple[str, str, Registration]]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            for call in node.decorator_list:
+                if (
+                    isinstance(call, ast.Call)
+                    and isinstance(call.func, ast.Name)
+                    and call.func.id in _KINDS
+                ):
+                    facts = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+                    summary = _first_line(ast.get_docstring(node))
+                    entry = Registration(module, node.name, summary, **facts)
+                    for name in call.args:
+                        yield _KINDS[call.func.id], ast.literal_eval(name), entry
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().partition("\n")[0].rstrip(".")

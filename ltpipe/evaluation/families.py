@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ltpipe.config.registry import REGISTRY
+from ltpipe.config.registry import registered
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ _OF_KIND = {"subclass_occupancy": "CWS"}
 
 def family_of(kind: str) -> Family:
     """Return the family of a kind of method; one of nobody's own is a baseline."""
-    entry = REGISTRY["method"].get(kind)
+    entry = registered("method").get(kind)
     paper = "" if entry is None else entry.paper
     return next((found for name, found in SYSTEMS.items() if paper.startswith(name)), BASELINES)
 

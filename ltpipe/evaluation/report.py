@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ltpipe.config.registry import REGISTRY
+from ltpipe.config.registry import registered
 from ltpipe.evaluation.artifacts import (
     STEPS,
     Artifact,
@@ -188,7 +188,7 @@ def _sections(
         rows = []
         for name in methods:
             kind = first[name]["kind"]
-            entry = REGISTRY["method"].get(kind)
+            entry = registered("method").get(kind)
             rows.append(
                 {
                     "label": first[name]["label"],

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltpipe.config.registry import loss
 from ltpipe.losses.base import Loss, SoftmaxForm, checked_counts
 from ltpipe.utils.errors import InputError
 
 
+@loss("ldam", paper="Cao et al., NeurIPS 2019")
 class LDAMLoss(Loss):
     """Label-distribution-aware margin loss on cosines (B, C).
 
@@ -53,6 +55,7 @@ class LDAMLoss(Loss):
         return self.scale * outputs
 
 
+@loss("kps", paper="Li et al., TPAMI 2022")
 class KPSLoss(Loss):
     """Key-point sensitive loss on cosines (B, C).
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltpipe.config.registry import loss
 from ltpipe.losses.base import Loss, SoftmaxForm, at_least_float32
 from ltpipe.losses.weights import effective_number_weights
 from ltpipe.utils.errors import InputError
 
 
+@loss("class-balanced", paper="Cui et al., CVPR 2019")
 class ClassBalancedLoss(Loss):
     """Cross-entropy weighted by the inverse effective number of samples at all times.
 
@@ -32,6 +34,7 @@ class ClassBalancedLoss(Loss):
         return SoftmaxForm()
 
 
+@loss("focal", paper="Lin et al., ICCV 2017")
 class FocalLoss(Loss):
     """Softmax focal loss ``(1 - p_y) ** gamma * CE``.
 

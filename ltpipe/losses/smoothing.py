@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ltpipe.config.registry import loss
 from ltpipe.losses.base import Loss, checked_counts
 from ltpipe.utils.errors import InputError, nearest
 
 SHAPES = ("concave", "linear", "convex")
 
 
+@loss("label-smoothing", paper="Szegedy et al., CVPR 2016")
 class LabelSmoothingLoss(Loss):
     """``(1 - e) CE + e mean_c(-log p_c)``: the target keeps 1 - e + e / C.
 
@@ -33,6 +35,7 @@ class LabelSmoothingLoss(Loss):
         return _smoothed(logits, target, self.smoothing)
 
 
+@loss("label-aware-smoothing", paper="MiSLAS: Zhong et al., CVPR 2021")
 class LabelAwareSmoothingLoss(Loss):
     """Label smoothing by ``e_y``, which falls from `head` at the largest class to `tail`.
 

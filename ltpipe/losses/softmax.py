@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltpipe.config.registry import loss
 from ltpipe.losses.base import Loss, SoftmaxForm, checked_counts
 from ltpipe.utils.errors import InputError
 
 
+@loss("ce", paper="Bridle, NIPS 1989")
 class CrossEntropyLoss(Loss):
     """Softmax cross-entropy; with class weights (C,) the mean divides by the batch's sum of w_y."""
 
@@ -21,6 +23,7 @@ class CrossEntropyLoss(Loss):
         return SoftmaxForm()
 
 
+@loss("balanced-softmax", paper="Ren et al., NeurIPS 2020")
 class BalancedSoftmaxLoss(Loss):
     """Cross-entropy on ``z + log n``: the training prior enters in training and not at test time.
 
@@ -44,6 +47,7 @@ class BalancedSoftmaxLoss(Loss):
         return SoftmaxForm(prior=self.log_counts)
 
 
+@loss("logit-adjustment", paper="Menon et al., ICLR 2021")
 class LogitAdjustedLoss(Loss):
     """Cross-entropy on ``z + tau log p`` with the class prior p = n / N.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltpipe.config.registry import network
 from ltpipe.models.heads import LinearHead
 from ltpipe.models.resnet import resnet8, resnet32
 from ltpipe.models.torchvision_resnet import resnet50
@@ -60,12 +61,14 @@ def _linear(head: str) -> None:
         raise InputError(f"a network of two branches has a linear head, not {head!r}")
 
 
+@network("bbn-resnet8", paper="Zhou et al., CVPR 2020")
 def bbn_resnet8(num_classes: int, head: str = "linear", in_channels: int = 3) -> BilateralNetwork:
     """Return an 8-layer network with two branches; see `bbn_resnet32`."""
     _linear(head)
     return BilateralNetwork(resnet8(num_classes, in_channels=in_channels), num_classes)
 
 
+@network("bbn-resnet32", paper="Zhou et al., CVPR 2020")
 def bbn_resnet32(num_classes: int, head: str = "linear", in_channels: int = 3) -> BilateralNetwork:
     """Return BBN's CIFAR network: ResNet-32 with two last blocks, 128 features.
 
@@ -76,6 +79,7 @@ def bbn_resnet32(num_classes: int, head: str = "linear", in_channels: int = 3) -
     return BilateralNetwork(resnet32(num_classes, in_channels=in_channels), num_classes)
 
 
+@network("bbn-resnet50", paper="Zhou et al., CVPR 2020")
 def bbn_resnet50(num_classes: int, head: str = "linear", in_channels: int = 3) -> BilateralNetwork:
     """Return a ResNet-50 with two last blocks, 4,096 features; see `bbn_resnet32`."""
     _linear(head)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltpipe.config.registry import network
 from ltpipe.models.attention import SimAM, build_attention
 from ltpipe.models.heads import build_head
 
@@ -85,6 +86,7 @@ class ResNet(nn.Module):
         return nn.Sequential(self.conv, self.bn, nn.ReLU(), *blocks[:-1]), blocks[-1]
 
 
+@network("resnet8", paper="He et al., CVPR 2016")
 def resnet8(
     num_classes: int, head: str = "linear", attention: str | None = None, in_channels: int = 3
 ) -> ResNet:
@@ -92,6 +94,7 @@ def resnet8(
     return ResNet(8, num_classes, head, attention, in_channels)
 
 
+@network("resnet20", paper="He et al., CVPR 2016")
 def resnet20(
     num_classes: int, head: str = "linear", attention: str | None = None, in_channels: int = 3
 ) -> ResNet:
@@ -99,6 +102,7 @@ def resnet20(
     return ResNet(20, num_classes, head, attention, in_channels)
 
 
+@network("resnet32", paper="He et al., CVPR 2016")
 def resnet32(
     num_classes: int, head: str = "linear", attention: str | None = None, in_channels: int = 3
 ) -> ResNet:
@@ -112,6 +116,7 @@ def resnet32(
     return ResNet(32, num_classes, head, attention, in_channels)
 
 
+@network("resnet44", paper="He et al., CVPR 2016")
 def resnet44(
     num_classes: int, head: str = "linear", attention: str | None = None, in_channels: int = 3
 ) -> ResNet:
@@ -119,6 +124,7 @@ def resnet44(
     return ResNet(44, num_classes, head, attention, in_channels)
 
 
+@network("resnet56", paper="He et al., CVPR 2016")
 def resnet56(
     num_classes: int, head: str = "linear", attention: str | None = None, in_channels: int = 3
 ) -> ResNet:

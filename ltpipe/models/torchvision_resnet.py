@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltpipe.compat import import_torchvision
+from ltpipe.config.registry import network
 from ltpipe.models.heads import build_head
 from ltpipe.models.published import load_published
 from ltpipe.utils.errors import InputError
@@ -127,6 +128,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
+@network("resnet50", paper="He et al., CVPR 2016")
 def resnet50(
     num_classes: int, head: str = "linear", in_channels: int = 3, weights: str | Path | None = None
 ) -> TorchvisionResNet:
@@ -142,6 +144,7 @@ def resnet50(
     return TorchvisionResNet("resnet50", num_classes, head, in_channels, weights)
 
 
+@network("resnet101", paper="He et al., CVPR 2016")
 def resnet101(
     num_classes: int, head: str = "linear", in_channels: int = 3, weights: str | Path | None = None
 ) -> TorchvisionResNet:
@@ -149,6 +152,7 @@ def resnet101(
     return TorchvisionResNet("resnet101", num_classes, head, in_channels, weights)
 
 
+@network("resnet152", paper="He et al., CVPR 2016")
 def resnet152(
     num_classes: int, head: str = "linear", in_channels: int = 3, weights: str | Path | None = None
 ) -> TorchvisionResNet:
@@ -156,6 +160,7 @@ def resnet152(
     return TorchvisionResNet("resnet152", num_classes, head, in_channels, weights)
 
 
+@network("resnext50", paper="Xie et al., CVPR 2017")
 def resnext50(
     num_classes: int, head: str = "linear", in_channels: int = 3, weights: str | Path | None = None
 ) -> TorchvisionResNet:

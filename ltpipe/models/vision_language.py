@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
+from ltpipe.config.registry import towers
 from ltpipe.models.published import load_published
 from ltpipe.utils.errors import InputError, nearest
 
@@ -59,6 +60,29 @@ _SMALL: dict[str, dict[str, Any]] = {
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 
+@towers(
+    "RN50",
+    "RN50-quickgelu",
+    "RN101",
+    "RN101-quickgelu",
+    "RN50x4",
+    "RN50x4-quickgelu",
+    "RN50x16",
+    "RN50x16-quickgelu",
+    "RN50x64",
+    "RN50x64-quickgelu",
+    "ViT-B-32",
+    "ViT-B-32-quickgelu",
+    "ViT-B-16",
+    "ViT-B-16-quickgelu",
+    "ViT-L-14",
+    "ViT-L-14-quickgelu",
+    "ViT-L-14-336",
+    "ViT-L-14-336-quickgelu",
+    "small-resnet",
+    "small-vit",
+    paper="Radford et al., ICML 2021",
+)
 def build_towers(settings: VisionLanguage, *, with_weights: bool = True) -> Any:
     """Return the towers of `settings`, an open_clip.CLIP in evaluation mode.
 

@@ -305,7 +305,11 @@ def _import_package() -> None:
     registry = importlib.import_module("ltpipe.config.registry")
     provenance = importlib.import_module("ltpipe.artifacts.manifest")
     importlib.import_module("ltpipe.cli.program")
-    entries = {entry.module for known in registry.REGISTRY.values() for entry in known.values()}
+    entries = {
+        registry.module_of(kind, name)
+        for kind in registry.KINDS
+        for name in registry.registered(kind)
+    }
     for name in sorted(entries | set(plan.JOBS.values())):
         importlib.import_module(name)
         provenance.code_modules([name])

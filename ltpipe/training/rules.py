@@ -17,13 +17,14 @@ DRW; the HRJBA paper calls it DCB and keeps DRW for the inverse frequency, as he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ltpipe.config.backbones import Rule
+from ltpipe.config.registry import load, rebalancing
 from ltpipe.losses.weights import effective_number_weights, inverse_frequency_weights
 
 
@@ -39,43 +40,38 @@ PLAIN = Phase("shuffle", None)
 _SAMPLERS = {"inverse": "balanced", "effective": "effective", "sqrt": "sqrt"}
 
 
+@rebalancing("none")
 def none(rule: Rule, class_counts: Sequence[int]) -> Phase:
-    """Return the phase of plain training."""
+    """Shuffle samples and weigh all classes alike."""
     return PLAIN
 
 
+@rebalancing("rs", paper="Kang et al., ICLR 2020")
+@rebalancing("drs", paper="Cao et al., NeurIPS 2019")
 def resampling(rule: Rule, class_counts: Sequence[int]) -> Phase:
-    """Return the phase of rs and drs."""
+    """Draw rare classes more often; `drs` from a later epoch on."""
     return Phase(_SAMPLERS[rule.by or "inverse"], None)
 
 
+@rebalancing("rw", "drw", paper="Cao et al., NeurIPS 2019")
 def reweighting(rule: Rule, class_counts: Sequence[int]) -> Phase:
-    """Return the phase of rw and drw."""
+    """Weigh classes by their inverse frequency; `drw` from a later epoch on."""
     if rule.by == "effective":
         return effective_reweighting(rule, class_counts)
     return Phase("shuffle", inverse_frequency_weights(class_counts))
 
 
+@rebalancing("cb-rw", paper="Cui et al., CVPR 2019")
+@rebalancing("dcb", paper="Cao et al., NeurIPS 2019")
 def effective_reweighting(rule: Rule, class_counts: Sequence[int]) -> Phase:
-    """Return the phase of cb-rw and dcb."""
+    """Weigh classes by the inverse effective number; `dcb` from a later epoch on."""
     return Phase("shuffle", effective_number_weights(class_counts, rule.beta))
-
-
-RULES: dict[str, Callable[[Rule, Sequence[int]], Phase]] = {
-    "none": none,
-    "rs": resampling,
-    "rw": reweighting,
-    "cb-rw": effective_reweighting,
-    "drs": resampling,
-    "drw": reweighting,
-    "dcb": effective_reweighting,
-}
 
 
 def phases(rule: Rule, class_counts: Sequence[int], epochs: int) -> list[Phase]:
     """Return the phase of each of `epochs` epochs."""
     start = rule.first_epoch(epochs)
-    active = RULES[rule.name](rule, class_counts)
+    active: Phase = load("rule", rule.name)(rule, class_counts)
     return [active if epoch >= start else PLAIN for epoch in range(epochs)]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ltpipe.bundles.export import export_bundle
-from ltpipe.config.registry import REGISTRY
+from ltpipe.config.registry import registered
 from ltpipe.predict import load
 from ltpipe.utils.errors import InputError
 from tests.bundles.conftest import recorded
@@ -28,7 +28,7 @@ SMALL = {
     },
 }
 ORACLES = {"oracle-mask"}
-CASES = [(kind, SMALL.get(kind, {})) for kind in REGISTRY["method"] if kind not in ORACLES]
+CASES = [(kind, SMALL.get(kind, {})) for kind in registered("method") if kind not in ORACLES]
 CASES += [
     ("own-classifier", {"played": {"features": "kps"}}),
     ("own-classifier", {"played": {"features": "paco"}}),

@@ -13,7 +13,7 @@ import pytest
 from ltpipe.artifacts.manifest import code_identity
 from ltpipe.cli.program import main
 from ltpipe.config.experiment import load_experiment
-from ltpipe.config.registry import REGISTRY
+from ltpipe.config.registry import KINDS, registered
 from ltpipe.plan.layout import build_plan, code_entries
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def test_list_prints_catalogue_and_registry(capsys, monkeypatch):
     for name in ("digits-lt", "resnet8-kps", "ffn-paper", "logit-fusion", "kps", "resnet56"):
         assert f"  {name} " in text
     lines = [line.strip() for line in text.splitlines()]
-    for known in REGISTRY.values():
+    for known in map(registered, KINDS):
         for name, entry in known.items():
             what = entry.summary + (f" ({entry.paper})" if entry.paper else "")
             assert any(line.startswith(f"{name} ") and line.endswith(what) for line in lines)

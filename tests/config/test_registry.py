@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 
 import numpy as np
@@ -9,32 +10,32 @@ import pytest
 import torch
 
 from ltpipe.config.backbones import backbone_settings
-from ltpipe.config.registry import REGISTRY, load
+from ltpipe.config.registry import KINDS, find, load, module_of, registered
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.building import build_network
 from tests.support import CE, DIGITS, draw, embed, run_job
 
-NAMES = [(kind, name) for kind, known in REGISTRY.items() for name in known]
+NAMES = [(kind, name) for kind in KINDS for name in registered(kind)]
 # Names of our own: nothing is published about them.
 OURS = {("source", "folder"), ("source", "features"), ("rule", "none"), ("system", "supervised")}
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMES)
 def test_it_loads_and_one_line_says_what_it_is_and_where_it_is_from(kind, name):
-    entry = REGISTRY[kind][name]
+    entry = find(kind, name)
     assert callable(load(kind, name))
-    assert 10 < len(entry.summary) < 90
+    assert 10 < len(entry.summary) < 100
     assert "\n" not in entry.summary
     assert bool(entry.paper) == ((kind, name) not in OURS)
 
 
-@pytest.mark.parametrize("name", REGISTRY["source"])
+@pytest.mark.parametrize("name", registered("source"))
 def test_a_source_is_read_from_a_folder_with_options_or_from_a_path(name):
     parameters = list(inspect.signature(load("source", name)).parameters)
     assert parameters in (["root", "options"], ["path", "labels_path"])
 
 
-@pytest.mark.parametrize("name", REGISTRY["network"])
+@pytest.mark.parametrize("name", registered("network"))
 def test_a_network_has_features_a_head_and_gradients(name):
     settings = backbone_settings({"network": name, "loss": {"name": "ce"}})
     torch.manual_seed(0)
@@ -76,14 +77,14 @@ SYSTEMS = {
 RATES = {"vision-language": 0.003}
 
 
-@pytest.mark.parametrize("name", REGISTRY["system"])
+@pytest.mark.parametrize("name", registered("system"))
 def test_a_system_repeats_itself_learns_and_can_be_embedded(name, tmp_path):
     data = draw(tmp_path)
     backbone = {**SYSTEMS[name], "epochs": 8, "learning_rate": RATES.get(name, 0.05)}
     weights = []
     for folder in ("first", "again"):
         spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": 5}
-        module = inspect.getmodule(load("system", name))
+        module = importlib.import_module(module_of("system", name))
         run_job(module, spec, tmp_path / folder, data=data)
         weights.append((tmp_path / folder / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]

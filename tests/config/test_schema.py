@@ -1,34 +1,29 @@
-"""The JSON schema for editors is that of the models; run this file as a program to write it."""
+"""`ltpipe schema` describes what experiment files may say."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from ltpipe.config.backbones import AnyBackbone
-from ltpipe.config.datasets import Dataset
-from ltpipe.config.experiment import ExperimentFile
-from ltpipe.config.methods import Method
-from ltpipe.plan.workload import Collection
-
-PATH = Path(__file__).resolve().parents[2] / "workflow/schemas/experiment.schema.json"
+from ltpipe.cli.program import main
+from ltpipe.config.registry import registered
 
 
-def schema() -> str:
-    """Return the schema of an experiment file; its definitions also cover the catalogue's."""
-    value = TypeAdapter(ExperimentFile | Collection).json_schema()
-    for model in (Dataset, AnyBackbone, Method):
-        part = TypeAdapter(model).json_schema()
-        value["$defs"].update(part.pop("$defs", {}))
-    value["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
-def test_the_schema_in_the_repository_is_current():
-    assert PATH.read_text() == schema()
-
-
-if __name__ == "__main__":
-    PATH.write_text(schema())
+def test_the_schema_has_every_registered_name_of_settings_and_every_key(capsys):
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    names = {
+        (key, name)
+        for definition in schema["$defs"].values()
+        for key, field in definition.get("properties", {}).items()
+        for name in [field.get("const"), *field.get("enum", [])]
+        if isinstance(name, str)
+    }
+    for kind, key in (
+        ("source", "source"),
+        ("system", "system"),
+        ("method", "kind"),
+        ("loss", "name"),
+    ):
+        assert {(key, name) for name in registered(kind)} <= names
+    keys = {key for d in schema["$defs"].values() for key in d.get("properties", {})}
+    assert {"experiment", "datasets", "methods", "learning_rate", "w1", "max_margin"} <= keys

@@ -13,7 +13,7 @@ import torch
 
 import ltpipe.losses
 from ltpipe.config.backbones import Backbone
-from ltpipe.config.registry import REGISTRY
+from ltpipe.config.registry import registered
 from ltpipe.losses import (
     BalancedSoftmaxLoss,
     ClassBalancedLoss,
@@ -151,7 +151,7 @@ def slopes(name: str, rows: np.ndarray, rule: Sequence[float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rule", [None, RULE_WEIGHTS], ids=["plain", "reweighted"])
-@pytest.mark.parametrize("name", REGISTRY["loss"])
+@pytest.mark.parametrize("name", registered("loss"))
 def test_every_registered_loss_is_its_formula(name: str, rule: list[float] | None) -> None:
     head = "cosine" if name in ("ldam", "kps") else "linear"
     settings = Backbone.model_validate(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ltpipe.config.registry import REGISTRY
+from ltpipe.config.registry import registered
 from ltpipe.plan import code
 from ltpipe.plan.code import NOT_PART_OF_RESULTS, code_identity, code_modules
 from ltpipe.plan.layout import code_entries
@@ -22,7 +22,7 @@ from ltpipe.utils.errors import InputError
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYNTAX = Path(__file__).parent / "data/every_syntax.txt"
 GOLDEN = "971d94e329d4a5aca9010ac074094a50f4c6f1d402910d7f388429f856e1ba6b"
-METHODS = sorted(REGISTRY["method"])
+METHODS = sorted(registered("method"))
 
 
 def entries_of(kind):
@@ -199,10 +199,10 @@ NEW = "ONE = 1\n\n\n"
         ("stage2/core/fit.py", '"""The one fit loop', '"""Other words. The one fit loop', False),
         ("stage2/core/fit.py", LOOP, LOOP.replace("{}", "{**{}}"), True),
         ("stage2/core/fit.py", LOOP, "    if True:\n    " + LOOP, True),
-        ("losses/margin.py", "class KPSLoss", NEW + "class KPSLoss", True),
+        ("losses/margin.py", "def _subtract", NEW + "def _subtract", True),
         ("losses/weights.py", "def _sum_to", NEW + "def _sum_to", False),
         ("cli/program.py", "def main(", NEW + "def main(", False),
-        ("config/methods/fusion.py", "class FFN(", NEW + "class FFN(", True),
+        ("config/methods/fusion.py", "class CeAndKps(", NEW + "class CeAndKps(", True),
         ("config/methods/dlsa.py", "class DLSA(", NEW + "class DLSA(", False),
         ("config/base.py", "def digest(", NEW + "def digest(", True),
     ],

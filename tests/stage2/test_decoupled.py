@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import LWS, M2M, RIDE, Classifier, MiSLAS, TauNorm
-from ltpipe.config.registry import REGISTRY
+from ltpipe.config.registry import registered
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.building import build_loss
 from ltpipe.losses.softmax import CrossEntropyLoss
@@ -162,7 +162,7 @@ def logits_and_target(dtype=torch.float64):
     return logits, torch.randint(5, (2, 7), generator=draws)
 
 
-@pytest.mark.parametrize("name", REGISTRY["loss"])
+@pytest.mark.parametrize("name", registered("loss"))
 @pytest.mark.parametrize("weighted", [False, True])
 def test_logit_gradients_are_those_of_the_loss(name, weighted):
     counts = [50, 20, 9, 4, 1]
@@ -188,7 +188,7 @@ class _NamedLoss:
 
 def test_softmax_losses_have_a_gradient_by_hand_and_others_by_autograd():
     by_hand = {"ce", "class-balanced", "balanced-softmax", "logit-adjustment", "ldam"}
-    for name in REGISTRY["loss"]:
+    for name in registered("loss"):
         gradient = logit_gradient(build_loss(_NamedLoss(name), [5, 3, 1]))
         assert isinstance(gradient, SoftmaxGradient if name in by_hand else AutogradGradient)
 

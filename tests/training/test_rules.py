@@ -12,7 +12,7 @@ import torch
 
 from ltpipe.config.backbones import Backbone, Rule
 from ltpipe.config.experiment import resolve
-from ltpipe.config.registry import REGISTRY, load
+from ltpipe.config.registry import registered
 from ltpipe.data.loading import open_split
 from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import read_subset
@@ -20,7 +20,7 @@ from ltpipe.losses.building import build_loss
 from ltpipe.models.building import build_network
 from ltpipe.training import engine
 from ltpipe.training.engine import SupervisedTask, TrainingSet, train
-from ltpipe.training.rules import RULES, phases
+from ltpipe.training.rules import phases
 from ltpipe.utils.errors import InputError
 from tests.support import CE, CPU, DIGITS, draw
 
@@ -75,8 +75,7 @@ def test_phases(settings, sampler, weights, start):
 def test_the_phases_are_those_of_every_rule():
     names = set(get_args(Rule.model_fields["name"].annotation))
     assert {settings["name"] for settings, *_ in PHASES} == names
-    assert set(RULES) == set(REGISTRY["rule"]) == names
-    assert all(load("rule", name) is RULES[name] for name in names)
+    assert set(registered("rule")) == names
 
 
 @pytest.mark.parametrize(("epochs", "start"), [(1, 0), (4, 3), (10, 8), (90, 72), (200, 160)])
@@ -179,8 +178,8 @@ def settings_of(loss, rule, **more):
     )
 
 
-@pytest.mark.parametrize("rule", REGISTRY["rule"])
-@pytest.mark.parametrize("loss", REGISTRY["loss"])
+@pytest.mark.parametrize("rule", registered("rule"))
+@pytest.mark.parametrize("loss", registered("loss"))
 def test_every_loss_trains_under_every_rule(data, loss, rule):
     settings = settings_of(loss, {"name": rule}, epochs=1, learning_rate=0.01)
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Rule, Schedule
 from ltpipe.config.backbones.cws import CWS, Mapper
@@ -16,6 +16,7 @@ from ltpipe.config.backbones.vision_language import (
     VisionLanguage,
     VisionLanguageFeatures,
 )
+from ltpipe.config.choices import Choice
 
 __all__ = [
     "BBN",
@@ -36,9 +37,7 @@ __all__ = [
 ]
 
 
-AnyBackbone = Annotated[
-    Backbone | BBN | PaCo | CWS | HybridBranch | VisionLanguage, Field(discriminator="system")
-]
+AnyBackbone = Annotated[BackboneSettings, Choice("system", "system")]
 
 
 def backbone_settings(values: Mapping[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ltpipe.config.backbones.base import BackboneSettings, Rule
 from ltpipe.config.base import Float, Settings
 from ltpipe.config.losses import COSINE_LOSSES, Loss, check_head
+from ltpipe.config.registry import system
 
 # The lists themselves are code of the system: ltpipe.stage1.cws.subclasses.
 SubclassPreset = Literal[
@@ -29,6 +30,7 @@ class Mapper(Settings):
     learning_rate: Float | None = Field(default=None, gt=0)
 
 
+@system("cws", paper="CWS", runs="ltpipe.stage1.cws.job")
 class CWS(BackboneSettings):
     """One network over subclasses: shells around each class's moving centre, relabelled a batch.
 

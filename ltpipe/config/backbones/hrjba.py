@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from ltpipe.config.backbones.base import BackboneSettings, Rule
 from ltpipe.config.base import Float
 from ltpipe.config.losses import CrossEntropy, Loss, check_head
+from ltpipe.config.registry import system
 
 
+@system("hrjba-branch", paper="HRJBA", runs="ltpipe.stage1.hrjba")
 class HybridBranch(BackboneSettings):
     """One branch of the hybrid network, trained on the classes of its `group` alone.
 

@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from ltpipe.config.backbones.base import BackboneSettings, Rule
 from ltpipe.config.base import Float
 from ltpipe.config.losses import CrossEntropy, Loss, check_head
+from ltpipe.config.registry import system
 
 
+@system("supervised", runs="ltpipe.stage1.supervised")
 class Backbone(BackboneSettings):
     """One network trained end to end on the long-tailed images: any loss under any rule.
 
@@ -29,6 +31,7 @@ class Backbone(BackboneSettings):
         return self
 
 
+@system("bbn", paper="Zhou et al., CVPR 2020", runs="ltpipe.stage1.bbn")
 class BBN(BackboneSettings):
     """Two branches on a shared trunk, one fed uniformly, one reversely, mixed cumulatively.
 
@@ -48,6 +51,7 @@ class BBN(BackboneSettings):
         return self
 
 
+@system("paco", paper="Cui et al., ICCV 2021", runs="ltpipe.stage1.paco")
 class PaCo(BackboneSettings):
     """Parametric contrastive learning: class centres beside keys of a momentum encoder.
 

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Schedule
 from ltpipe.config.base import Float, Settings
+from ltpipe.config.registry import system
 
 
 class Ladder(Settings):
@@ -38,6 +39,11 @@ class VisionLanguageFeatures(FeatureSettings):
         return self
 
 
+@system(
+    "vision-language",
+    paper="ECVL, phase I; BALLAD: Ma et al., 2021",
+    runs="ltpipe.stage1.vision_language",
+)
 class VisionLanguage(BackboneSettings):
     """An image and a text tower, fine-tuned on prompts of the class names (ECVL's phase I).
 

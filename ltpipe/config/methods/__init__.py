@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
-
+from ltpipe.config.choices import Choice
 from ltpipe.config.methods.base import MethodSettings, OneBackbone
 from ltpipe.config.methods.cws import CachedSplitting, LabelMapping
 from ltpipe.config.methods.decoupled import (
@@ -30,6 +29,7 @@ from ltpipe.config.methods.fusion import FFN, LogitFusion
 from ltpipe.config.methods.hrjba import HRJBA, OracleMask
 from ltpipe.config.methods.stacked import Stacked
 from ltpipe.config.methods.vision_language import ECVL, ZeroShot
+from ltpipe.config.registry import load
 
 __all__ = [
     "DLSA",
@@ -60,28 +60,7 @@ __all__ = [
 ]
 
 
-Method = Annotated[
-    OwnClassifier
-    | FFN
-    | LogitFusion
-    | Classifier
-    | LWS
-    | MiSLAS
-    | M2M
-    | RIDE
-    | TauNorm
-    | LogitAdjusted
-    | NCM
-    | DLSA
-    | HRJBA
-    | OracleMask
-    | LabelMapping
-    | CachedSplitting
-    | ECVL
-    | Stacked
-    | ZeroShot,
-    Field(discriminator="kind"),
-]
+Method = Annotated[MethodSettings, Choice("method", "kind")]
 
 
 def settings_of(kind: str) -> type[MethodSettings]:
@@ -90,18 +69,5 @@ def settings_of(kind: str) -> type[MethodSettings]:
     Raises:
         InputError: no method is called that.
     """
-    from ltpipe.config.registry import check_name
-
-    known = {
-        model.model_fields["kind"].annotation.__args__[0]: model  # type: ignore[union-attr]
-        for model in _subclasses(MethodSettings)
-        if "kind" in model.model_fields
-    }
-    return known[check_name("method", kind)]
-
-
-def _subclasses(model: type[MethodSettings]) -> list[type[MethodSettings]]:
-    found = []
-    for child in model.__subclasses__():
-        found += [child, *_subclasses(child)]
-    return found
+    settings: type[MethodSettings] = load("method", kind)
+    return settings

@@ -14,7 +14,10 @@ class MethodSettings(Settings):
     """What all methods share."""
 
     labels: ClassVar[frozenset[str]] = frozenset({"label", "description", "backbones"})
+    # Whether it may be a member of method stacked.
+    stackable: ClassVar[bool] = True
 
+    kind: str
     label: str | None = None
     description: str = ""
 

@@ -11,6 +11,7 @@ from ltpipe.config.backbones.cws import MappingInput, SubclassPreset
 from ltpipe.config.base import Float
 from ltpipe.config.losses import CrossEntropy, Loss
 from ltpipe.config.methods.decoupled import Retrained
+from ltpipe.config.registry import method
 
 _NAMES = {"kind", "backbones", "label", "description", "mapping"}
 
@@ -40,6 +41,7 @@ class SubclassMapping(Retrained):
         return self
 
 
+@method("label-mapping", paper="CWS", runs="ltpipe.stage2.cws.label_mapping")
 class LabelMapping(SubclassMapping):
     """CWS's second stage: from the subclass scores of a backbone of system cws to classes.
 
@@ -69,6 +71,7 @@ class LabelMapping(SubclassMapping):
             raise ValueError("its stage one trains no mapping; set mapping: alternating there")
 
 
+@method("cached-splitting", paper="CWS", runs="ltpipe.stage2.cws.cached_splitting")
 class CachedSplitting(SubclassMapping):
     """CWS on a frozen backbone: cached features are clustered, a classifier over shells is trained.
 

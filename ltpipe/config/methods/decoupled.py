@@ -9,8 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from ltpipe.config.base import Float
 from ltpipe.config.losses import COSINE_LOSSES, LDAM, CrossEntropy, Loss, SmoothingRange
 from ltpipe.config.methods.base import MethodSettings, OneBackbone, exponents, points, rates
+from ltpipe.config.registry import method
 
 
+@method(
+    "own-classifier",
+    paper="joint training in Kang et al., ICLR 2020",
+    runs="ltpipe.stage2.simple.own_classifier",
+)
 class OwnClassifier(MethodSettings):
     """The classifier that stage one trained, as it stands."""
 
@@ -51,6 +57,7 @@ class Retrained(MethodSettings):
         return points("learning_rate", self.learning_rate)
 
 
+@method("classifier", paper="Kang et al., ICLR 2020", runs="ltpipe.stage2.simple.classifier")
 class Classifier(Retrained):
     """A classifier retrained on frozen features: any head, loss and sampler.
 
@@ -82,6 +89,7 @@ class Classifier(Retrained):
         return self.initial == "backbone"
 
 
+@method("lws", paper="Kang et al., ICLR 2020", runs="ltpipe.stage2.simple.lws")
 class LWS(Retrained):
     """Learnable weight scaling: the stage-one classifier with one learned factor a class."""
 
@@ -99,6 +107,7 @@ class LWS(Retrained):
         return True
 
 
+@method("mislas", paper="Zhong et al., CVPR 2021", runs="ltpipe.stage2.simple.mislas")
 class MiSLAS(SmoothingRange, Retrained):
     """MiSLAS's second stage: label-aware smoothing, factors a class, a slowly moving classifier.
 
@@ -112,6 +121,7 @@ class MiSLAS(SmoothingRange, Retrained):
         return True
 
 
+@method("m2m", paper="Kim et al., CVPR 2020", runs="ltpipe.stage2.simple.m2m")
 class M2M(Retrained):
     """Major-to-minor translation of features.
 
@@ -133,6 +143,7 @@ class M2M(Retrained):
         return True
 
 
+@method("ride", paper="Wang et al., ICLR 2021", runs="ltpipe.stage2.simple.ride")
 class RIDE(Retrained):
     """Several experts on the same features, kept apart by a diversity term.
 
@@ -160,12 +171,15 @@ class RIDE(Retrained):
         return self
 
 
+@method("tau-norm", paper="Kang et al., ICLR 2020", runs="ltpipe.stage2.simple.tau_norm")
 class TauNorm(MethodSettings):
     """The stage-one classifier with rows divided by their norm to the power of tau.
 
     `select: validation` takes the tau of `tau` that is best on held-out samples, `select: none`
     shows them all.
     """
+
+    stackable = False
 
     kind: Literal["tau-norm"]
     backbones: OneBackbone
@@ -187,6 +201,9 @@ class TauNorm(MethodSettings):
         return True
 
 
+@method(
+    "logit-adjusted", paper="Menon et al., ICLR 2021", runs="ltpipe.stage2.simple.logit_adjusted"
+)
 class LogitAdjusted(MethodSettings):
     """The stage-one classifier's logits less tau times the log prior; nothing is trained."""
 
@@ -203,6 +220,7 @@ class LogitAdjusted(MethodSettings):
         return True
 
 
+@method("ncm", paper="Kang et al., ICLR 2020", runs="ltpipe.stage2.simple.ncm")
 class NCM(MethodSettings):
     """The nearest class mean of centred features of unit length; nothing is trained."""
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ltpipe.config.base import Float, Settings
 from ltpipe.config.methods.base import MethodSettings, OneBackbone
+from ltpipe.config.registry import method
 
 
 class FlowFilter(Settings):
@@ -40,6 +41,7 @@ class FlowFilter(Settings):
     select: Literal["last", "pure-clusters"] = "last"
 
 
+@method("dlsa", paper="DLSA", runs="ltpipe.stage2.dlsa.job")
 class DLSA(MethodSettings):
     """DLSA: a cascade of filters, a cluster-aided classifier for what each takes out.
 
@@ -51,6 +53,8 @@ class DLSA(MethodSettings):
     linear classifiers from stage one's. `best_test` adds, under its own protocol tag, what each
     classifier's best epoch of every fifth on its own test samples gives.
     """
+
+    stackable = False
 
     kind: Literal["dlsa"]
     backbones: OneBackbone

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.base import Float, Settings
 from ltpipe.config.methods.base import MethodSettings, different, points
+from ltpipe.config.registry import method
 
 
 class CeAndKps(Settings):
@@ -21,6 +22,7 @@ def _shares(w1: float | list[float]) -> float | list[float]:
     return w1
 
 
+@method("ffn", paper="FFN", runs="ltpipe.stage2.ffn.job")
 class FFN(MethodSettings):
     """FFN: fused features under one cosine classifier, retrained with LDAM.
 
@@ -84,6 +86,7 @@ class FFN(MethodSettings):
         return role == "kps" and self.initial == "kps"
 
 
+@method("logit-fusion", paper="FFN, Fig. 4", runs="ltpipe.stage2.ffn.logit_fusion")
 class LogitFusion(MethodSettings):
     """FFN's ablation: the two stage-one classifiers' outputs are mixed and nothing is trained.
 

@@ -11,6 +11,7 @@ from ltpipe.config.losses import COSINE_LOSSES, CrossEntropy, Loss
 from ltpipe.config.methods.base import MethodSettings, OneBackbone
 from ltpipe.config.methods.decoupled import Retrained
 from ltpipe.config.methods.dlsa import FlowFilter
+from ltpipe.config.registry import method
 
 
 class Branches(Settings):
@@ -18,6 +19,7 @@ class Branches(Settings):
     tail: str
 
 
+@method("hrjba", paper="HRJBA", runs="ltpipe.stage2.hrjba.job")
 class HRJBA(Retrained):
     """The head branch and the tail branch joined to one classifier of all classes.
 
@@ -89,11 +91,14 @@ class HRJBA(Retrained):
             )
 
 
+@method("oracle-mask", paper="HRJBA", runs="ltpipe.stage2.hrjba.oracle_mask")
 class OracleMask(MethodSettings):
     """Stage one's classifier, told whether a sample is of a head or a tail class.
 
     What the paper's oracle gives to any classifier: the fair comparator of `hrjba` under it.
     """
+
+    stackable = False
 
     kind: Literal["oracle-mask"]
     backbones: OneBackbone

@@ -7,42 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ltpipe.config.base import Float
+from ltpipe.config.choices import Choice
 from ltpipe.config.methods.base import MethodSettings
-from ltpipe.config.methods.cws import CachedSplitting, LabelMapping
-from ltpipe.config.methods.decoupled import (
-    LWS,
-    M2M,
-    NCM,
-    RIDE,
-    Classifier,
-    LogitAdjusted,
-    MiSLAS,
-    OwnClassifier,
-)
-from ltpipe.config.methods.fusion import FFN, LogitFusion
-from ltpipe.config.methods.hrjba import HRJBA
-from ltpipe.config.methods.vision_language import ECVL, ZeroShot
-
-Member = Annotated[
-    OwnClassifier
-    | FFN
-    | LogitFusion
-    | Classifier
-    | LWS
-    | MiSLAS
-    | M2M
-    | RIDE
-    | LogitAdjusted
-    | NCM
-    | HRJBA
-    | LabelMapping
-    | CachedSplitting
-    | ECVL
-    | ZeroShot,
-    Field(discriminator="kind"),
-]
+from ltpipe.config.registry import method
 
 
+@method("stacked", paper="ltpipe", runs="ltpipe.stage2.simple.stacked")
 class Stacked(MethodSettings):
     """Predictions of several methods multiplied, each to the power of a weight of its own.
 
@@ -52,9 +22,13 @@ class Stacked(MethodSettings):
     the geometric mean and holds nothing out.
     """
 
+    stackable = False
+
     kind: Literal["stacked"]
     backbones: dict[str, str] = Field(min_length=1)
-    members: dict[str, Member] = Field(min_length=2)
+    members: dict[str, Annotated[MethodSettings, Choice("method", "kind", brief=True)]] = Field(
+        min_length=2
+    )
     weights: Literal["fitted", "equal"] = "fitted"
     prior: Float = Field(default=1.0, gt=0)
 
@@ -71,6 +45,8 @@ class Stacked(MethodSettings):
                 raise ValueError(f"members.{name}: a member has no sweep; give one value")
             if member.needs_images() or member.stage1_subset_seed() is not None:
                 raise ValueError(f"members.{name}: members work on cached features alone")
+            if not member.stackable:
+                raise ValueError(f"members.{name}: {member.kind} is no part of a stack")
             if any(member.feature_overrides(role) for role in member.roles()):
                 raise ValueError(f"members.{name}: members share the features as they are")
             if member.filters() is not None or member.protocol() != "last":

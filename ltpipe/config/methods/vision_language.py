@@ -8,8 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.base import Float, Settings
 from ltpipe.config.methods.base import MethodSettings, OneBackbone, different
+from ltpipe.config.registry import method
 
 
+@method("zero-shot", paper="Radford et al., ICML 2021", runs="ltpipe.stage2.simple.zero_shot")
 class ZeroShot(MethodSettings):
     """The nearest class text of each image; nothing is trained."""
 
@@ -46,6 +48,7 @@ class Adapter(Settings):
     _check_share = field_validator("share")(_shares)
 
 
+@method("ecvl", paper="ECVL; BALLAD: Ma et al., 2021", runs="ltpipe.stage2.ecvl.job")
 class ECVL(MethodSettings):
     """ECVL's phase II, and with `momentum` and `randaugment` off BALLAD.
 

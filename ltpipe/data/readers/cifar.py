@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ltpipe.config.registry import reader
 from ltpipe.data.download import Remote, fetch_folder
 from ltpipe.data.images import ArrayImages
 from ltpipe.data.sources import Part, Source, check_options
@@ -83,6 +84,7 @@ _CIFAR100 = _Layout(
 LAYOUTS = {"cifar10": _CIFAR10, "cifar100": _CIFAR100}
 
 
+@reader("cifar10", paper="Krizhevsky, 2009")
 def read_cifar10(root: Path | None, options: Mapping[str, Any]) -> Source:
     """Open CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 in 10 classes.
 
@@ -95,6 +97,7 @@ def read_cifar10(root: Path | None, options: Mapping[str, Any]) -> Source:
     return _read(_CIFAR10, "cifar10", root, options)
 
 
+@reader("cifar100", paper="Krizhevsky, 2009")
 def read_cifar100(root: Path | None, options: Mapping[str, Any]) -> Source:
     """Open CIFAR-100 with its 100 fine labels; otherwise like `read_cifar10`."""
     return _read(_CIFAR100, "cifar100", root, options)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
+from ltpipe.config.registry import reader
 from ltpipe.data.images import ArrayImages
 from ltpipe.data.sources import Part, Source, check_options
 
 _TEST_PER_CLASS = 50
 
 
+@reader("digits", paper="Alpaydin and Kaynak, UCI 1998")
 def read_digits(root: Path | None, options: Mapping[str, Any]) -> Source:
     """Return the digits as (8, 8, 1) images: 50 test images a class, the others to train on.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ltpipe.config.registry import reader
 from ltpipe.data.images import FileImages
 from ltpipe.data.longtail import split_validation
 from ltpipe.data.sources import Part, Source, check_options, image_size, locate
@@ -28,6 +29,7 @@ _OPTIONS = (
 _TEST_FRACTION = 0.2
 
 
+@reader("folder")
 def read_folder(root: Path | None, options: Mapping[str, Any]) -> Source:
     """Open PATH/{train,val,test}/CLASS/**/image or PATH/CLASS/**/image.
 

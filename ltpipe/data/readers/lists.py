@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ltpipe.config.registry import reader
 from ltpipe.data.images import FileImages
 from ltpipe.data.sources import Part, Source, check_options, image_size, locate
 from ltpipe.utils.errors import InputError
@@ -25,6 +26,7 @@ _OPTIONS = (
 )
 
 
+@reader("list", paper="Liu et al., CVPR 2019; Van Horn et al., CVPR 2018")
 def read_lists(root: Path | None, options: Mapping[str, Any]) -> Source:
     """Open the images that list files of ``relative/path label`` lines name.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ltpipe.config.registry import reader
 from ltpipe.data.download import Remote, fetch_file
 from ltpipe.data.images import Images
 from ltpipe.data.sources import Part, Source, check_options, image_size
@@ -64,6 +65,7 @@ class PaddedImages:
         return batch
 
 
+@reader("medmnist", paper="Yang et al., Scientific Data 2023")
 def read_medmnist(root: Path | None, options: Mapping[str, Any]) -> Source:
     """Open a MedMNIST file of one-label images with its training, validation and test part.
 

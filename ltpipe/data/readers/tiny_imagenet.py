@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ltpipe.config.registry import reader
 from ltpipe.data.images import FileImages
 from ltpipe.data.sources import Part, Source, check_options, image_size, locate
 from ltpipe.utils.errors import InputError
@@ -17,6 +18,7 @@ _OPTIONS = ("path", "size", "channels", "interpolation", "fit")
 _SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 
 
+@reader("tiny-imagenet", paper="Le and Yang, 2015")
 def read_tiny_imagenet(root: Path | None, options: Mapping[str, Any]) -> Source:
     """Open the training images of Tiny-ImageNet, and its validation images to test on.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ltpipe.config.registry import reader
 from ltpipe.data.images import FileImages
 from ltpipe.data.sources import Part, Source, check_options, image_size, locate
 from ltpipe.utils.errors import InputError, nearest
@@ -32,6 +33,7 @@ Objects = Mapping[str, Sequence[tuple[int, bool]]]
 Chosen = tuple[list[str], np.ndarray]
 
 
+@reader("voc", paper="Everingham et al., IJCV 2010")
 def read_voc(root: Path | None, options: Mapping[str, Any]) -> Source:
     """Open the one-class images of VOC 2012: ImageSets/Main/train.txt, and val.txt to test on.
 

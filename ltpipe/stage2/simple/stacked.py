@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import Stacked
-from ltpipe.config.registry import load, module_of
+from ltpipe.config.registry import module_of
 from ltpipe.evaluation.records import read_predictions
 from ltpipe.features.store import FeatureStore
 from ltpipe.stage2.core.results import method_settings, open_stores, under
@@ -220,9 +220,11 @@ def _run_members(job: Job, folders: Mapping[str, Path], names: Iterable[str]) ->
         with tempfile.TemporaryDirectory(dir=job.output) as temporary:
             output = Path(temporary)
             spec = {**job.spec, "method": method}
-            member: Callable[[Job], Any] = load("method", method["kind"])
+            member = importlib.import_module(module_of("method", method["kind"]))
             say(f"member {name}:")
-            facts[name] = member(Job(spec=spec, inputs=inputs, output=output, device=job.device))
+            facts[name] = member.run(
+                Job(spec=spec, inputs=inputs, output=output, device=job.device)
+            )
             predicted = read_predictions(output).scores
             if predicted is None:
                 raise InputError(
