@@ -203,7 +203,7 @@ NEW = "ONE = 1\n\n\n"
         ("losses/weights.py", "def _sum_to", NEW + "def _sum_to", False),
         ("cli/program.py", "def main(", NEW + "def main(", False),
         ("config/methods/fusion.py", "class CeAndKps(", NEW + "class CeAndKps(", True),
-        ("config/methods/dlsa.py", "class DLSA(", NEW + "class DLSA(", False),
+        ("config/methods/dlsa.py", '@method("dlsa"', NEW + '@method("dlsa"', False),
         ("config/base.py", "def digest(", NEW + "def digest(", True),
     ],
 )
