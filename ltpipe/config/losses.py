@@ -1,93 +1,62 @@
-"""Settings of the losses."""
+"""Settings of the losses: the arguments of their constructors, and the facts they carry."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import functools
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import create_model, model_validator
 
-from ltpipe.config.base import Float, Settings
+from ltpipe.config.base import Settings
+from ltpipe.config.choices import Choice
+from ltpipe.config.registry import find
+from ltpipe.config.signatures import arguments, fact
 
-
-class CrossEntropy(Settings):
-    name: Literal["ce"]
-
-
-class Focal(Settings):
-    name: Literal["focal"]
-    gamma: Float = Field(default=1.0, ge=0)
-    ldam_compat: bool = False
+# What a loss is given by whoever builds it.
+_GIVEN = ("class_counts", "weight")
 
 
-class BalancedSoftmax(Settings):
-    name: Literal["balanced-softmax"]
+class LossSettings(Settings):
+    """What the settings of all losses share; ltpipe.losses.base.Loss explains the facts."""
 
+    takes_cosines: ClassVar[bool] = False
+    at_most: ClassVar[tuple[tuple[str, str], ...]] = ()
 
-class LogitAdjustment(Settings):
-    name: Literal["logit-adjustment"]
-    tau: Float = Field(default=1.0, ge=0)
-
-
-class LabelSmoothing(Settings):
-    name: Literal["label-smoothing"]
-    smoothing: Float = Field(default=0.1, ge=0, lt=1)
-
-
-class SmoothingRange(Settings):
-    """MiSLAS's smoothing: `head` for the largest class, falling to `tail` for the smallest."""
-
-    head: Float = Field(default=0.3, ge=0, lt=1)
-    tail: Float = Field(default=0.0, ge=0, lt=1)
-    shape: Literal["concave", "linear", "convex"] = "concave"
+    name: str
 
     @model_validator(mode="after")
-    def _falls(self) -> Self:
-        if self.tail > self.head:
-            raise ValueError("tail must not exceed head")
+    def _in_order(self) -> Self:
+        for low, high in self.at_most:
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} must not exceed {high}")
         return self
 
 
-class LabelAwareSmoothing(SmoothingRange):
-    """Cross-entropy against labels smoothed by the size of their class."""
-
-    name: Literal["label-aware-smoothing"]
-
-
-class ClassBalanced(Settings):
-    name: Literal["class-balanced"]
-    beta: Float = Field(default=0.9999, ge=0, lt=1)
+def loss_class(kind: str, name: str) -> type[LossSettings]:
+    """Return the class of the settings of a registered loss."""
+    return _loss_class(name, find(kind, name).attribute)
 
 
-class LDAM(Settings):
-    name: Literal["ldam"]
-    max_margin: Float = Field(default=0.5, gt=0)
-    scale: Float = Field(default=30.0, gt=0)
+@functools.cache
+def _loss_class(name: str, title: str) -> type[LossSettings]:
+    fields: dict[str, Any] = {"name": (Literal[name], ...)}
+    for argument, setting in arguments("loss", name, _GIVEN).items():
+        fields[argument] = (setting.type, setting.default)
+    made = create_model(title, __base__=LossSettings, __module__=__name__, **fields)
+    made.takes_cosines = fact("loss", name, "takes_cosines", False)
+    made.at_most = fact("loss", name, "at_most", ())
+    return made
 
 
-class KPS(Settings):
-    """`adjust_from` is the 0-based epoch from which gradients are adjusted; None: never."""
-
-    name: Literal["kps"]
-    max_margin: Float = Field(default=0.2, gt=0)
-    scale: Float = Field(default=15.0, gt=0)
-    adjust_from: int | None = Field(default=None, ge=0)
+def loss_settings(name: str, **values: Any) -> LossSettings:
+    """Return the settings of the loss called `name`, defaults filled in."""
+    return loss_class("loss", name)(name=name, **values)
 
 
-Loss = Annotated[
-    CrossEntropy
-    | Focal
-    | BalancedSoftmax
-    | LogitAdjustment
-    | LabelSmoothing
-    | LabelAwareSmoothing
-    | ClassBalanced
-    | LDAM
-    | KPS,
-    Field(discriminator="name"),
-]
-COSINE_LOSSES = (LDAM, KPS)
+Loss = Annotated[LossSettings, Choice("loss", "name", loss_class)]
 
 
-def check_head(head: str, loss: Any) -> None:
-    if isinstance(loss, COSINE_LOSSES) and head != "cosine":
+def check_head(head: str, loss: LossSettings) -> None:
+    """Refuse a loss that takes cosines on another head than a cosine one."""
+    if loss.takes_cosines and head != "cosine":
         raise ValueError(f"loss {loss.name!r} takes cosines: set head: cosine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ class Loss(nn.Module, ABC):
     about the classes is kept in buffers outside the state dict: it follows ``.to(device)`` and is
     rebuilt from the counts, never loaded.
     """
+
+    # Whether the logits are cosines, which come from a classifier with `head: cosine`.
+    takes_cosines: ClassVar[bool] = False
+    # Pairs of arguments, the first of which must not exceed the second.
+    at_most: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     weight: Tensor | None
     rule_weight: Tensor | None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,13 +30,15 @@ class LDAMLoss(Loss):
         InputError: a class has no training image; the margin or the scale is not positive.
     """
 
+    takes_cosines = True
+
     margins: Tensor
 
     def __init__(
         self,
         class_counts: Sequence[int] | Tensor,
-        max_margin: float = 0.5,
-        scale: float = 30.0,
+        max_margin: Annotated[float, Field(gt=0)] = 0.5,
+        scale: Annotated[float, Field(gt=0)] = 30.0,
         weight: Tensor | None = None,
     ) -> None:
         super().__init__(weight)
@@ -75,6 +79,8 @@ class KPSLoss(Loss):
         InputError: a class has no training image; the margin or the scale is not positive.
     """
 
+    takes_cosines = True
+
     stretch: Tensor
     margins: Tensor
     adjusted_scales: Tensor
@@ -82,9 +88,9 @@ class KPSLoss(Loss):
     def __init__(
         self,
         class_counts: Sequence[int] | Tensor,
-        max_margin: float = 0.2,
-        scale: float = 15.0,
-        adjust_from: int | None = None,
+        max_margin: Annotated[float, Field(gt=0)] = 0.2,
+        scale: Annotated[float, Field(gt=0)] = 15.0,
+        adjust_from: Annotated[int | None, Field(ge=0)] = None,
         weight: Tensor | None = None,
     ) -> None:
         super().__init__(weight)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +26,11 @@ class ClassBalancedLoss(Loss):
         InputError: a class has no training image; `beta` is outside [0, 1).
     """
 
-    def __init__(self, class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> None:
+    def __init__(
+        self,
+        class_counts: Sequence[int] | Tensor,
+        beta: Annotated[float, Field(ge=0, lt=1)] = 0.9999,
+    ) -> None:
         super().__init__(effective_number_weights(class_counts, beta))
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -51,7 +57,10 @@ class FocalLoss(Loss):
     """
 
     def __init__(
-        self, gamma: float = 1.0, weight: Tensor | None = None, ldam_compat: bool = False
+        self,
+        gamma: Annotated[float, Field(ge=0)] = 1.0,
+        weight: Tensor | None = None,
+        ldam_compat: bool = False,
     ) -> None:
         super().__init__(weight)
         if not gamma >= 0:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ltpipe.config.registry import loss
@@ -26,7 +28,9 @@ class LabelSmoothingLoss(Loss):
         InputError: `smoothing` is outside [0, 1).
     """
 
-    def __init__(self, smoothing: float = 0.1, weight: Tensor | None = None) -> None:
+    def __init__(
+        self, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1, weight: Tensor | None = None
+    ) -> None:
         super().__init__(weight)
         _check_share(smoothing=smoothing)
         self.smoothing = smoothing
@@ -51,14 +55,16 @@ class LabelAwareSmoothingLoss(Loss):
             exceeds `head`; unknown `shape`.
     """
 
+    at_most = (("tail", "head"),)
+
     smoothing: Tensor
 
     def __init__(
         self,
         class_counts: Sequence[int] | Tensor,
-        head: float = 0.3,
-        tail: float = 0.0,
-        shape: str = "concave",
+        head: Annotated[float, Field(ge=0, lt=1)] = 0.3,
+        tail: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        shape: Literal["concave", "linear", "convex"] = "concave",
         weight: Tensor | None = None,
     ) -> None:
         super().__init__(weight)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,7 +66,7 @@ class LogitAdjustedLoss(Loss):
     def __init__(
         self,
         class_counts: Sequence[int] | Tensor,
-        tau: float = 1.0,
+        tau: Annotated[float, Field(ge=0)] = 1.0,
         weight: Tensor | None = None,
     ) -> None:
         super().__init__(weight)

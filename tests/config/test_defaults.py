@@ -11,17 +11,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ltpipe.config import backbones, datasets, methods
 from ltpipe.config.base import Settings
+from ltpipe.config.losses import loss_class
+from ltpipe.config.registry import load, registered
 
-# Whatever says how an artifact is made; an experiment's tables and figures are no part of one.
-PACKAGES = (datasets, backbones, methods)
+# Settings that say nothing about how an artifact is made.
+OF_NO_ARTIFACT = ("experiment", "figures", "tables")
 
 GOLDEN = Path(__file__).with_name("defaults.json")
 
 
 def defaults() -> dict[str, dict[str, Any]]:
     """Return the default of every setting that has one, by class and name."""
+    for kind in ("source", "system", "method"):
+        for name in registered(kind):
+            load(kind, name)
+    for name in registered("loss"):
+        loss_class("loss", name)
     found = {}
     for model in sorted(_models(Settings), key=lambda model: model.__name__):
         if _is_identity(model):
@@ -39,8 +45,11 @@ def _models(model: type[Settings]) -> set[type[Settings]]:
 
 
 def _is_identity(model: type[Settings]) -> bool:
-    names = ("ltpipe.config.losses", *(package.__name__ for package in PACKAGES))
-    return any(f"{model.__module__}.".startswith(f"{name}.") for name in names)
+    places = [f"ltpipe.config.{name}" for name in OF_NO_ARTIFACT]
+    return model.__module__.startswith("ltpipe.") and model.__module__ not in (
+        *places,
+        "ltpipe.plan.workload",
+    )
 
 
 def _dump(value: Any) -> Any:

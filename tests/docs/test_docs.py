@@ -222,10 +222,10 @@ def test_the_worked_example_runs(tmp_path):
     assert len(scripts) == 1 and len(commands) == 1
     loss = """
 import torch
-from ltpipe.config.losses import GeneralizedCrossEntropy
+from ltpipe.config.losses import loss_settings
 from ltpipe.losses.building import build_loss
 logits, target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
-built = build_loss(GeneralizedCrossEntropy(name="generalized-ce", q=0.5), [3, 1])
+built = build_loss(loss_settings("generalized-ce", q=0.5), [3, 1])
 p = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
 wanted = sum((1 - float(p[n, 0]) ** 0.5) / 0.5 for n in range(2)) / 2
 assert abs(float(built(logits, target)) - wanted) < 1e-6

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.backbones.base import BackboneSettings, Rule
 from ltpipe.config.base import Float, Settings
-from ltpipe.config.losses import COSINE_LOSSES, Loss, check_head
+from ltpipe.config.losses import Loss, check_head
 from ltpipe.config.registry import system
 
 # The lists themselves are code of the system: ltpipe.stage1.cws.subclasses.
@@ -70,7 +70,7 @@ class CWS(BackboneSettings):
         self.check_start(self.rule)
         if self.network.startswith("bbn-"):
             raise ValueError(f"network: {self.network} has two branches, for system bbn")
-        if self.head == "cosine" and not isinstance(self.loss, COSINE_LOSSES):
+        if self.head == "cosine" and not self.loss.takes_cosines:
             raise ValueError(f"head: loss {self.loss.name!r} has no scale for cosines; set linear")
         if self.scope == "epoch" and self.model_fields_set & {"centre", "alpha"}:
             raise ValueError("scope: epoch takes exact class means: it has no centre and alpha")

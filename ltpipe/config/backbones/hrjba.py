@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ltpipe.config.backbones.base import BackboneSettings, Rule
 from ltpipe.config.base import Float
-from ltpipe.config.losses import CrossEntropy, Loss, check_head
+from ltpipe.config.losses import Loss, check_head, loss_settings
 from ltpipe.config.registry import system
 
 
@@ -26,7 +26,7 @@ class HybridBranch(BackboneSettings):
     group: Literal["head", "tail"]
     tail_share: Float = Field(default=0.6, gt=0, lt=1)
     head_weight: Float = Field(default=0.8, gt=0, lt=1)
-    loss: Loss = CrossEntropy(name="ce")
+    loss: Loss = loss_settings("ce")
     rule: Rule = Rule(name="none")
 
     @model_validator(mode="after")

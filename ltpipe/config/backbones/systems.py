@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ltpipe.config.backbones.base import BackboneSettings, Rule
 from ltpipe.config.base import Float
-from ltpipe.config.losses import CrossEntropy, Loss, check_head
+from ltpipe.config.losses import Loss, check_head, loss_settings
 from ltpipe.config.registry import system
 
 
@@ -39,7 +39,7 @@ class BBN(BackboneSettings):
     """
 
     system: Literal["bbn"]
-    loss: Loss = CrossEntropy(name="ce")
+    loss: Loss = loss_settings("ce")
 
     @model_validator(mode="after")
     def _fits(self) -> BBN:

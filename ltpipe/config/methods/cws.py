@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ltpipe.config.backbones import Rule
 from ltpipe.config.backbones.cws import MappingInput, SubclassPreset
 from ltpipe.config.base import Float
-from ltpipe.config.losses import CrossEntropy, Loss
+from ltpipe.config.losses import Loss, loss_settings
 from ltpipe.config.methods.decoupled import Retrained
 from ltpipe.config.registry import method
 
@@ -26,7 +26,7 @@ class SubclassMapping(Retrained):
 
     hidden: int | None = Field(default=None, ge=1)
     input: MappingInput = "logits"
-    loss: Loss = CrossEntropy(name="ce")
+    loss: Loss = loss_settings("ce")
     rule: Rule = Rule(name="none")
     sampler: Literal["balanced", "shuffle", "effective", "sqrt"] = "shuffle"
     epochs: int = Field(default=30, ge=1)

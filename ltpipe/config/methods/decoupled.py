@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ltpipe.config.base import Float
-from ltpipe.config.losses import COSINE_LOSSES, LDAM, CrossEntropy, Loss, SmoothingRange
+from ltpipe.config.base import Float, Settings
+from ltpipe.config.losses import Loss, check_head, loss_settings
 from ltpipe.config.methods.base import MethodSettings, OneBackbone, exponents, points, rates
 from ltpipe.config.registry import method
 
@@ -68,7 +68,7 @@ class Classifier(Retrained):
 
     kind: Literal["classifier"]
     head: Literal["linear", "cosine"] = "linear"
-    loss: Loss = CrossEntropy(name="ce")
+    loss: Loss = loss_settings("ce")
     weights: Literal["none", "inverse", "effective"] = "none"
     initial: Literal["random", "backbone"] = "random"
     rows: Literal["unit", "squashed"] | None = None
@@ -76,7 +76,7 @@ class Classifier(Retrained):
 
     @model_validator(mode="after")
     def _fits(self) -> Classifier:
-        own_scale = isinstance(self.loss, COSINE_LOSSES)
+        own_scale = self.loss.takes_cosines
         if own_scale and self.head != "cosine":
             raise ValueError(f"loss {self.loss.name!r} takes cosines: set head: cosine")
         if self.head == "linear" and (self.rows is not None or self.scale is not None):
@@ -94,17 +94,31 @@ class LWS(Retrained):
     """Learnable weight scaling: the stage-one classifier with one learned factor a class."""
 
     kind: Literal["lws"]
-    loss: Loss = CrossEntropy(name="ce")
+    loss: Loss = loss_settings("ce")
     epochs: int = Field(default=5, ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> LWS:
-        if isinstance(self.loss, COSINE_LOSSES):
+        if self.loss.takes_cosines:
             raise ValueError(f"loss {self.loss.name!r} takes cosines, which have no factors")
         return self
 
     def reads_classifier(self, role: str) -> bool:
         return True
+
+
+class SmoothingRange(Settings):
+    """MiSLAS's smoothing: `head` for the largest class, falling to `tail` for the smallest."""
+
+    head: Float = Field(default=0.3, ge=0, lt=1)
+    tail: Float = Field(default=0.0, ge=0, lt=1)
+    shape: Literal["concave", "linear", "convex"] = "concave"
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.tail > self.head:
+            raise ValueError("tail must not exceed head")
+        return self
 
 
 @method("mislas", paper="Zhong et al., CVPR 2021", runs="ltpipe.stage2.simple.mislas")
@@ -155,7 +169,7 @@ class RIDE(Retrained):
     kind: Literal["ride"]
     experts: int = Field(default=2, ge=1)
     head: Literal["linear", "cosine"] = "cosine"
-    loss: Annotated[LDAM | CrossEntropy, Field(discriminator="name")] = LDAM(name="ldam")
+    loss: Loss = loss_settings("ldam")
     scale: Float = Field(default=30.0, gt=0)
     diversity: Float = -0.2
     temperature_share: Float = Field(default=0.05, ge=0, le=1)
@@ -164,8 +178,9 @@ class RIDE(Retrained):
 
     @model_validator(mode="after")
     def _fits(self) -> RIDE:
-        if isinstance(self.loss, LDAM) and self.head != "cosine":
-            raise ValueError("loss 'ldam' takes cosines: set head: cosine")
+        if self.loss.name not in ("ce", "ldam"):
+            raise ValueError(f"loss: experts are trained by ce or ldam, not by {self.loss.name}")
+        check_head(self.head, self.loss)
         if self.head == "linear" and "scale" in self.model_fields_set:
             raise ValueError("scale belongs to head: cosine")
         return self

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ltpipe.config.base import Float, Settings
-from ltpipe.config.losses import COSINE_LOSSES, CrossEntropy, Loss
+from ltpipe.config.losses import Loss, loss_settings
 from ltpipe.config.methods.base import MethodSettings, OneBackbone
 from ltpipe.config.methods.decoupled import Retrained
 from ltpipe.config.methods.dlsa import FlowFilter
@@ -42,7 +42,7 @@ class HRJBA(Retrained):
     tail_share: Float = Field(default=0.6, gt=0, lt=1)
     prior: Literal["even", "class-share"] = "even"
     soft: bool = False
-    loss: Loss = CrossEntropy(name="ce")
+    loss: Loss = loss_settings("ce")
     filter: FlowFilter = FlowFilter()
 
     @model_validator(mode="after")
@@ -55,7 +55,7 @@ class HRJBA(Retrained):
         ):
             if name in self.model_fields_set and self.routing not in routings:
                 raise ValueError(f"{name} belongs to routing: {' or '.join(routings)}")
-        if isinstance(self.loss, COSINE_LOSSES):
+        if self.loss.takes_cosines:
             raise ValueError(f"loss {self.loss.name!r} takes cosines; the classifier is linear")
         if isinstance(self.learning_rate, list) and self.routing != "retrain":
             raise ValueError("learning_rate: a list belongs to routing: retrain")

@@ -17,12 +17,10 @@ from ltpipe.stage2.core.retraining import recipe_of
 from ltpipe.training.rules import phases
 from ltpipe.utils.seeding import generator
 
-_COSINE_LOSSES = ("ldam", "kps")
-
 
 def head_of(settings: Any) -> str:
     """Return the kind of output layer that the settings' loss takes."""
-    return "cosine" if settings.loss.name in _COSINE_LOSSES else "linear"
+    return "cosine" if settings.loss.takes_cosines else "linear"
 
 
 class Phased:

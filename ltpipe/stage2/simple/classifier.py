@@ -95,7 +95,7 @@ def _loss(settings: Classifier, class_counts: Sequence[int]) -> Loss:
 
 
 def _scale(settings: Classifier) -> float:
-    if settings.head == "linear" or settings.loss.name in ("ldam", "kps"):
+    if settings.head == "linear" or settings.loss.takes_cosines:
         return 1.0
     return settings.scale or COSINE_SCALE
 

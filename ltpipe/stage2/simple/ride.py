@@ -105,7 +105,7 @@ class DiversityGradient:
         self.experts = settings.experts
         self.diversity = settings.diversity
         self.scale = settings.scale if settings.head == "cosine" else 1.0
-        self.takes_cosines = settings.loss.name == "ldam"
+        self.takes_cosines = settings.loss.takes_cosines
         options = {"scale": settings.scale} if self.takes_cosines else {}
         self.loss: Loss = build_loss(settings.loss.model_copy(update=options), class_counts)
         self.loss.to(device)
