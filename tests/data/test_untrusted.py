@@ -24,22 +24,16 @@ FORBIDDEN = {
     "compile",
     "os.system",
     "os.popen",
-    "pickle.load",
-    "pickle.loads",
-    "marshal.load",
-    "marshal.loads",
-    "shelve.open",
-    "joblib.load",
-    "dill.load",
+    "pickle.Unpickler",
     "pandas.read_pickle",
     "pd.read_pickle",
     "yaml.unsafe_load",
     "yaml.full_load",
 }
-# The published CIFAR batches are pickles. Their reader admits arrays of bytes and nothing else.
-MAY_UNPICKLE = {"data/readers/cifar.py"}
-# Names the errors of torch.load(weights_only=True).
-MAY_NAME_PICKLE = {"models/vision_language.py"}
+# Modules that run what a file says, and all that may be used of them: an error's name, and the
+# class to derive a reader from that looks names up in a table of its own.
+UNSAFE = {"pickle", "marshal", "shelve", "dill", "joblib"}
+HARMLESS = {"pickle.UnpicklingError", "pickle.Unpickler"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -62,16 +56,19 @@ def keyword(call: ast.Call, name: str) -> object:
 
 
 def test_nothing_in_the_package_unpickles_or_evaluates():
-    found = 0
     for name, tree in modules():
         for node in ast.walk(tree):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for module in names:
-                if module.split(".")[0] in {"pickle", "marshal", "shelve", "dill", "joblib"}:
-                    assert name in MAY_UNPICKLE | MAY_NAME_PICKLE, name
-                    found += 1
-    assert found == 2
+            where = f"{name}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in UNSAFE, where
+            if isinstance(node, ast.Import):
+                assert not {alias.name for alias in node.names if alias.asname} & UNSAFE, where
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in UNSAFE:
+                assert ast.unparse(node) in HARMLESS, where
+            bases = getattr(node, "bases", [])
+            if "pickle.Unpickler" in map(ast.unparse, bases):
+                assert "def find_class" in ast.unparse(node), where
+                assert "super()" not in ast.unparse(node), where
     for name, function, call in calls():
         assert function not in FORBIDDEN, f"{name}:{call.lineno}"
         if function == "torch.load":
