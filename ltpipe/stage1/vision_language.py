@@ -32,14 +32,13 @@ from ltpipe.models.vision_language import (
 )
 from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
-from ltpipe.training.adamw import AdamW
 from ltpipe.training.engine import (
     TrainingSet,
     autocast,
     batch_sums,
     training_state,
 )
-from ltpipe.training.sgd import SGD
+from ltpipe.training.optimizers import SGD, AdamW
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import file_sha256
 from ltpipe.utils.progress import say

@@ -28,9 +28,9 @@ from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint, copy_into
 from ltpipe.training.devices import precision
 from ltpipe.training.mixup import mixup, mixup_loss
+from ltpipe.training.optimizers import SGD
 from ltpipe.training.rules import Phase, on_device, phases
 from ltpipe.training.schedules import learning_rate
-from ltpipe.training.sgd import SGD
 from ltpipe.utils.progress import say, track
 from ltpipe.utils.seeding import generator
 

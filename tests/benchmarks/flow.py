@@ -24,7 +24,7 @@ from ltpipe.models.flow import FlowMixture
 from ltpipe.stage2.dlsa.filter import train_flow
 from ltpipe.stage2.dlsa.losses import BalanceLoss, likelihood_weights, weighted_likelihood_loss
 from ltpipe.training.devices import precision
-from ltpipe.training.sgd import SGD
+from ltpipe.training.optimizers import SGD
 from ltpipe.utils.memory import keep_freed_memory
 from ltpipe.utils.seeding import generator
 

@@ -35,6 +35,7 @@ SUITES: dict[str, Callable[[Run], Iterator[Result]]] = {
     "clustering": stage1.clustering,
     "sweep": stage2.sweep,
     "large": stage2.large,
+    "optimizer": stage2.optimizer,
     "write": storage.writing,
     "read": storage.reading,
     "snakemake": runs.overhead,

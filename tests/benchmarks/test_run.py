@@ -189,6 +189,15 @@ def test_every_loop_is_profiled():
     assert "aten::bmm" in printed
 
 
+def test_the_short_jobs_differ_in_their_optimizer_alone():
+    import short_job
+
+    said = [printed_by("short_job.py", "--form", form).splitlines() for form in short_job.FORMS]
+    assert said[0][0].startswith("block 1: ")
+    assert said[0][:-1] == said[1][:-1]
+    assert all(float(lines[-1]) > 0 for lines in said)
+
+
 @pytest.mark.workflow
 def test_a_failing_workflow_says_why(tmp_path):
     import runs

@@ -12,7 +12,7 @@ from torch.distributions.transforms import AffineTransform
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltpipe.models.flow import FlowBatchNorm, FlowMixture, gaussian_log_prob
-from ltpipe.training.sgd import SGD
+from ltpipe.training.optimizers import SGD
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import generator
 

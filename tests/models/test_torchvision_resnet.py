@@ -15,7 +15,7 @@ from ltpipe.models import torchvision_resnet
 from ltpipe.models.building import build_network
 from ltpipe.models.heads import CosineHead
 from ltpipe.models.torchvision_resnet import resnet50
-from ltpipe.training.sgd import SGD
+from ltpipe.training.optimizers import SGD
 from ltpipe.utils.errors import InputError
 
 

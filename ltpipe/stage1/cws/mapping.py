@@ -19,8 +19,8 @@ from ltpipe.losses.base import Loss
 from ltpipe.losses.building import build_loss
 from ltpipe.models.mapping import fresh_mapping, map_scores, mapping_input
 from ltpipe.training.engine import TrainingSet, autocast, batch_sums, epoch_stream
+from ltpipe.training.optimizers import SGD
 from ltpipe.training.rules import phases
-from ltpipe.training.sgd import SGD
 from ltpipe.utils.seeding import generator
 
 

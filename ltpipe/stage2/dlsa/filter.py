@@ -32,7 +32,7 @@ from ltpipe.stage2.dlsa.losses import (
 )
 from ltpipe.stage2.dlsa.pairs import class_pairs
 from ltpipe.training.devices import precision
-from ltpipe.training.sgd import SGD
+from ltpipe.training.optimizers import SGD
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path, write_text_atomic
 from ltpipe.utils.progress import say, track

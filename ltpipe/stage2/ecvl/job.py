@@ -26,9 +26,8 @@ from ltpipe.stage2.core.texts import class_texts, text_logits, towers_of
 from ltpipe.stage2.ecvl.ladder import CachedViews
 from ltpipe.stage2.ecvl.losses import instance_contrast
 from ltpipe.stage2.ecvl.memory import Memory
-from ltpipe.training.adamw import AdamW
+from ltpipe.training.optimizers import SGD, AdamW
 from ltpipe.training.schedules import learning_rate
-from ltpipe.training.sgd import SGD
 from ltpipe.utils.progress import track
 from ltpipe.utils.seeding import generator
 
