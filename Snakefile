@@ -16,17 +16,18 @@ if not workflow.overwrite_configfiles:
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/stage1.smk"
-include: "workflow/rules/features.smk"
-include: "workflow/rules/stage2.smk"
-include: "workflow/rules/report.smk"
+include: "workflow/rules/stages.smk"
+include: "workflow/rules/pages.smk"
+
+
+# A cluster's jobs find the plan of this run by it.
+envvars:
+    "LTPIPE_PLAN",
 
 
 onstart:
     # Not run by dry runs, nor by the Snakemakes that a cluster's jobs start.
-    if WORKLOAD.head.preload and workflow.local_exec:
-        start_server()
+    begin_run()
 
 
 rule all:

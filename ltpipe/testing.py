@@ -18,7 +18,7 @@ from ltpipe.config.methods import settings_of
 from ltpipe.config.registry import module_of
 from ltpipe.data.longtail import class_counts
 from ltpipe.features.store import write_features
-from ltpipe.plan.layout import JOBS
+from ltpipe.plan.stages import STAGES
 from ltpipe.stage2.core.results import SCALARS
 
 CLASSES, DIM, TEST_PER_CLASS = 5, 8, 20
@@ -101,7 +101,7 @@ def _filters(method: Any, inputs: dict[str, Path], folder: Path) -> dict[str, Pa
     cascade = method.filters()
     if cascade is None:
         return {}
-    flow_filter = importlib.import_module(JOBS["filter"])
+    flow_filter = importlib.import_module(str(STAGES["filter"].module))
     found: dict[str, Path] = {}
     for block in range(1, cascade[1] + 1):
         output = folder / f"filter{block}"

@@ -11,18 +11,10 @@ import yaml
 
 from ltpipe.cli.program import main
 from ltpipe.config.experiment import load_experiment
-from ltpipe.plan.layout import Cell, Plan, build_plan
+from ltpipe.plan.layout import ArtifactSpec, Plan, build_plan
+from ltpipe.plan.stages import STAGES
 
 CATALOGUE = Path(__file__).resolve().parents[1] / "config"
-COMMANDS = {
-    "data": "draw",
-    "stage1": "train",
-    "features": "embed",
-    "import": "import",
-    "filter": "filter",
-    "stage2": "classify",
-    "report": "report",
-}
 
 EXPERIMENT: dict[str, Any] = {
     "experiment": "tiny",
@@ -75,19 +67,19 @@ def plan_of(path: Path) -> Plan:
     return build_plan(load_experiment(path, CATALOGUE))
 
 
-def run_cell(cell: Cell, *more: str) -> int:
+def run_cell(cell: ArtifactSpec, *more: str) -> int:
     """Run the job of one artifact below the working folder, as a rule would."""
     roles = [f"--input={role}={needed.folder}" for role, needed in cell.inputs.items()]
     if cell.kind == "report":
         roles = []
-    command = [COMMANDS[cell.kind], "--spec", cell.spec_text, "--output", cell.folder]
+    command = [cell.stage.command, "--spec", cell.spec_text, "--output", cell.folder]
     return main([*command, *roles, *more])
 
 
 def run_plan(path: Path) -> Plan:
     """Run what is missing of an experiment, one job after the other."""
     plan = plan_of(path)
-    for kind in list(COMMANDS)[:-1]:
+    for kind in STAGES:
         for cell in plan.of_kind(kind):
             if not Path(cell.folder, "manifest.json").is_file():
                 assert run_cell(cell) == 0, cell.title

@@ -13,7 +13,7 @@ from ltpipe.artifacts.manifest import MANIFEST, write_manifest
 from ltpipe.data import drawing
 from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
-from ltpipe.plan.layout import job_module
+from ltpipe.plan.entries import job_module
 from ltpipe.stage1 import supervised
 from ltpipe.training.engine import TrainingSet
 
@@ -48,9 +48,9 @@ def run_job(module: Any, spec: dict[str, Any], output: Path, **inputs: Path) -> 
     """Run a job in this process and leave its manifest."""
     output.mkdir(parents=True, exist_ok=True)
     roles = {role.replace("_", "."): folder for role, folder in inputs.items()}
-    facts = module.run(Job(spec=spec, inputs=roles, output=output, device=CPU, code="test"))
+    facts = module.run(Job(spec=spec, inputs=roles, output=output, device=CPU))
     finished = {role: path for role, path in roles.items() if (path / MANIFEST).is_file()}
-    write_manifest(output, spec=spec, code="test", modules={}, inputs=finished, facts=facts or {})
+    write_manifest(output, spec=spec, modules={}, inputs=finished, run_info=facts or {})
     return facts
 
 

@@ -15,12 +15,11 @@ class Job:
     """One artifact to make.
 
     Attributes:
-        spec: the settings that define the artifact, defaults left out.
-        inputs: the folder or file that plays each role.
+        spec: the settings that define the artifact, defaults left out, files where they lie.
+        inputs: the folder that plays each role.
         output: the folder to fill; files in it are whole or absent.
         device: where to compute.
         root: the folder of the data sets, or None.
-        code: the code identity of what runs.
         checkpoint_every: epochs between checkpoints of a long training.
     """
 
@@ -29,5 +28,9 @@ class Job:
     output: Path
     device: torch.device
     root: Path | None = None
-    code: str = ""
     checkpoint_every: int = 5
+
+    @property
+    def seed(self) -> int:
+        """The seed of all that is drawn; 0 for an artifact that has none."""
+        return int(self.spec.get("seed", 0))

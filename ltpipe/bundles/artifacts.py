@@ -88,7 +88,7 @@ class Artifact:
         return {
             "folder": "/".join(self.folder.resolve().parts[-5:]),
             "content": content_of(self.manifest),
-            "code": str(self.manifest["code"]),
+            "code": str(self.manifest["spec"]["code"]),
         }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.cli.arguments import add_experiment
+from ltpipe.plan.stages import LATEST, MANIFEST, STAGES
 from ltpipe.utils.errors import InputError
 
 
@@ -151,44 +152,38 @@ def _print_rows(title: str, rows: dict[str, str]) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from ltpipe.artifacts.manifest import code_identity
     from ltpipe.plan.availability import judge
-    from ltpipe.plan.layout import code_entries
-    from ltpipe.plan.missing import describe_missing
     from ltpipe.plan.workload import load_workload
 
     load = load_workload(options.experiment, options.catalogue, judge)
-    cells = list(load.everything.values())
+    artifacts = list(load.everything.values())
     if options.json:
         rows = [
             {
-                "kind": cell.kind,
-                "folder": cell.folder,
-                "done": _is_done(cell),
-                "spec": cell.spec,
-                "code": code_identity(code_entries(cell.spec)),
+                "kind": artifact.kind,
+                "folder": artifact.folder,
+                "done": _is_done(artifact),
+                "spec": artifact.spec,
             }
-            for cell in cells
+            for artifact in artifacts
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    if load.missing:
-        print(describe_missing(load.missing, load.left_out) + "\n")
-    for kind in ("data", "stage1", "import", "features", "filter", "stage2", "report", "overview"):
-        chosen = [cell for cell in cells if cell.kind == kind]
+    for line in load.notes:
+        print(line + "\n")
+    for kind in STAGES:
+        chosen = [artifact for artifact in artifacts if artifact.kind == kind]
         if not chosen:
             continue
         done = sum(map(_is_done, chosen))
         print(f"{kind}: {len(chosen)} artifacts, {done} there")
-        for cell in chosen:
-            print(f"  {'+' if _is_done(cell) else '-'} {cell.folder}  {cell.title}")
+        for artifact in chosen:
+            print(f"  {'+' if _is_done(artifact) else '-'} {artifact.folder}  {artifact.title}")
     return 0
 
 
-def _is_done(cell: Any) -> bool:
-    from ltpipe.artifacts.manifest import MANIFEST
-
-    return Path(cell.folder, MANIFEST).is_file()
+def _is_done(artifact: Any) -> bool:
+    return Path(artifact.folder, MANIFEST).is_file()
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -202,11 +197,14 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    path = options.folder / "summary.txt"
+    folder = options.folder
+    if (folder / LATEST).exists():
+        folder = folder / LATEST
+    path = folder / "summary.txt"
     if not path.is_file():
         raise InputError(f"{path}: no such file; run the experiment first")
     print(path.read_text(encoding="utf-8"))
-    print(f"report: {options.folder / 'report.html'}")
+    print(f"report: {folder / 'report.html'}")
     return 0
 
 

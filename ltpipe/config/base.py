@@ -53,6 +53,14 @@ class Settings(BaseModel):
                     )
         return data
 
+    def locations(self) -> frozenset[str]:
+        """Return the fields that say only where something lies; its contents count instead."""
+        return frozenset()
+
+    def located(self) -> dict[str, Any]:
+        """Return the values of `locations`, as a job needs them beside the identity."""
+        return self.model_dump(mode="json", exclude_defaults=True, include=set(self.locations()))
+
     def identity(self) -> dict[str, Any]:
         """Return what defines the artifact: no labels, no setting left at its default.
 
@@ -61,7 +69,10 @@ class Settings(BaseModel):
         them.
         """
         return self.model_dump(
-            mode="json", by_alias=True, exclude_defaults=True, exclude=set(self.labels)
+            mode="json",
+            by_alias=True,
+            exclude_defaults=True,
+            exclude=set(self.labels | self.locations()),
         )
 
 

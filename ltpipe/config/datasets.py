@@ -135,6 +135,9 @@ class FolderDataset(DatasetSettings):
     split_seed: int = Field(default=0, ge=0, lt=2**32)
     input: InputSettings
 
+    def locations(self) -> frozenset[str]:
+        return frozenset({"path"})
+
 
 class ListDataset(DatasetSettings):
     """Images named by list files with one `relative/path label` a line, as ImageNet-LT has them."""
@@ -147,6 +150,9 @@ class ListDataset(DatasetSettings):
     class_names: str | None = None
     input: InputSettings
 
+    def locations(self) -> frozenset[str]:
+        return frozenset({"path", "train_list", "val_list", "test_list", "class_names"})
+
 
 class TinyImageNetDataset(DatasetSettings):
     """Tiny-ImageNet-200; its validation images are the test set."""
@@ -154,6 +160,9 @@ class TinyImageNetDataset(DatasetSettings):
     source: Literal["tiny-imagenet"]
     path: str = "tiny-imagenet-200"
     input: InputSettings
+
+    def locations(self) -> frozenset[str]:
+        return frozenset({"path"})
 
 
 class VOCDataset(DatasetSettings):
@@ -169,6 +178,9 @@ class VOCDataset(DatasetSettings):
     variant: Literal["auto", "objects", "non-difficult", "image-labels"] = "auto"
     ids: str | None = None
     input: InputSettings
+
+    def locations(self) -> frozenset[str]:
+        return frozenset({"path", "ids"})
 
 
 class MedMNISTDataset(DatasetSettings):
@@ -189,6 +201,9 @@ class StoreFiles(Settings):
     test_labels: str | None = None
     val_labels: str | None = None
 
+    def locations(self) -> frozenset[str]:
+        return frozenset(StoreFiles.model_fields)
+
     def files(self) -> list[str]:
         """Return every file that is named."""
         return [value for value in self.model_dump().values() if value is not None]
@@ -203,6 +218,9 @@ class FeaturesDataset(DatasetSettings):
     source: Literal["features"]
     stores: dict[str, StoreFiles] = Field(min_length=1)
     class_names: str | None = None
+
+    def locations(self) -> frozenset[str]:
+        return frozenset({"stores", "class_names"})
 
 
 ImageDataset = (

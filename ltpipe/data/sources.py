@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,9 @@ import numpy as np
 from ltpipe.config.registry import load
 from ltpipe.data.images import Images
 from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.paths import data_root, locate
+
+__all__ = ["data_root", "locate"]
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,6 @@ def open_source(source: str, root: Path | None, options: Mapping[str, Any]) -> S
     return load("source", source)(root, options)
 
 
-def data_root(configured: str | None) -> Path | None:
-    """Return the folder of the data sets: the setting, else $LTPIPE_DATA, else data/raw if there.
-
-    Raises:
-        InputError: the folder that the setting or the variable names does not exist.
-    """
-    for origin, value in (
-        ("data.root", configured),
-        ("LTPIPE_DATA", os.environ.get("LTPIPE_DATA")),
-    ):
-        if value:
-            folder = Path(value).expanduser()
-            if not folder.is_dir():
-                raise InputError(f"{origin} names {value}, which is not a folder")
-            return folder
-    default = Path("data/raw")
-    return default if default.is_dir() else None
-
-
 def check_options(source: str, options: Mapping[str, Any], allowed: Iterable[str]) -> None:
     """Raise InputError for an option that the reader of `source` does not know."""
     names = sorted(allowed)
@@ -82,23 +65,6 @@ def check_options(source: str, options: Mapping[str, Any], allowed: Iterable[str
             raise InputError(
                 f"data source {source!r} has no option {name!r}{nearest(name, names)}: {known}"
             )
-
-
-def locate(path: str, root: Path | None) -> Path:
-    """Return `path` as it stands if absolute, else under `root`, or else the working folder.
-
-    Raises:
-        InputError: nothing is there.
-    """
-    given = Path(path).expanduser()
-    places = [given] if given.is_absolute() or root is None else [root / given, given]
-    for place in places:
-        if place.exists():
-            return place
-    raise InputError(
-        f"{path} does not exist: looked for {' and '.join(str(place) for place in places)} "
-        "(data.root or LTPIPE_DATA sets the folder of relative paths)"
-    )
 
 
 def image_size(source: str, options: Mapping[str, Any]) -> tuple[int, int]:

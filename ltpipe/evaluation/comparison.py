@@ -24,6 +24,7 @@ from ltpipe.evaluation.tables import (
     markdown_rows,
     shown_number,
 )
+from ltpipe.plan.stages import LATEST
 from ltpipe.plan.workload import load_workload
 from ltpipe.utils.errors import InputError, nearest
 from ltpipe.utils.io import write_text_atomic
@@ -111,15 +112,16 @@ def _tell_apart(found: pd.DataFrame, column: str, identity: pd.Series) -> pd.Dat
 def _open(path: Path) -> list[tuple[dict[str, Any], Path]]:
     """Return the report's spec and base of an experiment, or of each that a collection includes."""
     if path.is_dir():
-        # results/experiments/NAME lies two folders below what its artifacts are relative to.
-        folder, base = path, path.resolve().parents[2]
+        folder = path / LATEST if (path / LATEST).exists() else path
+        # results/experiments/NAME/DIGEST: artifacts are relative to what lies above.
+        base = folder.resolve().parents[3]
     else:
         folder, base = Path(load_workload(path).folder), Path()
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: there is no finished experiment; run it first")
     spec = read_manifest(folder)["spec"]
     if spec.get("kind") == "overview":
-        return [one for name in spec["experiments"] for one in _open(folder.parent / name)]
+        return [one for report in spec["reports"] for one in _open(base / report)]
     if spec.get("kind") != "report":
         raise InputError(f"{folder}: not an experiment; name a folder results/experiments/NAME")
     return [(spec, base)]

@@ -20,30 +20,38 @@ METRICS = ("accuracy", "many", "medium", "few")
 _COLUMNS = ["dataset", "method", "experiment", "protocol", "seeds"]
 
 
-def write_overview(spec: Mapping[str, Any], output: Path) -> str:
+def write_overview(spec: Mapping[str, Any], output: Path, base: Path = Path()) -> str:
     """Write results.csv, report.html and summary.txt to `output`; return the summary.
 
     Args:
         spec: what the workflow's plan says of the collection.
-        output: results/experiments/NAME, beside the folders of the experiments.
+        output: results/experiments/NAME/DIGEST.
+        base: what the spec's folders are relative to.
 
     Raises:
         InputError: an included experiment has not been run, or a file of it is damaged.
     """
-    folders = [output.parent / name for name in spec["experiments"]]
-    reports = {folder.name: read_manifest(folder)["spec"] for folder in folders}
-    table = summarise(read_experiments(folders))
+    folders = [Path(name) for name in spec["reports"]]
+    reports = {folder: read_manifest(base / folder)["spec"] for folder in folders}
+    table = summarise(read_experiments([base / folder for folder in folders]))
     missing = [Missing.from_json(entry) for entry in spec["missing"]]
     absent = describe_missing(missing, spec["left_out"]) if missing else ""
     page = render(
         "overview.html.jinja",
         spec=spec,
-        experiments=[{"name": name, **_count(found)} for name, found in reports.items()],
+        experiments=[
+            {
+                "name": folder.parent.name,
+                "page": f"../../{folder.parent.name}/{folder.name}/report.html",
+                **_count(report),
+            }
+            for folder, report in reports.items()
+        ],
         datasets=[(name, wide_of(part)) for name, part in table.groupby("dataset", sort=False)],
         note=NOTE,
     )
     lines = [f"{spec['title']}: {len(reports)} experiments, {len(table)} results"]
-    lines += [f"  {name}: {output.parent / name / 'report.html'}" for name in reports]
+    lines += [f"  {folder.parent.name}: {folder / 'report.html'}" for folder in reports]
     summary = "\n".join([*lines, *([absent] if absent else [])]) + "\n"
     write_text_atomic(output / "results.csv", table.to_csv(index=False))
     write_text_atomic(output / "summary.txt", summary)

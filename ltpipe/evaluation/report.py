@@ -317,7 +317,7 @@ def _group(group: Group) -> dict[str, Any]:
         "jobs": len(group.members),
         "seeds": ", ".join(map(str, seeds)) or "–",
         "seconds": _duration(group.seconds),
-        "code": ", ".join(sorted({str(a.manifest["code"]) for a in group.members})),
+        "code": ", ".join(sorted({str(a.manifest["spec"]["code"]) for a in group.members})),
         "devices": ", ".join(_devices(group.members)),
         "folders": list(dict.fromkeys(a.folder.rsplit("/seed", 1)[0] for a in group.members)),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,14 @@ from ltpipe.config.experiment import (
     read_yaml,
     resolve,
 )
-from ltpipe.plan.layout import RESULTS, Cell, Plan, build_plan
-from ltpipe.plan.missing import Absent, merged, without_missing
+from ltpipe.plan.code import code_identity
+from ltpipe.plan.contents import OutsideContents
+from ltpipe.plan.entries import code_entries
+from ltpipe.plan.layout import ArtifactSpec, Contents, Plan, build_plan, digest_of
+from ltpipe.plan.missing import Absent, describe_missing, merged, without_missing
+from ltpipe.plan.stages import RESULTS
 from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.paths import data_root
 
 
 class Collection(Head):
@@ -43,46 +48,50 @@ class Workload:
     """All that one file asks for: a plan for each experiment, and the page that joins them.
 
     `head` is the file's own, `overview` None for a lone experiment; `left_out` are the experiments
-    of which nothing can run.
+    of which nothing can run; `notes` are lines for whoever runs it.
     """
 
     head: Head
     plans: list[Plan]
-    overview: Cell | None
+    overview: ArtifactSpec | None
     missing: tuple[Missing, ...] = ()
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
-    def cells(self) -> dict[str, Cell]:
+    def artifacts(self) -> dict[str, ArtifactSpec]:
         """Every artifact of every plan by folder."""
-        return {folder: cell for plan in self.plans for folder, cell in plan.cells.items()}
+        return {
+            folder: artifact for plan in self.plans for folder, artifact in plan.artifacts.items()
+        }
 
     @property
     def folder(self) -> str:
         """Where the file's own page lies: the overview, or the only report."""
-        return f"{RESULTS}/experiments/{self.head.experiment}"
+        return (self.overview or self.plans[0].report).folder
 
     @cached_property
-    def everything(self) -> dict[str, Cell]:
+    def everything(self) -> dict[str, ArtifactSpec]:
         """All artifacts by folder, reports and overview among them."""
         pages = [plan.report for plan in self.plans]
         pages += [] if self.overview is None else [self.overview]
-        return {**self.cells, **{page.folder: page for page in pages}}
+        return {**self.artifacts, **{page.folder: page for page in pages}}
 
     @cached_property
     def reports(self) -> dict[str, Plan]:
         """The plans by the names of their experiments."""
         return {plan.experiment.file.experiment: plan for plan in self.plans}
 
-    def of_kind(self, *kinds: str) -> list[Cell]:
-        """Return the cells of these kinds."""
-        return [cell for cell in self.cells.values() if cell.kind in kinds]
+    def of_kind(self, *kinds: str) -> list[ArtifactSpec]:
+        """Return the artifacts of these kinds."""
+        return [artifact for artifact in self.artifacts.values() if artifact.kind in kinds]
 
 
 def load_workload(
     path: Path,
     catalogue: Path | None = None,
     absent: Callable[[Head], Absent] | None = None,
+    contents: Contents | None = None,
 ) -> Workload:
     """Read an experiment file or a collection and lay out all that it asks for.
 
@@ -90,7 +99,12 @@ def load_workload(
         InputError: as `build_workload`, or the file cannot be read.
     """
     return build_workload(
-        read_yaml(path), catalogue or find_catalogue(path), path.parent, absent=absent, path=path
+        read_yaml(path),
+        catalogue or find_catalogue(path),
+        path.parent,
+        absent=absent,
+        contents=contents,
+        path=path,
     )
 
 
@@ -100,6 +114,7 @@ def build_workload(
     folder: Path,
     *,
     absent: Callable[[Head], Absent] | None = None,
+    contents: Contents | None = None,
     path: Path | None = None,
 ) -> Workload:
     """Lay out all that `values`, the contents of a file in `folder`, asks for.
@@ -110,6 +125,7 @@ def build_workload(
         folder: where included files are looked for first.
         absent: given the file's head, what says why something is not there; without it, nothing
             is left out, and `missing: skip` changes nothing.
+        contents: what reads data and weights from outside; by default those that are there.
         path: the file itself, which may not be included again.
 
     Raises:
@@ -128,16 +144,25 @@ def build_workload(
     else:
         experiments = [resolve(values, catalogue)]
         head = experiments[0].file
+    outside = OutsideContents(data_root(head.data.root))
+    contents = contents or outside
     if head.missing == "skip" and absent is not None:
         judge = absent(head)
         experiments = [without_missing(experiment, judge) for experiment in experiments]
     missing = merged(entry for experiment in experiments for entry in experiment.missing)
     if not any(experiment.jobs for experiment in experiments):
         raise InputError("; ".join(["nothing of it can run", *(entry.why for entry in missing)]))
-    plans = [build_plan(experiment) for experiment in experiments if experiment.jobs]
+    identify = cache(code_identity)
+    expected = catalogue.parent / "data" / "expected"
+    plans = [
+        build_plan(experiment, contents, expected, identify)
+        for experiment in experiments
+        if experiment.jobs
+    ]
     left_out = tuple(e.file.experiment for e in experiments if not e.jobs)
     overview = _overview(head, plans, missing, left_out) if "include" in values else None
-    return Workload(head, plans, overview, missing, left_out)
+    notes = [describe_missing(missing, left_out)] if missing else []
+    return Workload(head, plans, overview, missing, left_out, (*notes, *outside.notes))
 
 
 def _included(
@@ -202,19 +227,21 @@ def _check_names(head: Collection, experiments: list[Experiment]) -> None:
 
 def _overview(
     head: Head, plans: list[Plan], missing: tuple[Missing, ...], left_out: tuple[str, ...]
-) -> Cell:
-    return Cell(
-        kind="overview",
-        folder=f"{RESULTS}/experiments/{head.experiment}",
-        title=f"Write the overview {head.experiment}",
-        spec={
-            "kind": "overview",
-            "experiment": head.experiment,
-            "title": head.title or head.experiment,
-            "description": head.description,
-            "experiments": [plan.experiment.file.experiment for plan in plans],
-            "missing": [entry.as_json() for entry in missing],
-            "left_out": list(left_out),
-        },
-        inputs={plan.report.folder: plan.report for plan in plans},
+) -> ArtifactSpec:
+    spec: dict[str, Any] = {
+        "kind": "overview",
+        "experiment": head.experiment,
+        "title": head.title or head.experiment,
+        "description": head.description,
+        "reports": [plan.report.folder for plan in plans],
+        "missing": [entry.as_json() for entry in missing],
+        "left_out": list(left_out),
+    }
+    spec["code"] = code_identity(code_entries(spec))
+    return ArtifactSpec(
+        "overview",
+        f"{RESULTS}/experiments/{head.experiment}/{digest_of(spec)}",
+        f"Write the overview {head.experiment}",
+        spec,
+        {plan.report.folder: plan.report for plan in plans},
     )

@@ -78,12 +78,6 @@ def start_server(idle_seconds: float = 120.0) -> subprocess.Popen[bytes] | None:
     return process
 
 
-def outside_file(name: str) -> str:
-    """Return where jobs will find a user's file: under the data root, else as it is named."""
-    inside = Path(os.environ.get("LTPIPE_DATA", ""), name)
-    return str(inside) if inside.exists() else name
-
-
 def gpu_count() -> int:
     """Return how many CUDA devices jobs on this machine may use; 0 where LTPIPE_DEVICE is cpu."""
     if os.environ.get("LTPIPE_DEVICE") == "cpu":

@@ -24,8 +24,9 @@ import struct
 import sys
 import time
 
+from ltpipe.plan.stages import COMMANDS, STAGES
+
 VARIABLE = "LTPIPE_SERVER"
-JOBS = ("draw", "train", "embed", "import", "filter", "classify", "report", "overview")
 MODULES = (
     "PIL.Image",
     "filelock",
@@ -63,7 +64,7 @@ def hand_over(arguments: list[str]) -> int | None:
     Signals go on to the job; a job that a signal ended ends this process in the same way.
     """
     path = os.environ.get(VARIABLE)
-    if not path or not arguments or arguments[0] not in JOBS:
+    if not path or not arguments or arguments[0] not in COMMANDS:
         return None
     if os.environ.get("OMP_NUM_THREADS") != "1":
         return None
@@ -301,18 +302,17 @@ def _package_files() -> dict[str, tuple[int, int]]:
 
 def _import_package() -> None:
     """Import what jobs use of ltpipe, and read what their code identities are made of."""
-    plan = importlib.import_module("ltpipe.plan.layout")
     registry = importlib.import_module("ltpipe.config.registry")
-    provenance = importlib.import_module("ltpipe.artifacts.manifest")
+    code = importlib.import_module("ltpipe.plan.code")
     importlib.import_module("ltpipe.cli.program")
     entries = {
         registry.module_of(kind, name)
         for kind in registry.KINDS
         for name in registry.registered(kind)
     }
-    for name in sorted(entries | set(plan.JOBS.values())):
+    for name in sorted(entries | {stage.module for stage in STAGES.values() if stage.module}):
         importlib.import_module(name)
-        provenance.code_modules([name])
+        code.code_modules([name])
 
 
 def _run(request: dict, files: list[int], known: dict[str, tuple[int, int]]) -> None:

@@ -73,7 +73,7 @@ def open_training(
     network = build(settings, outputs or len(subset.class_names), split.channels)
     processes = {"processes": distributed.size()} if distributed.size() > 1 else {}
     identity = canonical_json(
-        {"spec": job.spec, "code": job.code, "draw": subset.digest, **processes}
+        {"spec": job.spec, "code": job.spec.get("code", ""), "draw": subset.digest, **processes}
     )
     return Training(
         settings=settings,

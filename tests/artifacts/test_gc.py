@@ -50,7 +50,7 @@ def test_what_both_need_stays_and_the_rest_goes(two, capsys):
     assert main(["gc", *map(str, two), *CATALOGUE, "--delete"]) == 0
     assert "removed 0 items" in capsys.readouterr().out
     assert main(["gc", str(two[0]), *CATALOGUE, "--delete"]) == 0
-    for cell in plans.plan_of(two[0]).cells.values():
+    for cell in plans.plan_of(two[0]).artifacts.values():
         assert Path(cell.folder, "manifest.json").is_file()
     for cell in plans.plan_of(two[1]).of_kind("stage2"):
         assert not Path(cell.folder).exists()

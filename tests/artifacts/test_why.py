@@ -11,7 +11,7 @@ import pytest
 
 from ltpipe.artifacts import manifest as provenance
 from ltpipe.cli.program import main
-from ltpipe.plan.layout import code_entries
+from ltpipe.plan.entries import code_entries
 from tests import plans
 
 
@@ -119,7 +119,7 @@ def test_missing_parts(tiny, capsys):
 
 def test_the_verdict_is_that_of_the_plan(tiny):
     """The code identity that `why` compares is what rules pass on."""
-    for cell in plans.plan_of(tiny / "experiment.yaml").cells.values():
+    for cell in plans.plan_of(tiny / "experiment.yaml").artifacts.values():
         manifest = json.loads(Path(cell.folder, "manifest.json").read_text())
         assert manifest["code"] == provenance.code_identity(code_entries(cell.spec))
 

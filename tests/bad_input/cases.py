@@ -328,7 +328,7 @@ def stores(place: Path) -> dict[str, str]:
         spec = {"kind": "features"}
         from ltpipe.artifacts.manifest import write_manifest
 
-        write_manifest(place / role, spec=spec, code="", modules={}, inputs={}, facts={})
+        write_manifest(place / role, spec=spec, modules={}, inputs={}, run_info={})
     return {"features__ce": "ce", "features__kps": "kps"}
 
 

@@ -13,7 +13,7 @@ from ltpipe.config.methods import settings_of
 from ltpipe.config.registry import module_of
 from ltpipe.data import drawing
 from ltpipe.data.readers.digits import read_digits
-from ltpipe.plan.layout import job_module
+from ltpipe.plan.entries import job_module
 from ltpipe.stage2.dlsa import filter as flow_filter
 from tests.support import CE, DIGITS, KPS, TOWERS, embed_on, run_job
 

@@ -82,7 +82,7 @@ def test_the_alternating_mapping_needs_a_stage_one_that_trains_it():
 
 
 def test_a_changed_mapping_is_another_method_on_the_same_features():
-    cells = [plan(on("label-mapping", learning_rate=rate)).cells for rate in (0.1, 0.2)]
+    cells = [plan(on("label-mapping", learning_rate=rate)).artifacts for rate in (0.1, 0.2)]
     kinds = [{f for f in c if f.split("/")[1] in ("stage1", "features")} for c in cells]
     assert kinds[0] == kinds[1]
     assert set(cells[0]) != set(cells[1])

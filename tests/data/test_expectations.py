@@ -112,7 +112,7 @@ def plan_of(changes):
 def test_expectations_belong_to_the_identity():
     changed = {"datasets": {"digits-lt": {"expect": {"classes": 10}}}}
     before, after = plan_of({}), plan_of(changed)
-    assert not set(before.cells) & set(after.cells)
+    assert not set(before.artifacts) & set(after.artifacts)
 
 
 def draw(folder, dataset):

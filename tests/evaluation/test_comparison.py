@@ -62,7 +62,7 @@ def write_experiment(base, name, chosen, digest="d"):
     }
     folder = base / "results/experiments" / name
     folder.mkdir(parents=True)
-    write_manifest(folder, spec=spec, code="", modules={}, inputs={}, facts={})
+    write_manifest(folder, spec=spec, modules={}, inputs={}, run_info={})
     return folder
 
 

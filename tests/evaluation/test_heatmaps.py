@@ -18,7 +18,7 @@ from tests.support import CE, DIGITS, draw, run_job, train
 
 def manifest(folder, backbone, data):
     spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": 0}
-    write_manifest(folder, spec=spec, code="", modules={}, inputs={"data": data}, facts={})
+    write_manifest(folder, spec=spec, modules={}, inputs={"data": data}, run_info={})
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def test_a_full_disk_ends_a_job_with_one_line(tiny, capsys, monkeypatch, place):
 
 def command_of(cell) -> list[str]:
     roles = [f"--input={role}={needed.folder}" for role, needed in cell.inputs.items()]
-    head = [sys.executable, "-m", "ltpipe", plans.COMMANDS[cell.kind]]
+    head = [sys.executable, "-m", "ltpipe", cell.stage.command]
     return [*head, "--spec", cell.spec_text, "--output", cell.folder, *roles]
 
 
@@ -296,7 +296,7 @@ def test_a_manifest_that_is_damaged_is_no_input(tiny, capsys):
 
 def test_half_written_files_are_never_read(tiny, capsys):
     plan = plans.plan_of(tiny / "experiment.yaml")
-    for cell in plan.cells.values():
+    for cell in plan.artifacts.values():
         for name in ("train.h5", "manifest.json", "subset.h5"):
             Path(cell.folder, f".{name}.abcdefgh.tmp").write_bytes(b"half")
     assert main(["verify"]) == 0

@@ -103,7 +103,7 @@ def read(path: Path) -> Any:
     except InputError as error:
         one_line(error)
         return None
-    for cell in plan.cells.values():
+    for cell in plan.artifacts.values():
         assert cell.folder.startswith("results/") and ".." not in cell.folder.split("/")
         assert cell.spec_text and "\n" not in cell.folder
     assert plan.report.spec_text

@@ -11,7 +11,8 @@ import pytest
 
 from ltpipe.config.base import canonical_json, digest
 from ltpipe.config.experiment import resolve
-from ltpipe.plan.layout import build_plan, code_entries
+from ltpipe.plan.entries import code_entries
+from ltpipe.plan.layout import build_plan
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "config"
 
@@ -43,11 +44,8 @@ def test_a_digest_is_that_of_the_canonical_json():
 
 def test_paths_carry_identity_and_seed_but_no_experiment():
     plan = plan_of()
-    for cell in plan.cells.values():
-        (
-            stage,
-            *_,
-        ) = cell.folder.split("/")[1:]
+    for cell in plan.artifacts.values():
+        stage = cell.folder.split("/")[1]
         assert stage in ("data", "stage1", "features", "stage2")
         assert "small" not in cell.spec_text
         bare = {key: value for key, value in cell.spec.items() if key not in ("kind", "seed")}
@@ -61,8 +59,8 @@ def test_the_chain_from_images_to_classifier():
     assert set(classify.inputs) == {"features.ce", "features.kps"}
     store = classify.inputs["features.kps"]
     assert set(store.inputs) == {"stage1", "data"}
-    assert classify.spec["features"]["kps"] == store.digest
-    assert store.spec["stage1"] == store.inputs["stage1"].digest
+    assert classify.spec["inputs"]["features.kps"] == store.digest
+    assert store.spec["inputs"]["stage1"] == store.inputs["stage1"].digest
     assert json.loads(classify.spec_text)["method"] == {"kind": "ffn"}
 
 
@@ -115,7 +113,7 @@ def test_the_shot_groups_belong_to_the_evaluation():
     values = copy.deepcopy(SMALL)
     values["datasets"] = {"digits-lt": {"groups": "thresholds"}}
     before, after = plan_of(), build_plan(resolve(values, CATALOGUE))
-    changed = set(before.cells) ^ set(after.cells)
+    changed = set(before.artifacts) ^ set(after.artifacts)
     assert {folder.split("/")[1] for folder in changed} == {"stage2"}
 
 
@@ -133,7 +131,7 @@ def test_what_is_chosen_is_chosen_with_a_second_backbone_where_there_is_no_valid
     cell = only(tau_norm({"use": "digits-lt"}), "stage2")
     assert set(cell.inputs) == {"features.features", "tuning.features"}
     held_out = cell.inputs["tuning.features"]
-    assert cell.spec["tuning"] == {"features": held_out.digest}
+    assert cell.spec["inputs"]["tuning.features"] == held_out.digest
     assert held_out.inputs["data"].spec["dataset"]["val_fraction"] == 0.1
     assert held_out.inputs["stage1"].spec["dataset"]["val_fraction"] == 0.1
     plain = cell.inputs["features.features"]

@@ -53,11 +53,11 @@ def test_included_experiments_keep_their_reports_and_share_artifacts(write):
     write("b", experiment("b", seeds=[0, 1]))
     load = load_workload(write("whole", collection("a", "b.yaml")), CATALOGUE)
     assert list(load.reports) == ["a", "b"]
-    alone = [load_workload(Path(write(n, experiment(n))), CATALOGUE).cells for n in ("a", "b")]
-    assert alone[0].keys() == alone[1].keys() <= load.cells.keys()
+    alone = [load_workload(Path(write(n, experiment(n))), CATALOGUE).artifacts for n in ("a", "b")]
+    assert alone[0].keys() == alone[1].keys() <= load.artifacts.keys()
     # The data once; backbone, features and result of two seeds.
-    assert len(load.cells) == 1 + 2 * 3
-    assert load.overview.spec["experiments"] == ["a", "b"]
+    assert len(load.artifacts) == 1 + 2 * 3
+    assert load.overview.spec["reports"] == [plan.report.folder for plan in load.plans]
     assert set(load.overview.inputs) == {plan.report.folder for plan in load.plans}
 
 
@@ -116,7 +116,7 @@ def test_absent_data_is_left_out_where_the_file_says_skip(write):
     assert len(whole.plans[0].experiment.jobs) == 2
     part = load_workload(write("a", {**values, "missing": "skip"}), CATALOGUE, lacks("cifar10"))
     assert part.plans[0].experiment.jobs == [("digits-lt", "CE", 0)]
-    assert not [folder for folder in part.cells if "cifar10" in folder]
+    assert not [folder for folder in part.artifacts if "cifar10" in folder]
     spec = part.plans[0].report.spec
     assert list(spec["tables"]) == ["both"]
     assert spec["tables"]["both"]["datasets"] == ["digits-lt"]

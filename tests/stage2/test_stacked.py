@@ -9,7 +9,8 @@ import pytest
 from scipy.optimize import minimize
 
 from ltpipe.config.experiment import resolve
-from ltpipe.plan.layout import build_plan, code_entries
+from ltpipe.plan.entries import code_entries
+from ltpipe.plan.layout import build_plan
 from ltpipe.stage2.simple.stacked import cross_fitted, fit_weights, pool
 from ltpipe.utils.errors import InputError
 from tests.config.test_experiment import CATALOGUE

@@ -158,6 +158,22 @@ class BackboneSettings(Settings):
         """Return in words what the network starts from, where tables are to say so."""
         return ""
 
+    def weights_file(self) -> str | None:
+        """Return `weights` where it names a file and not a tag."""
+        if self.weights is None:
+            return None
+        is_path = "/" in self.weights or self.weights.endswith(
+            (".safetensors", ".bin", ".pt", ".pth")
+        )
+        return self.weights if is_path else None
+
+    def locations(self) -> frozenset[str]:
+        return frozenset({"weights"}) if self.weights_file() else frozenset()
+
+    def has_seed(self) -> bool:
+        """Return whether anything of the network is drawn or trained here."""
+        return self.epochs > 0 or self.weights is None
+
     def train_identity(self) -> dict[str, Any]:
         """Return what decides the trained weights."""
         return self.identity()

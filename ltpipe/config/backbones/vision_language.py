@@ -100,15 +100,6 @@ class VisionLanguage(BackboneSettings):
             raise ValueError(f"weights: {self.network} starts from random numbers only")
         return self
 
-    def weights_file(self) -> str | None:
-        """Return `weights` where it names a file and not a tag."""
-        if self.weights is None:
-            return None
-        is_path = "/" in self.weights or self.weights.endswith(
-            (".safetensors", ".bin", ".pt", ".pth")
-        )
-        return self.weights if is_path else None
-
     def origin(self) -> str:
         """Return in words what the towers start from and whether they were trained here."""
         if self.weights is None:

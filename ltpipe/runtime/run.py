@@ -1,0 +1,87 @@
+"""One run of the workflow: what the Snakefile plans, prepares and guards. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltpipe.plan.availability import judge
+from ltpipe.plan.frozen import VARIABLE, Run, freeze, frozen, plan_file, run_of
+from ltpipe.plan.layout import ArtifactSpec
+from ltpipe.plan.stages import RESULTS
+from ltpipe.plan.workload import build_workload
+from ltpipe.runtime.environment import gpu_count, prepare_jobs, start_server
+from ltpipe.runtime.lock import hold
+
+
+@dataclass(frozen=True)
+class WorkflowRun:
+    """What the rules ask of a run: its plan, and the GPUs of this machine.
+
+    A job asks for `gpu_per_job` GPUs, of which there are `gpus`.
+    """
+
+    plan: Run
+    gpus: int
+
+    @property
+    def artifacts(self) -> Mapping[str, ArtifactSpec]:
+        """Every planned artifact by folder, pages among them."""
+        return self.plan.artifacts
+
+    @property
+    def reports(self) -> Mapping[str, str]:
+        """The folder of each experiment's report by its name."""
+        return self.plan.reports
+
+    @property
+    def gpu_per_job(self) -> int:
+        """How many GPUs a job of a stage that uses one asks for."""
+        return min(self.gpus, 1)
+
+    def of_kind(self, *kinds: str) -> list[ArtifactSpec]:
+        """Return the planned artifacts of these kinds."""
+        return self.plan.of_kind(*kinds)
+
+    def begin(self) -> None:
+        """Take the results folder, write the plan down for jobs that need it, start the job server.
+
+        Raises:
+            InputError: another run has the results folder.
+        """
+        hold(Path(RESULTS))
+        freeze(self.plan)
+        if self.plan.settings["preload"]:
+            start_server()
+
+
+def plan_run(config: Mapping[str, Any], home: Path, configfiles: Sequence[Any]) -> WorkflowRun:
+    """Return the run of an experiment, planned here or, in a cluster's job, by the main process.
+
+    Args:
+        config: the contents of the experiment file.
+        home: the folder of the Snakefile, with config/ and data/expected/ in it.
+        configfiles: the experiment file as it was named on the command line, if it was.
+
+    Raises:
+        InputError: the experiment can't be.
+    """
+    plan = frozen()
+    if plan is None:
+        catalogue = home / "config"
+        beside = [Path(name).parent for name in configfiles][-1:] or [catalogue]
+        plan = _plan(config, catalogue, beside[0])
+        os.environ[VARIABLE] = str(plan_file(plan).absolute())
+    prepare_jobs(plan.settings["data_root"], plan.settings["device"])
+    return WorkflowRun(plan, gpu_count())
+
+
+def _plan(config: Mapping[str, Any], catalogue: Path, beside: Path) -> Run:
+    load = build_workload(config, catalogue, beside, absent=judge)
+    for line in load.notes:
+        print(line, file=sys.stderr)
+    return run_of(load)
