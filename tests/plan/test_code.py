@@ -459,3 +459,87 @@ def test_an_edited_file_is_read_again(small):
     first = code_identity(["ltpipe.a"])
     (folder / "ltpipe/a.py").write_text("x = 2")
     assert code_identity(["ltpipe.a"]) != first
+
+
+# ---- what is excluded ------------------------------------------------------------------------
+
+
+def test_what_is_excluded_computes_nothing():
+    for name in NOT_PART_OF_RESULTS:
+        path = REPOSITORY.joinpath(*name.split(".")).with_suffix(".py")
+        assert path.is_file(), f"{name} is not there any more"
+        imported = {found.module.partition(".")[0] for found in code._read(path).imports}
+        assert not imported & {"torch", "numpy", "pandas", "h5py", "random"}, name
+
+
+class OtherWords(ast.NodeTransformer):
+    """Says everything in other words, turns tables round, draws all bars, names files otherwise."""
+
+    def visit_Constant(self, node):
+        if isinstance(node.value, str):
+            words = " " in node.value and not node.value.isspace()
+            text = f"in other words: {node.value}" if words else node.value
+            return ast.Constant({".tmp": ".unfinished"}.get(text, text))
+        return node
+
+    def visit_Dict(self, node):
+        self.generic_visit(node)
+        return ast.Dict(node.keys[::-1], node.values[::-1])
+
+    def visit_keyword(self, node):
+        self.generic_visit(node)
+        return ast.keyword(node.arg, ast.Constant(False)) if node.arg == "disable" else node
+
+
+PIPELINE = """
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+
+from ltpipe.plan.layout import job_module
+from tests import support
+
+torch.set_num_threads(1)
+base = Path(sys.argv[1])
+backbone = {**support.CE, "epochs": 1}
+data = support.draw(base)
+trained = support.train(base / "stage1", backbone, data)
+store = support.embed(base / "features", backbone, trained, data)
+method = {"kind": "classifier", "epochs": 2}
+spec = {"kind": "stage2", "method": method, "groups": "ranks", "seed": 0}
+module = importlib.import_module(job_module(spec))
+support.run_job(module, spec, base / "stage2", features_features=store)
+"""
+
+
+def results_of(copy, output):
+    """Run a small pipeline with a copy of the package; return its results' bytes by name."""
+    subprocess.run(
+        [sys.executable, "-c", PIPELINE, str(output)],
+        env={**os.environ, "PYTHONPATH": f"{copy.folder.parent}:{REPOSITORY}"},
+        cwd=copy.folder.parent,
+        check=True,
+        capture_output=True,
+    )
+    # Manifests and histories hold the seconds that a run took.
+    kept = [path for path in output.rglob("*") if path.suffix in (".h5", ".safetensors", ".csv")]
+    return {path.name: path.read_bytes() for path in kept if path.name != "history.csv"}
+
+
+def test_variants_of_what_is_excluded_give_equal_results(copy):
+    base = copy.folder.parent
+    before = copy.identities()
+    first = results_of(copy, base / "first")
+    assert set(first) >= {"subset.h5", "model.safetensors", "train.h5", "predictions.h5"}
+    for name in NOT_PART_OF_RESULTS:
+        path = base.joinpath(*name.split(".")).with_suffix(".py")
+        tree = OtherWords().visit(ast.parse(path.read_text()))
+        path.write_text(ast.unparse(ast.fix_missing_locations(tree)) + "\n\nUNUSED = 1\n")
+    assert results_of(copy, base / "second") == first
+    assert copy.identities() == before
+    # The comparison sees what does count.
+    copy.replace("utils/seeding.py", "[str(seed), *map", "[str(seed + 1), *map")
+    assert results_of(copy, base / "third") != first
+    assert copy.identities()["classifier"] != before["classifier"]
