@@ -10,7 +10,7 @@ from typing import Any
 
 from ltpipe.cli.arguments import add_experiment
 from ltpipe.plan.stages import LATEST, MANIFEST, STAGES
-from ltpipe.utils.errors import InputError
+from ltpipe.utils.errors import InputError, nearest
 
 
 def add(commands: Any) -> None:
@@ -19,6 +19,12 @@ def add(commands: Any) -> None:
         "list",
         help="every data set, backbone, method, loss and network, with a line each",
         description="List what an experiment file may name: the catalogue and what it builds on.",
+    )
+    command.add_argument(
+        "kind", nargs="?", metavar="KIND", help="only these, such as methods, losses or networks"
+    )
+    command.add_argument(
+        "--plugins", type=Path, nargs="+", default=[], metavar="FILE", help="with their names, too"
     )
     command.add_argument(
         "--catalogue", type=Path, default=None, metavar="DIR", help="default: ./config"
@@ -107,18 +113,30 @@ def add(commands: Any) -> None:
 
 def _list(options: argparse.Namespace) -> int:
     from ltpipe.config.experiment import read_catalogue
+    from ltpipe.config.plugins import load_plugins, locate_plugins
     from ltpipe.config.registry import KINDS, registered
 
+    load_plugins(locate_plugins(map(str, options.plugins), Path()))
     folder = options.catalogue or Path("config")
-    for section, entries in read_catalogue(folder).items():
-        rows = {name: str(values.get("description", "")) for name, values in entries.items()}
-        _print_rows(f"{section} (in {folder / section}/)", rows)
-    for kind in KINDS:
+    kinds = {"losses" if kind == "loss" else f"{kind}s": kind for kind in KINDS}
+    sections = read_catalogue(folder)
+    choices = list(dict.fromkeys([*sections, *kinds]))
+    if options.kind not in (None, *choices):
+        raise InputError(
+            f"there are no {options.kind!r}{nearest(options.kind, choices)}; "
+            f"known: {', '.join(choices)}"
+        )
+    for section, entries in sections.items():
+        if options.kind in (None, section):
+            rows = {name: str(values.get("description", "")) for name, values in entries.items()}
+            _print_rows(f"{section} (in {folder / section}/)", rows)
+    for plural, kind in kinds.items():
+        if options.kind not in (None, plural):
+            continue
         rows = {
             name: entry.summary + (f" ({entry.paper})" if entry.paper else "")
             for name, entry in registered(kind).items()
         }
-        plural = "losses" if kind == "loss" else f"{kind}s"
         _print_rows(f"{plural} that settings may name", rows)
     return 0
 

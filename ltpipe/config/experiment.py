@@ -32,6 +32,7 @@ from ltpipe.config.figures import (
     Tsne,
 )
 from ltpipe.config.methods import Method
+from ltpipe.config.plugins import load_plugins, locate_plugins
 from ltpipe.config.tables import Table
 from ltpipe.utils.errors import InputError, nearest
 
@@ -86,6 +87,7 @@ class Head(Settings):
 class ExperimentFile(Head):
     """The whole experiment file, names not yet resolved; config/README.md explains every key."""
 
+    plugins: list[str] = []
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     datasets: dict[str, dict[str, Any] | None] = Field(min_length=1)
     backbones: dict[str, dict[str, Any] | None] = {}
@@ -138,7 +140,10 @@ class Missing:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment file with every name resolved, less what is `missing`."""
+    """An experiment file with every name resolved, less what is `missing`.
+
+    `plugins` are the absolute paths of its plug-ins.
+    """
 
     file: ExperimentFile
     datasets: dict[str, Named]
@@ -146,6 +151,7 @@ class Experiment:
     methods: dict[str, Named]
     jobs: list[tuple[str, str, int]]  # data set, method, seed
     missing: tuple[Missing, ...] = ()
+    plugins: tuple[Path, ...] = ()
 
     def parts_in_use(self) -> list[tuple[str, str]]:
         """Return what its jobs take from outside: ("datasets", name) and ("backbones", name)."""
@@ -169,7 +175,7 @@ def load_experiment(path: Path, catalogue: Path | None = None) -> Experiment:
         InputError: the file is missing, is not YAML, or says something that cannot be.
     """
     values = read_yaml(path)
-    return resolve(values, catalogue or find_catalogue(path), str(path))
+    return resolve(values, catalogue or find_catalogue(path), path.parent)
 
 
 def find_catalogue(path: Path) -> Path:
@@ -228,8 +234,10 @@ def read_catalogue(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return catalogue
 
 
-def resolve(values: Mapping[str, Any], catalogue: Path, where: str = "") -> Experiment:
-    """Check `values`, the contents of an experiment file, and resolve its names.
+def resolve(values: Mapping[str, Any], catalogue: Path, folder: Path = Path()) -> Experiment:
+    """Check `values`, the contents of an experiment file in `folder`, and resolve its names.
+
+    Its plug-ins are loaded.
 
     Raises:
         InputError: names the key's path, what is wrong, and the nearest name that would do.
@@ -239,6 +247,8 @@ def resolve(values: Mapping[str, Any], catalogue: Path, where: str = "") -> Expe
         file = ExperimentFile.model_validate(values)
     except ValidationError as error:
         raise explain(error, "") from None
+    plugins = locate_plugins(file.plugins, folder)
+    load_plugins(plugins)
     sections: dict[str, dict[str, Named]] = {}
     for section in _SECTIONS:
         entries = _expand(section, getattr(file, section))
@@ -254,6 +264,7 @@ def resolve(values: Mapping[str, Any], catalogue: Path, where: str = "") -> Expe
         backbones=sections["backbones"],
         methods=sections["methods"],
         jobs=_jobs(file, sections),
+        plugins=plugins,
     )
     _check_references(experiment)
     return experiment

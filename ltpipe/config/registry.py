@@ -126,6 +126,15 @@ def module_of(kind: str, name: str) -> str:
     return entry.runs or entry.module
 
 
+def code_of(kind: str, name: str) -> tuple[str, ...]:
+    """Return where the code behind `name` is: the module that does the work, a plug-in's path."""
+    entry = find(kind, name)
+    if entry.file is None:
+        return (entry.runs or entry.module,)
+    file = str(entry.file)
+    return (file, entry.runs) if entry.runs.startswith(f"{_PACKAGE.name}.") else (file,)
+
+
 def load(kind: str, name: str) -> Any:
     """Import and return the class or function that is registered under `name`."""
     entry = find(kind, name)

@@ -142,7 +142,7 @@ def build_workload(
         experiments = _included(head, catalogue, folder, head, seen)
         _check_names(head, experiments)
     else:
-        experiments = [resolve(values, catalogue)]
+        experiments = [resolve(values, catalogue, folder)]
         head = experiments[0].file
     outside = OutsideContents(data_root(head.data.root))
     contents = contents or outside
@@ -180,7 +180,7 @@ def _included(
                 inner = Collection.model_validate(values)
                 experiments += _included(inner, catalogue, path.parent, top, (*seen, path))
                 continue
-            experiment = resolve(_with_seeds(values, top), catalogue)
+            experiment = resolve(_with_seeds(values, top), catalogue, path.parent)
         except ValidationError as error:
             raise InputError(f"{path}: {explain(error, '')}") from None
         except InputError as error:
