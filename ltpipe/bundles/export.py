@@ -26,17 +26,17 @@ from ltpipe.bundles.format import (
     write_description,
 )
 from ltpipe.bundles.graph import write_graph
-from ltpipe.bundles.pipeline import Pipeline, scores_of
+from ltpipe.bundles.pipeline import Pipeline, logits_of
 from ltpipe.bundles.preparing import input_rule
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.data.loading import dataset_settings
 from ltpipe.features.store import FeatureStore
+from ltpipe.stage2.core.filters import read_threshold
 from ltpipe.stage2.core.results import under
-from ltpipe.stage2.dlsa.blocks import read_threshold
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import file_sha256
 
-# What of a store's attributes scores may ask for.
+# What of a store's attributes a method's logits may ask for.
 _ATTRIBUTES = ("logit_scale", "subclasses", "classes", "head", "towers")
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
@@ -65,7 +65,7 @@ def export_bundle(
     """
     artifact = open_result(folder, seed)
     settings = result_settings(artifact)
-    scores_of(settings.kind)
+    logits_of(settings.kind)
     place = choose_point(artifact, artifact.manifest["points"], point)
     features = artifact.inputs("features.")
     filters = artifact.inputs("filter.")

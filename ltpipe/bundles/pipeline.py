@@ -19,27 +19,27 @@ from ltpipe.features.extract import Head, embedder
 from ltpipe.features.vision_language import TowerEmbedder
 from ltpipe.models.building import build_network, place
 from ltpipe.models.vision_language import build_towers
+from ltpipe.stage2.core.filters import flow_of
+from ltpipe.stage2.core.inference import Embedded, Filter, Fitted, Logits, Samples
 from ltpipe.stage2.core.results import under
-from ltpipe.stage2.core.scoring import Embedded, Filter, Fitted, Samples, Scores
 from ltpipe.stage2.core.texts import text_logits
-from ltpipe.stage2.dlsa.filter import flow_of
 from ltpipe.training.devices import precision
 from ltpipe.utils.errors import InputError
 
 
-def scores_of(kind: str) -> Scores:
-    """Return a method's scores function.
+def logits_of(kind: str) -> Logits:
+    """Return a method's function `logits`.
 
     Raises:
         InputError: its module has none.
     """
     module = module_of("method", kind)
-    found = getattr(importlib.import_module(module), "scores", None)
-    if found is None:
+    function = getattr(importlib.import_module(module), "logits", None)
+    if function is None:
         raise InputError(
-            f"method {kind} can't predict: {module} has no function scores(fitted, samples)"
+            f"method {kind} can't predict: {module} has no function logits(fitted, samples)"
         )
-    return found
+    return function
 
 
 class Tensors(nn.Module):
@@ -91,7 +91,7 @@ class Pipeline(nn.Module):
         )
         self.point: dict[str, float] = description["point"]["parameters"]
         self.facts: dict[str, Any] = description["facts"]
-        self.scores = scores_of(kind)
+        self.logits = logits_of(kind)
         self.attributes = {role: dict(values["attributes"]) for role, values in roles.items()}
         self.dimensions: dict[str, int] = {role: roles[role]["dimension"] for role in roles}
         self.tensors = Tensors(load_tensors(folder / METHOD))
@@ -128,11 +128,11 @@ class Pipeline(nn.Module):
         A bundle without backbones takes features (B, D), one tensor a role.
         """
         embedded = [branch(inputs[0]) for branch in self.branches.values()]
-        found = embedded or [(features, None) for features in inputs]
+        pairs = embedded or [(features, None) for features in inputs]
         samples = {
-            role: self._embedded(role, *pair) for role, pair in zip(self.roles, found, strict=True)
+            role: self._embedded(role, *pair) for role, pair in zip(self.roles, pairs, strict=True)
         }
-        return self._scored(samples)
+        return self._probabilities(samples)
 
     def _embedded(self, role: str, features: Tensor, logits: Tensor | None) -> Embedded:
         text = self.tensors.under("text").get(role)
@@ -140,14 +140,14 @@ class Pipeline(nn.Module):
             logits = text_logits(features, text, float(self.attributes[role]["logit_scale"]))
         return Embedded(features, logits, text, self.attributes[role], role)
 
-    def _scored(self, samples: Samples) -> Tensor:
+    def _probabilities(self, samples: Samples) -> Tensor:
         filters = [
             Filter(flow, threshold)
             for flow, threshold in zip(self.flows, self.thresholds, strict=True)
         ]
         weights = self.tensors.under("method")
         fitted = Fitted(self.settings, weights, self.point, self.counts, self.facts, filters)
-        return torch.softmax(self.scores(fitted, samples), dim=1)
+        return torch.softmax(self.logits(fitted, samples), dim=1)
 
 
 def _branch(

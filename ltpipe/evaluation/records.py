@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import pandas as pd
 
 from ltpipe.artifacts.divergence import read_divergence
@@ -17,23 +15,6 @@ from ltpipe.utils.errors import InputError
 
 _METRIC_COLUMNS = ["point", "parameters", "protocol", "metric", "class", "value"]
 _HISTORY_COLUMNS = ["epoch", "learning_rate", "loss", "accuracy", "seconds"]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A method's predictions on the test set; P points of a sweep, N samples, C classes.
-
-    `predicted` (P, N) int64, `confidence` (P, N), `labels` (N,), `scores` (P, N, C) or None.
-    """
-
-    predicted: np.ndarray
-    confidence: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray | None
-    points: list[dict[str, float]]
-    class_names: list[str]
-    class_counts: list[int]
-    groups: str
 
 
 def read_records(spec: Mapping[str, Any], base: Path = Path()) -> pd.DataFrame:
@@ -71,33 +52,6 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
     if list(table.columns) != columns:
         raise InputError(f"{path}: must have the columns {', '.join(columns)}; run again")
     return table
-
-
-def read_predictions(folder: Path) -> Predictions:
-    """Return what a method predicted.
-
-    Raises:
-        InputError: predictions.h5 is missing or damaged.
-    """
-    path = folder / "predictions.h5"
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return Predictions(
-                predicted=file["predicted"][()],
-                confidence=file["confidence"][()],
-                labels=file["labels"][()],
-                scores=file["scores"][()] if "scores" in file else None,
-                points=json.loads(file.attrs["points"]),
-                class_names=json.loads(file.attrs["class_names"]),
-                class_counts=json.loads(file.attrs["class_counts"]),
-                groups=str(file.attrs["groups"]),
-            )
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the job that makes it has not finished") from None
-    except (OSError, KeyError, RuntimeError, ValueError):
-        raise InputError(
-            f"{path}: not a readable predictions file; delete it and run again"
-        ) from None
 
 
 def read_class_counts(folder: Path) -> tuple[list[str], list[int]]:

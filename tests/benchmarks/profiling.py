@@ -32,7 +32,9 @@ from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet32
 from ltpipe.stage1.cws.clustering import Clustering
 from ltpipe.stage1.cws.subclasses import PRESETS
-from ltpipe.stage2.simple.classifier import fit_classifiers
+from ltpipe.stage2.core.batches import Sampling
+from ltpipe.stage2.core.classifiers import fit_classifiers
+from ltpipe.stage2.core.fit import Recipe
 from ltpipe.training.devices import CPU, precision
 from ltpipe.training.engine import SupervisedTask
 from ltpipe.utils.seeding import generator
@@ -64,15 +66,16 @@ def extraction(tiny: bool) -> Work:
 
 def sweep_step(tiny: bool) -> Work:
     counts = class_counts(10, 40 if tiny else 500, 10 if tiny else 100)
-    tables, labels = stage2.centred_features(counts, range(3))
+    tables, labels = stage2.centred_features(counts, [0])
     return lambda: stage2.sweep_fit(tables, labels, counts, 1), -(-len(labels) // 64)
 
 
 def large_step(tiny: bool) -> Work:
     samples, classes, dimensions = (128, 10, 16) if tiny else (1280, 1000, 2048)
     store = scale.random_store(samples, classes, dimensions, 1)
-    settings = scale.classifier(64, views="plain")
-    return lambda: fit_classifiers([store], settings, [0], CPU), samples // 64
+    recipe, sampling = Recipe(1, 64, 0.1, "cosine", 0.9, 5e-4), Sampling("plain")
+    loss = CrossEntropyLoss()
+    return lambda: fit_classifiers(store, loss, recipe, sampling, 0, CPU), samples // 64
 
 
 def filter_step(tiny: bool) -> Work:

@@ -31,16 +31,18 @@ from measure import CPU, REPOSITORY, PeakMemory, machine, one_thread, seconds_of
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import FeatureSettings
-from ltpipe.config.methods import Classifier, FlowFilter
+from ltpipe.config.methods import FlowFilter
 from ltpipe.data.loading import ImageSplit
 from ltpipe.data.subset import Subset
 from ltpipe.features import extract
 from ltpipe.features.store import FeatureStore
+from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.flow import FlowMixture
 from ltpipe.models.resnet import resnet32
-from ltpipe.stage2.core.batches import Rows
+from ltpipe.stage2.core.batches import Rows, Sampling
+from ltpipe.stage2.core.classifiers import fit_classifiers
+from ltpipe.stage2.core.fit import Recipe
 from ltpipe.stage2.dlsa.filter import train_flow
-from ltpipe.stage2.simple.classifier import fit_classifiers
 from ltpipe.training.devices import precision
 from ltpipe.utils.memory import keep_freed_memory
 from ltpipe.utils.seeding import generator
@@ -76,19 +78,14 @@ def random_store(images: int, classes: int, dimensions: int, views: int) -> Feat
     )
 
 
-def classifier(batch: int = 128, **values: Any) -> Classifier:
-    """Return the settings of the measured classifiers, one epoch."""
-    fixed = {"kind": "classifier", "backbones": {"features": "features"}, "epochs": 1}
-    return Classifier.model_validate({**fixed, "batch_size": batch, **values})
-
-
 def stage_two(
-    images: int, classes: int, dimensions: int, views: int, seeds: int, models: int
+    images: int, classes: int, dimensions: int, views: int, models: int
 ) -> Callable[[], Any]:
-    """One epoch of `models` learning rates x `seeds` linear classifiers on cached views."""
-    stores = [random_store(images, classes, dimensions, views)] * seeds
-    settings = classifier(learning_rate=[0.1 / (place + 1) for place in range(models)])
-    return lambda: fit_classifiers(stores, settings, range(seeds), CPU)
+    """One epoch of linear classifiers of `models` learning rates on cached views."""
+    store = random_store(images, classes, dimensions, views)
+    rates = tuple(0.1 / (place + 1) for place in range(models))
+    recipe = Recipe(1, 128, rates, "cosine", 0.9, 5e-4)
+    return lambda: fit_classifiers(store, CrossEntropyLoss(), recipe, Sampling(), 0, CPU)
 
 
 def flow_filter(images: int, dimensions: int, clusters: int) -> Callable[[], Any]:
@@ -165,13 +162,12 @@ _FILE = Loop(
 LOOPS: dict[str, Loop] = {
     "stage two, one epoch": Loop(
         stage_two,
-        {"images": 8000, "classes": 50, "dimensions": 128, "views": 2, "seeds": 1, "models": 1},
+        {"images": 8000, "classes": 50, "dimensions": 128, "views": 2, "models": 1},
         {
             "images": [2000, 8000, 32_000, 128_000],
             "classes": [10, 50, 250, 1000],
             "dimensions": [64, 256, 1024, 2048],
             "views": [1, 2, 4, 8],
-            "seeds": [1, 2, 4, 8],
             "models": [1, 4, 16, 64],
         },
     ),
@@ -252,9 +248,10 @@ def huge(small: bool) -> dict[str, float]:
     # Steps enough that drawing the first weights is little beside them.
     steps = 20
     store = random_store(steps * batch, made[1], made[0], 1)
-    settings = classifier(batch, views="plain")
+    recipe, sampling = Recipe(1, batch, 0.1, "cosine", 0.9, 5e-4), Sampling("plain")
+    loss = CrossEntropyLoss()
     seconds = min(
-        seconds_of(lambda: fit_classifiers([store], settings, [0], CPU)) for _ in range(2)
+        seconds_of(lambda: fit_classifiers(store, loss, recipe, sampling, 0, CPU)) for _ in range(2)
     )
     _, disk = ceilings.disk(16 if small else 512)
     with storage.folder() as base:

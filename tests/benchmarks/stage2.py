@@ -16,15 +16,15 @@ import torch
 import work
 from measure import CPU, Result, Run, alternate, one_thread, seconds_of
 
-from ltpipe.config.methods import Classifier
 from ltpipe.data.longtail import class_counts
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.margin import LDAMLoss
-from ltpipe.stage2.core.batches import FusedBatches
+from ltpipe.losses.softmax import CrossEntropyLoss
+from ltpipe.stage2.core.batches import Draws, FusedBatches, Sampling
+from ltpipe.stage2.core.classifiers import fit_classifiers
 from ltpipe.stage2.core.fit import Recipe, fit
 from ltpipe.stage2.core.heads import CosineModel
 from ltpipe.stage2.core.logit_gradients import logit_gradient
-from ltpipe.stage2.simple.classifier import fit_classifiers
 from ltpipe.training.devices import precision
 from ltpipe.utils.seeding import generator
 
@@ -57,18 +57,11 @@ def sweep_fit(
     epochs: int,
     device: torch.device = CPU,
 ) -> None:
-    """Fit FFN's classifiers of 11 coefficients x 3 seeds."""
-    start = torch.randn(10, 64, generator=generator(0, "start")).expand(33, -1, -1)
-    batches = FusedBatches(
-        [tables["kps", seed].to(device) for seed in range(3)],
-        [tables["ce", seed].to(device) for seed in range(3)],
-        labels,
-        COEFFICIENTS.to(device),
-        [0, 1, 2],
-        classes=10,
-        sampler="balanced",
-        batch_size=64,
-    )
+    """Fit FFN's classifiers of 11 coefficients, as a job does."""
+    start = torch.randn(10, 64, generator=generator(0, "start")).expand(11, -1, -1)
+    draws = Draws(labels, 1, 0, classes=10, sampler="balanced")
+    kps, ce = (tables[branch, 0].to(device) for branch in ("kps", "ce"))
+    batches = FusedBatches(kps, ce, draws, COEFFICIENTS.to(device), 64)
     model = CosineModel(logit_gradient(LDAMLoss(counts), device=device))
     recipe = Recipe(epochs, 64, 0.1, "cosine", 0.9, 2e-4)
     fit({"weight": start.to(device, copy=True)}, model, batches, recipe)
@@ -76,17 +69,15 @@ def sweep_fit(
 
 def sweep(run: Run) -> Iterator[Result]:
     counts = class_counts(10, 5000, 100)
-    tables, labels = centred_features(counts, range(3))
+    tables, labels = centred_features(counts, [0])
     epochs = 5 if run.quick else 30
 
-    def lone(seed: int, w1: float) -> float:
-        kps, ce = tables["kps", seed][0], tables["ce", seed][0]
+    def lone(w1: float) -> float:
+        kps, ce = tables["kps", 0][0], tables["ce", 0][0]
         return peers.lone_fusion_run(kps, ce, labels, counts, w1, epochs)
 
     def theirs() -> float:
-        if not run.full:
-            return 33 * lone(0, 0.5)
-        return sum(lone(seed, w1) for seed in range(3) for w1 in COEFFICIENTS.tolist())
+        return sum(map(lone, COEFFICIENTS.tolist())) if run.full else 11 * lone(0.5)
 
     with one_thread():
         product, peer = alternate(
@@ -97,12 +88,12 @@ def sweep(run: Run) -> Iterator[Result]:
     # Of each model in each epoch: both products of every batch.
     flops = epochs * work.linear_step_flops(len(labels), 10, 64)
     yield Result(
-        "FFN sweep, 33 models",
+        "FFN sweep, 11 models",
         "models/s",
-        33 / product,
-        33 / peer,
+        11 / product,
+        11 / peer,
         f"{epochs} epochs; peer: "
-        + ("33 runs" if run.full else f"one run of {peer / 33:.2f} s, times 33"),
+        + ("11 runs" if run.full else f"one run of {peer / 11:.2f} s, times 11"),
         ceilings.product_name(torch.float32, 1),
         flops,
     )
@@ -131,17 +122,10 @@ def large(run: Run) -> Iterator[Result]:
     features, labels = torch.from_numpy(store.features), torch.from_numpy(store.labels)
 
     def ours(batch: int) -> float:
-        settings = Classifier.model_validate(
-            {
-                "kind": "classifier",
-                "backbones": {"features": "features"},
-                "views": "plain",
-                "sampler": "shuffle",
-                "epochs": 1,
-                "batch_size": batch,
-            }
-        )
-        return seconds_of(lambda: fit_classifiers([store], settings, [0], CPU))
+        recipe = Recipe(1, batch, 0.1, "cosine", 0.9, 5e-4)
+        sampling = Sampling("plain", "shuffle")
+        loss = CrossEntropyLoss()
+        return seconds_of(lambda: fit_classifiers(store, loss, recipe, sampling, 0, CPU))
 
     product, peer = alternate(
         lambda: ours(64),

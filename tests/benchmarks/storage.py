@@ -108,7 +108,7 @@ def reading(run: Run) -> Iterator[Result]:
         opened = FeatureStore.open(path / "a.h5")
         rows = Rows(torch.from_numpy(opened.features))
         labels = torch.from_numpy(store.labels)
-        draws = Draws(labels, 1, [0], classes=LARGE[2], sampler="shuffle")
+        draws = Draws(labels, 1, 0, classes=LARGE[2], sampler="shuffle")
         batches = FeatureBatches(rows, draws, BATCH)
         product = min(seconds_of(lambda: _use_up(batches(0))) for _ in range(2))
         order = np.random.default_rng(0).permutation(samples)

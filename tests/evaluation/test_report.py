@@ -17,8 +17,8 @@ from ltpipe.artifacts.manifest import write_manifest
 from ltpipe.config.base import canonical_json
 from ltpipe.config.figures import Confusion, Reliability
 from ltpipe.evaluation.artifacts import STEPS, draw_graph, group_artifacts, read_artifacts
-from ltpipe.evaluation.records import read_predictions
 from ltpipe.evaluation.report import write_report
+from ltpipe.stage2.core.results import read_predictions
 from ltpipe.stage2.ffn import job as ffn
 from ltpipe.stage2.simple import own_classifier
 from ltpipe.utils.errors import InputError

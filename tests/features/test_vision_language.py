@@ -98,13 +98,11 @@ def test_stronger_views_lie_farther_from_the_standard_ones(made):
 
 
 def test_methods_that_know_no_ladder_see_the_standard_views_alone(made):
-    from types import SimpleNamespace
-
+    from ltpipe.stage2.core.batches import Sampling
     from ltpipe.stage2.core.retraining import training_batches
 
     store = FeatureStore.open(made / "features/train.h5")
-    settings = SimpleNamespace(views="cached", sampler="shuffle", per_class=1, batch_size=4096)
-    batches = training_batches([store], settings, [0], CPU)
+    batches = training_batches(store, Sampling(sampler="shuffle"), 4096, 0, CPU)
     assert len(batches.rows.table) == 2 * len(store.labels)
 
 

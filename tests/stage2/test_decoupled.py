@@ -12,20 +12,25 @@ import torch
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import LWS, M2M, RIDE, Classifier, MiSLAS, TauNorm
+from ltpipe.config.methods import TauNorm
 from ltpipe.config.registry import registered
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.building import build_loss
-from ltpipe.losses.softmax import CrossEntropyLoss
+from ltpipe.losses.margin import LDAMLoss
+from ltpipe.losses.reweight import FocalLoss
+from ltpipe.losses.smoothing import LabelAwareSmoothingLoss
+from ltpipe.losses.softmax import BalancedSoftmaxLoss, CrossEntropyLoss
+from ltpipe.losses.weights import effective_number_weights
+from ltpipe.stage2.core.batches import Sampling, SquashedRows, UnitRows
+from ltpipe.stage2.core.classifiers import backbone_head, fit_classifiers, fit_scaled
+from ltpipe.stage2.core.experts import DiversityGradient, fit_experts
+from ltpipe.stage2.core.fit import Recipe
 from ltpipe.stage2.core.heads import CosineModel, LinearModel
 from ltpipe.stage2.core.logit_gradients import AutogradGradient, SoftmaxGradient, logit_gradient
 from ltpipe.stage2.core.retraining import training_batches
-from ltpipe.stage2.simple import m2m, ncm, ride, tau_norm
-from ltpipe.stage2.simple.classifier import fit_classifiers
-from ltpipe.stage2.simple.lws import fit_scales
+from ltpipe.stage2.core.translation import TranslatedBatches, Translation
+from ltpipe.stage2.simple import ncm, tau_norm
 from ltpipe.stage2.simple.m2m import fit_translated
-from ltpipe.stage2.simple.mislas import fit_smoothed
-from ltpipe.stage2.simple.ride import fit_experts
 from ltpipe.testing import make_store
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import generator
@@ -36,80 +41,92 @@ ROLE = {"backbones": {"features": "features"}}
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    """Three backbones' training features, one a seed."""
-    base = tmp_path_factory.mktemp("stores")
-    found = []
-    for seed in range(3):
-        make_store(base / str(seed), seed)
-        found.append(FeatureStore.open(base / str(seed) / "train.h5"))
-    return found
+def store(tmp_path_factory):
+    """A backbone's training features."""
+    base = tmp_path_factory.mktemp("store")
+    make_store(base, 0)
+    return FeatureStore.open(base / "train.h5")
 
 
-def settings_of(model, kind, **values):
-    return model.model_validate({"kind": kind, "epochs": 4, "batch_size": 16, **ROLE, **values})
+COUNTS = [60, 28, 13, 6, 3]
+RECIPE = Recipe(4, 16, 0.1, "cosine", 0.9, 5e-4)
+SAMPLING = Sampling()
 
 
+def classifiers(store, recipe, loss=None, sampling=SAMPLING, **values):
+    loss = loss or CrossEntropyLoss()
+    return fit_classifiers(store, loss, recipe, sampling, 4, CPU, **values)
+
+
+def scaled(store, recipe, loss, trained):
+    return fit_scaled(store, loss, recipe, SAMPLING, 4, CPU, trained=trained)
+
+
+def experts(store, recipe, loss, **values):
+    """Two experts a sweep point."""
+    gradient = DiversityGradient(loss, COUNTS, CPU, experts=2, reweight_from=2, **values)
+    return fit_experts(store, gradient, recipe, SAMPLING, 4, CPU, cosine=loss.takes_cosines)
+
+
+def weighted_focal():
+    loss = FocalLoss()
+    loss.reweight(effective_number_weights(COUNTS))
+    return loss
+
+
+# What fits one store's classifiers by a recipe, and how many models a sweep point consists of.
 FITS = {
-    "crt": (fit_classifiers, settings_of(Classifier, "classifier", per_class=4), 1),
+    "crt": (lambda s, r: classifiers(s, r, sampling=Sampling(per_class=4)), 1),
     "balanced softmax": (
-        fit_classifiers,
-        settings_of(Classifier, "classifier", loss={"name": "balanced-softmax"}, sampler="shuffle"),
+        lambda s, r: classifiers(s, r, BalancedSoftmaxLoss(COUNTS), Sampling(sampler="shuffle")),
         1,
     ),
-    "focal, weighted": (
-        fit_classifiers,
-        settings_of(Classifier, "classifier", loss={"name": "focal"}, weights="effective"),
-        1,
-    ),
-    "cosine": (
-        fit_classifiers,
-        settings_of(Classifier, "classifier", head="cosine", rows="squashed", scale=16.0),
-        1,
-    ),
+    "focal, weighted": (lambda s, r: classifiers(s, r, weighted_focal()), 1),
+    "cosine": (lambda s, r: classifiers(s, r, cosine=True, rows=SquashedRows, scale=16.0), 1),
     "cosine ldam": (
-        fit_classifiers,
-        settings_of(Classifier, "classifier", head="cosine", loss={"name": "ldam"}),
+        lambda s, r: classifiers(s, r, LDAMLoss(COUNTS), cosine=True, rows=UnitRows),
         1,
     ),
-    "lws": (fit_scales, settings_of(LWS, "lws"), 1),
-    "mislas": (fit_smoothed, settings_of(MiSLAS, "mislas"), 1),
-    "m2m": (fit_translated, settings_of(M2M, "m2m"), 1),
-    "ride": (fit_experts, settings_of(RIDE, "ride", reweight_from=2), 2),
-    "ride, linear": (
-        fit_experts,
-        settings_of(RIDE, "ride", head="linear", loss={"name": "ce"}, reweight_from=2),
-        2,
+    "lws": (lambda s, r: scaled(s, r, CrossEntropyLoss(), ("scale",)), 1),
+    "mislas": (
+        lambda s, r: scaled(
+            s,
+            dataclasses.replace(r, factors={"weight": 0.2, "bias": 0.2}),
+            LabelAwareSmoothingLoss(COUNTS),
+            ("weight", "bias", "scale"),
+        ),
+        1,
     ),
+    "m2m": (
+        lambda s, r: fit_translated(s, Translation(), r, SAMPLING, 4, CPU, initial="backbone"),
+        1,
+    ),
+    "ride": (lambda s, r: experts(s, r, LDAMLoss(COUNTS), scale=30.0), 2),
+    "ride, linear": (lambda s, r: experts(s, r, CrossEntropyLoss()), 2),
 }
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_33_models_fitted_together_equal_lone_ones(stores, name, double_precision):
+def test_11_models_fitted_together_equal_lone_ones(store, name, double_precision):
     """In float64: a large product and a small one add in different orders on some processors."""
-    stores = [double_precision(store) for store in stores]
-    fit, settings, parts = FITS[name]
-    sweep = settings.model_copy(update={"learning_rate": RATES})
-    together = fit(stores, sweep, [4, 5, 6], CPU)
+    store = double_precision(store)
+    fit, parts = FITS[name]
+    together = fit(store, dataclasses.replace(RECIPE, learning_rate=tuple(RATES)))
     for value in together.values():
-        assert len(value) == 33 * parts
-    for s, seed in enumerate((4, 5, 6)):
-        for p, rate in enumerate(RATES):
-            lone = fit(
-                [stores[s]], settings.model_copy(update={"learning_rate": rate}), [seed], CPU
-            )
-            for key, value in lone.items():
-                place = (s * 11 + p) * parts
-                found = together[key][place : place + parts]
-                assert value.dtype == torch.float64
-                torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-10)
+        assert len(value) == 11 * parts
+    for place, rate in enumerate(RATES):
+        lone = fit(store, dataclasses.replace(RECIPE, learning_rate=rate))
+        for key, value in lone.items():
+            found = together[key][place * parts : (place + 1) * parts]
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-10)
     moved = {key for key, value in together.items() if not torch.equal(value[0], value[parts])}
     assert moved
 
 
-def lone_by_torch(store, settings, loss, head):
+def lone_by_torch(store, loss, head):
     """Train one linear or cosine classifier by torch's own layers, optimiser and autograd."""
-    batches = training_batches([store], settings, [0], CPU)
+    batches = training_batches(store, SAMPLING, RECIPE.batch_size, 0, CPU)
     draws = generator(0, "classifier")
     classes, dimension = len(store.class_names), store.features.shape[1]
     if head == "linear":
@@ -121,8 +138,8 @@ def lone_by_torch(store, settings, loss, head):
         weight = F.normalize(torch.rand(classes, dimension, generator=draws) * 2 - 1, dim=1)
         parameters = [weight.double().requires_grad_()]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
-    for epoch in range(settings.epochs):
-        cosine = 0.5 * (1 + np.cos(np.pi * epoch / settings.epochs))
+    for epoch in range(RECIPE.epochs):
+        cosine = 0.5 * (1 + np.cos(np.pi * epoch / RECIPE.epochs))
         optimizer.param_groups[0]["lr"] = 0.1 * cosine
         for inputs, target in batches(epoch):
             x = inputs[0].double()
@@ -140,18 +157,16 @@ def lone_by_torch(store, settings, loss, head):
 @pytest.mark.parametrize(
     ("head", "loss"),
     [
-        ("linear", {"name": "ce"}),
-        ("linear", {"name": "balanced-softmax"}),
-        ("linear", {"name": "label-aware-smoothing"}),
-        ("cosine", {"name": "ce"}),
+        ("linear", CrossEntropyLoss()),
+        ("linear", BalancedSoftmaxLoss(COUNTS)),
+        ("linear", LabelAwareSmoothingLoss(COUNTS)),
+        ("cosine", CrossEntropyLoss()),
     ],
 )
-def test_a_classifier_equals_one_trained_by_torch(stores, head, loss):
-    extra = {"rows": "squashed", "scale": 16.0} if head == "cosine" else {}
-    settings = settings_of(Classifier, "classifier", head=head, loss=loss, **extra)
-    found = fit_classifiers([stores[0]], settings, [0], CPU)
-    criterion = build_loss(settings.loss, stores[0].class_counts)
-    expected = lone_by_torch(stores[0], settings, criterion, head)
+def test_a_classifier_equals_one_trained_by_torch(store, head, loss):
+    extra = {"cosine": True, "rows": SquashedRows, "scale": 16.0} if head == "cosine" else {}
+    found = fit_classifiers(store, loss, RECIPE, SAMPLING, 0, CPU, **extra)
+    expected = lone_by_torch(store, loss, head)
     for name, value in zip(("weight", "bias"), expected, strict=False):
         torch.testing.assert_close(found[name][0].double(), value, rtol=1e-4, atol=1e-5)
 
@@ -342,8 +357,9 @@ def ride_loss(z, target, counts, late, diversity):
 @pytest.mark.parametrize("late", [False, True])
 def test_rides_gradient_by_finite_differences_of_a_numpy_loop(late):
     counts = [40, 11, 3]
-    settings = settings_of(RIDE, "ride", reweight_from=2)
-    gradient = ride.DiversityGradient(settings, counts, CPU)
+    gradient = DiversityGradient(
+        LDAMLoss(counts), counts, CPU, experts=2, reweight_from=2, scale=30.0
+    )
     gradient.on_epoch(2 if late else 1)
     draws = torch.Generator().manual_seed(3)
     cosines = torch.rand(1, 5, 2, 3, generator=draws) * 2 - 1
@@ -389,22 +405,25 @@ def test_the_two_numpy_readings_of_ride_agree():
     )
 
 
-def translated(stores, **values):
-    settings = settings_of(M2M, "m2m", **values)
-    store = stores[0]
-    batches = training_batches([store], settings, [7], CPU)
-    weight = torch.from_numpy(store.classifier_weight)
-    judge = (weight[None], torch.from_numpy(store.classifier_bias)[None])
+def translated(store, **values):
+    batches = training_batches(store, SAMPLING, RECIPE.batch_size, 7, CPU)
+    judge = backbone_head(store)
     norm = float(np.linalg.norm(store.features, axis=1).mean())
-    counts = torch.tensor(store.class_counts)
-    made = m2m.TranslatedBatches(
-        batches, weight[None], judge, counts, torch.tensor([norm]), False, settings, [7]
+    made = TranslatedBatches(
+        batches,
+        judge["weight"][None],
+        judge,
+        torch.tensor(store.class_counts),
+        norm,
+        Translation(**values),
+        7,
+        non_negative=False,
     )
-    return store, batches, made, norm
+    return batches, made, norm
 
 
-def test_m2m_makes_samples_of_rare_classes_only_and_its_judge_is_sure_of_them(stores):
-    store, batches, made, _ = translated(stores, confidence=0.8)
+def test_m2m_makes_samples_of_rare_classes_only_and_its_judge_is_sure_of_them(store):
+    batches, made, _ = translated(store, confidence=0.8)
     changed = np.zeros(5)
     seen = np.zeros(5)
     for epoch in range(20):
@@ -428,13 +447,13 @@ def test_m2m_makes_samples_of_rare_classes_only_and_its_judge_is_sure_of_them(st
     assert (share <= bound + 4 * np.sqrt(bound / seen) + 1e-9).all()
 
 
-def test_m2ms_steps_by_loops(stores):
-    store, _, made, norm = translated(stores, steps=3, noise=0.5, penalty=0.5)
+def test_m2ms_steps_by_loops(store):
+    _, made, norm = translated(store, steps=3, noise=0.5, penalty=0.5)
     stream = np.random.default_rng(3)
     features = torch.from_numpy(stream.normal(size=(1, 2, 8))).float()
     noise = torch.from_numpy(stream.normal(size=(1, 2, 8))).float()
     labels, sources = torch.tensor([[3, 4]]), torch.tensor([[0, 1]])
-    found = made._translate(features, noise, labels, sources)[0].numpy()
+    found = made._translate(features, noise[0], labels, sources[0])[0].numpy()
     weight = store.classifier_weight.astype(float)
     for i in range(2):
         x = features[0, i].double().numpy()
@@ -450,13 +469,12 @@ def test_m2ms_steps_by_loops(stores):
         np.testing.assert_allclose(found[i], x, rtol=1e-4, atol=1e-5)
 
 
-def test_stores_without_a_classifier_or_views_are_refused(stores):
-    bare = dataclasses.replace(stores[0], classifier_weight=None, classifier_bias=None, views=None)
+def test_stores_without_a_classifier_or_views_are_refused(store):
+    bare = dataclasses.replace(store, classifier_weight=None, classifier_bias=None, views=None)
     for name in ("lws", "mislas", "m2m"):
-        fit, settings, _ = FITS[name]
         with pytest.raises(InputError, match="carries no stage-one classifier"):
-            fit([bare], settings, [0], CPU)
+            FITS[name][0](bare, RECIPE)
     with pytest.raises(InputError, match="no augmented views are cached"):
-        fit_classifiers([bare], FITS["crt"][1], [0], CPU)
-    plain = FITS["crt"][1].model_copy(update={"views": "plain"})
-    assert torch.isfinite(fit_classifiers([bare], plain, [0], CPU)["weight"]).all()
+        classifiers(bare, RECIPE)
+    plain = classifiers(bare, RECIPE, sampling=Sampling("plain"))
+    assert torch.isfinite(plain["weight"]).all()

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import DLSA, FlowFilter
-from ltpipe.features.store import write_features
+from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.base import SoftmaxForm
+from ltpipe.stage2.core.filters import read_flow, write_blocks
 from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
 from ltpipe.stage2.dlsa import filter as flow_filter
 from ltpipe.stage2.dlsa import job as dlsa
-from ltpipe.stage2.dlsa.blocks import write_blocks
-from ltpipe.stage2.dlsa.cosine_parts import CosinePartsModel, cosine_part_scores
+from ltpipe.stage2.dlsa.cosine_parts import CosinePartsModel, cosine_part_logits
 from ltpipe.testing import check_method
 from ltpipe.utils.errors import InputError
 from tests.support import CPU
@@ -232,7 +234,7 @@ def test_a_cosine_of_parts_is_trained_by_its_gradient():
         logits = logits + x @ F.normalize(leaf[:, columns], dim=1).T
     F.cross_entropy(5 * logits, target[0]).backward()
     torch.testing.assert_close(found, leaf.grad)
-    torch.testing.assert_close(cosine_part_scores(weight[0], inputs[0], [5, 2]), logits.detach())
+    torch.testing.assert_close(cosine_part_logits(weight[0], inputs[0], [5, 2]), logits.detach())
 
 
 def test_a_diverging_flow_is_one_error(tmp_path):
@@ -254,13 +256,13 @@ def test_the_rest_balances_by_its_own_samples_or_by_all_as_released(tmp_path, mo
     seen = {}
     original = dlsa.fit_group
 
-    def noted(data, store, settings, job, name, watch=None):
-        seen[settings.prior, name] = data
-        return original(data, store, settings, job, name, watch)
+    def noted(data, *arguments, **options):
+        seen[prior, data.name] = data
+        return original(data, *arguments, **options)
 
     monkeypatch.setattr(dlsa, "fit_group", noted)
-    run(folder, tmp_path / "group", 1)
-    run(folder, tmp_path / "all", 1, prior="all")
+    for prior in ("group", "all"):
+        run(folder, tmp_path / prior, 1, prior=prior)
     for (prior, name), data in seen.items():
         own = np.bincount(data.labels, minlength=6).tolist()
         expected = COUNTS if (prior, name) == ("all", "rest") else own
@@ -285,14 +287,46 @@ def test_the_best_test_epoch_is_a_row_of_its_own(tmp_path):
     pd.testing.assert_frame_equal(last, pd.read_csv(tmp_path / "plain/metrics.csv"))
 
 
-def test_the_best_of_every_fifth_epoch_and_the_last_counts():
-    inputs = torch.eye(3)
-    watched = dlsa._BestOnTest(inputs, np.array([0, 1, 2]), 7)
-    right = torch.eye(3)
-    partly = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]])
-    for done, scores in [(1, right), (5, partly), (6, right), (7, partly + 1)]:
-        watched(done, lambda x, scores=scores: scores)
-    assert torch.equal(watched.scores, partly)
+def test_the_best_of_every_fifth_epoch_and_the_last_counts(tmp_path):
+    test = FeatureStore.open(store(tmp_path, 0) / "test.h5")
+    best = dlsa._BestOnTest(test, 7, CPU)
+    inside = np.isin(np.arange(len(test.labels)), [0, 60, 120])
+    watch = best.of_group(dlsa.Group("block1", dlsa.Lift(), inside, inside))
+    assert test.labels[inside].tolist() == [0, 1, 2]
+    right = torch.eye(6)[:3]
+    partly = right[[0, 0, 2]]
+    for done, answers in [(1, right), (5, partly), (6, right), (7, partly + 1)]:
+        watch(done, lambda x, answers=answers: answers)
+    assert torch.equal(best.logits[inside], partly)
+    assert not best.logits[~inside].any()
+
+
+def test_the_cascade_answers_as_its_recorded_routes_say(tmp_path):
+    """What is computed anew for each sample meets what the filters wrote."""
+    folder = store(tmp_path, 0)
+    for block in (1, 2):
+        inputs = {"previous": folder / "filter1"} if block == 2 else {}
+        filtered(folder, SMALL, block, **inputs)
+    run(folder, tmp_path / "out", 2)
+    routes = pd.read_csv(tmp_path / "out/routes.csv")["block"].to_numpy()
+    assert set(routes) == {0, 1, 2}
+    test = FeatureStore.open(folder / "test.h5")
+    weights = load_file(tmp_path / "out/models.safetensors")
+    expected = np.empty((len(routes), 6))
+    for i, block in enumerate(routes):
+        x = torch.from_numpy(test.features[i : i + 1])
+        flow = read_flow(folder / f"filter{block or 2}", FlowFilter(**SMALL), 8)
+        output = flow(x)
+        parts = [x, output.latent]
+        name = f"block{block}" if block else "rest"
+        if block:
+            parts.append(weights[f"{name}.prior"][0][output.cluster_log_prob.argmax(1)])
+        joined = torch.cat(parts, 1)[0].double().numpy()
+        z = weights[f"{name}.weight"][0, 0].double().numpy() @ joined
+        z += weights[f"{name}.bias"][0, 0].double().numpy()
+        expected[i] = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+    with h5py.File(tmp_path / "out/predictions.h5") as file:
+        np.testing.assert_allclose(file["scores"][0], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_flow_with_the_most_pure_clusters_is_kept(monkeypatch):

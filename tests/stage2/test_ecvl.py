@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import ECVL
-from ltpipe.evaluation.records import read_predictions
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.stage1 import vision_language
+from ltpipe.stage2.core.results import read_predictions
 from ltpipe.stage2.core.texts import class_texts
 from ltpipe.stage2.ecvl import job as ecvl
 from ltpipe.stage2.ecvl.job import Adapter, Phase2, memory_order, text_gradient

@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from ltpipe.losses.margin import LDAMLoss
+from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.stage2.core import fit as fit_module
-from ltpipe.stage2.core.batches import FusedBatches, SquashedRows, UnitRows
+from ltpipe.stage2.core.batches import Draws, FusedBatches, SquashedRows, UnitRows
 from ltpipe.stage2.core.fit import Recipe
 from ltpipe.stage2.core.fit import fit as fit_models
-from ltpipe.stage2.core.heads import CosineModel, cosine_scores
+from ltpipe.stage2.core.heads import CosineModel, LinearModel, cosines
 from ltpipe.stage2.core.logit_gradients import logit_gradient
 from ltpipe.training.schedules import learning_rate
 from ltpipe.utils.seeding import generator
@@ -27,18 +28,10 @@ def tables(seed, dtype=torch.float32, views=3):
     return [torch.randn(views, len(LABELS), 6, generator=draws).to(dtype) for _ in range(2)]
 
 
-def fused(seeds, coefficients, dtype=torch.float32):
-    pairs = [tables(seed, dtype) for seed in seeds]
-    return FusedBatches(
-        [pair[0] for pair in pairs],
-        [pair[1] for pair in pairs],
-        LABELS,
-        torch.tensor(coefficients),
-        seeds,
-        classes=4,
-        sampler="balanced",
-        batch_size=16,
-    )
+def fused(seed, coefficients, dtype=torch.float32):
+    kps, ce = tables(seed, dtype)
+    draws = Draws(LABELS, len(kps), seed, classes=4, sampler="balanced")
+    return FusedBatches(kps, ce, draws, torch.tensor(coefficients), batch_size=16)
 
 
 def start(models):
@@ -55,7 +48,7 @@ def fit(batches, models):
 def test_stacked_models_equal_lone_ones_trained_by_torch(large, monkeypatch):
     monkeypatch.setattr(fit_module, "_LARGE", large)
     coefficients = [0.0, 0.3, 1.0]
-    batches = fused([5], coefficients)
+    batches = fused(5, coefficients)
     found = fit(batches, 3)
     loss = LDAMLoss(COUNTS)
     for place in range(3):
@@ -72,13 +65,33 @@ def test_stacked_models_equal_lone_ones_trained_by_torch(large, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_stacked_seeds_and_points_equal_lone_runs(dtype):
-    seeds, coefficients = [3, 8], [0.0, 0.5, 0.9]
-    together = fit(fused(seeds, coefficients, dtype), 6)
-    for s, seed in enumerate(seeds):
-        for c, coefficient in enumerate(coefficients):
-            alone = fit(fused([seed], [coefficient], dtype), 1)[0]
-            torch.testing.assert_close(together[3 * s + c], alone, rtol=1e-5, atol=1e-5)
+def test_stacked_points_equal_lone_runs(dtype):
+    coefficients = [0.0, 0.5, 0.9]
+    together = fit(fused(3, coefficients, dtype), 3)
+    for place, coefficient in enumerate(coefficients):
+        alone = fit(fused(3, [coefficient], dtype), 1)[0]
+        torch.testing.assert_close(together[place], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_rates_of_sweep_points_and_factors_of_parameters():
+    """Two points of two models each; the weight of the second point moves twice as fast."""
+    draws = generator(1, "x")
+    inputs, target = (
+        torch.randn(1, 8, 6, generator=draws),
+        torch.randint(4, (1, 8), generator=draws),
+    )
+    model = LinearModel(logit_gradient(CrossEntropyLoss()), ("weight", "bias"))
+    zeros = {"weight": torch.zeros(4, 4, 6), "bias": torch.zeros(4, 4)}
+    recipe = Recipe(1, 8, (0.1, 0.2), "constant", 0.9, 0.0, {"bias": 0.5})
+    found = fit_models(zeros, model, lambda epoch: iter([(inputs, target)]), recipe)
+    for name, factor in (("weight", 1.0), ("bias", 0.5)):
+        slow, same, fast, _ = found[name]
+        assert torch.equal(slow, same)
+        torch.testing.assert_close(fast, 2 * slow)
+        gradient = {"weight": inputs[0], "bias": torch.ones(8, 1)}[name]
+        errors = torch.full((8, 4), 0.25) - F.one_hot(target[0], 4)
+        expected = (-0.1 * factor * errors.T @ gradient / 8).view_as(slow)
+        torch.testing.assert_close(slow, expected)
 
 
 def test_fusing_unit_features_is_averaging_the_cosines():
@@ -93,14 +106,14 @@ def test_fusing_unit_features_is_averaging_the_cosines():
             expected[i, c] = w1 * cos_kps + (1 - w1) * cos_ce
     rows = torch.arange(len(kps))
     units = [UnitRows(torch.from_numpy(table).float()).gather(rows) for table in (kps, ce)]
-    found = cosine_scores(torch.from_numpy(weight).float(), w1 * units[0] + (1 - w1) * units[1])
+    found = cosines(torch.from_numpy(weight).float(), w1 * units[0] + (1 - w1) * units[1])
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 def test_batches_are_class_balanced_and_draw_every_view():
     seen = torch.zeros(4)
     views = set()
-    batches = fused([0], [1.0])
+    batches = fused(0, [1.0])
     unit = {
         tuple(np.round(row.numpy(), 5)): view
         for view, table in enumerate(tables(0)[0])

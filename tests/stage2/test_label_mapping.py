@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ltpipe.artifacts.divergence import read_divergence
-from ltpipe.config.backbones import CWS
+from ltpipe.config.backbones import CWS, Rule
 from ltpipe.config.methods import CachedSplitting, LabelMapping
 from ltpipe.data import drawing
 from ltpipe.data.loading import open_split
@@ -19,15 +19,18 @@ from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import read_subset
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.building import build_loss
+from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.losses.weights import effective_number_weights
 from ltpipe.models.building import build_network, load_weights
 from ltpipe.models.mapping import fresh_mapping
 from ltpipe.stage1.cws import job as cws
 from ltpipe.stage1.cws.mapping import AlternatingMapping
+from ltpipe.stage2.core.fit import Recipe
 from ltpipe.stage2.cws import cached_splitting, label_mapping
 from ltpipe.stage2.cws.label_mapping import view_logits
-from ltpipe.stage2.cws.mapping_fit import Phased, fit_mapping
+from ltpipe.stage2.cws.perceptron import Phased, fit_mapping
 from ltpipe.training.engine import TrainingSet
+from ltpipe.training.rules import phases
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import generator
 from tests.support import CE, CPU, DIGITS, embed, run_job
@@ -82,7 +85,7 @@ def classify(features, output, module=label_mapping, **method):
     return output
 
 
-def scores_of(folder):
+def probabilities_of(folder):
     with h5py.File(folder / "predictions.h5") as file:
         return file["scores"][0]
 
@@ -112,22 +115,21 @@ def test_alternating_and_cached_mapping_agree_on_a_frozen_stage_one(trained, rul
     for epoch in range(4):
         alternating.run_epoch(network, epoch, 0.05)
 
-    method = LabelMapping.model_validate(
-        {
-            "kind": "label-mapping",
-            "views": "plain",
-            "loss": LOSSES[loss]["loss"],
-            "rule": {"name": rule},
-            "schedule": "constant",
-            **recipe,
-            **ROLE,
-        }
-    )
     store = FeatureStore.open(features / "train.h5")
     logits = view_logits(store, "plain", CPU)
     torch.testing.assert_close(logits[0], torch.from_numpy(store.logits), rtol=1e-4, atol=1e-4)
     labels = torch.from_numpy(store.labels)
-    found = fit_mapping(logits, labels, method, store.class_counts, 2, CPU)
+    found = fit_mapping(
+        logits,
+        labels,
+        10,
+        build_loss(values.loss, store.class_counts),
+        phases(values.rule, store.class_counts, 4),
+        Recipe(4, 16, 0.05, "constant", 0.9, 2e-4),
+        2,
+        CPU,
+        cosine=loss == "ldam",
+    )
     start = fresh_mapping(
         sum(SUBCLASSES), 10, sum(SUBCLASSES), values.head, generator(2, "mapping")
     )
@@ -142,19 +144,18 @@ def test_the_fit_is_torchs_own(kind):
     labels = torch.arange(5).repeat_interleave(torch.tensor([40, 20, 10, 5, 2]))
     counts = [40, 20, 10, 5, 2]
     logits = torch.randn(3, len(labels), 8) + 3 * torch.randn(5, 8)[labels]
-    settings = LabelMapping.model_validate(
-        {
-            "kind": "label-mapping",
-            "input": kind,
-            "hidden": 6,
-            "epochs": 5,
-            "batch_size": 16,
-            "learning_rate": [0.1, 0.02],
-            "rule": {"name": "dcb", "start": 3},
-            **ROLE,
-        }
+    found = fit_mapping(
+        logits,
+        labels,
+        5,
+        CrossEntropyLoss(),
+        phases(Rule(name="dcb", start=3), counts, 5),
+        Recipe(5, 16, (0.1, 0.02), "cosine", 0.9, 2e-4),
+        7,
+        CPU,
+        hidden=6,
+        input=kind,
     )
-    found = fit_mapping(logits, labels, settings, counts, 7, CPU)
     for place, rate in enumerate([0.1, 0.02]):
         network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5))
         fresh = fresh_mapping(8, 5, 6, "linear", generator(7, "mapping"))
@@ -214,7 +215,7 @@ def test_all_three_mappings_are_what_they_say(trained, tmp_path):
     ends = np.cumsum(SUBCLASSES)
     starts = ends - SUBCLASSES
     expected = np.stack([shares[:, a:b].sum(1) for a, b in zip(starts, ends, strict=True)], axis=1)
-    np.testing.assert_allclose(scores_of(folders["marginal"]), expected, atol=1e-6)
+    np.testing.assert_allclose(probabilities_of(folders["marginal"]), expected, atol=1e-6)
     kept = load_file(stage1 / "splitting.safetensors")
     weights = load_file(folders["alternating"] / "models.safetensors")
     for name, value in weights.items():
@@ -227,7 +228,7 @@ def test_a_rate_that_does_not_converge_has_no_number_and_a_reason(trained, tmp_p
     metrics = pd.read_csv(folder / "metrics.csv")
     assert metrics[metrics["point"] == 0]["value"].notna().all()
     assert metrics[metrics["point"] == 1]["value"].isna().all()
-    assert read_divergence(folder) == {1: "its scores are not finite"}
+    assert read_divergence(folder) == {1: "its probabilities are not finite"}
 
 
 def test_a_lost_backbone_gives_no_numbers(tmp_path):
@@ -265,9 +266,9 @@ def test_cached_splitting_is_taught_the_shells_of_the_features(
     taught = []
     batches = Phased.batches
 
-    def watch(self, rows, views, targets=None):
+    def watch(self, rows, views, batch_size, targets=None):
         taught.append((self.loss, views, targets))
-        return batches(self, rows, views, targets)
+        return batches(self, rows, views, batch_size, targets)
 
     monkeypatch.setattr(Phased, "batches", watch)
     folder = classify(

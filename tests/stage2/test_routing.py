@@ -76,16 +76,16 @@ def test_nothing_to_fit_leaves_the_temperature():
     assert fit_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)) == 1
 
 
-def test_joined_scores_stand_in_the_order_of_classes():
+def test_joined_logits_stand_in_the_order_of_classes():
     branches = Branches((HEAD, TAIL), ([3, 1], [0, 2, 4]))
     found = branches.concatenated
     np.testing.assert_array_equal(found[0], [0, 2, 1, 1, 2])
     np.testing.assert_array_equal(found[1], [4, -1, 1, 0.5, 0])
 
 
-def test_masked_scores_keep_the_group_that_a_sample_is_sent_to():
-    scores = torch.arange(6.0).view(2, 3)
+def test_masked_logits_keep_the_group_that_a_sample_is_sent_to():
+    logits = torch.arange(6.0).view(2, 3)
     tail = torch.tensor([False, True, True])
-    found = masked(scores, tail, torch.tensor([True, False]))
+    found = masked(logits, tail, torch.tensor([True, False]))
     expected = [[-math.inf, 1, 2], [3, -math.inf, -math.inf]]
     np.testing.assert_array_equal(found, expected)

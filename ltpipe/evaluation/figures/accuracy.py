@@ -11,8 +11,9 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from ltpipe.evaluation.figures.base import Drawn, Material, file_of, name_classes
-from ltpipe.evaluation.records import read_class_counts, read_predictions
+from ltpipe.evaluation.records import read_class_counts
 from ltpipe.evaluation.tables import METRIC_TITLES, published_curve
+from ltpipe.stage2.core.results import read_predictions
 from ltpipe.utils.errors import InputError
 
 

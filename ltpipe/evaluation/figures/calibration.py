@@ -10,7 +10,7 @@ import pandas as pd
 
 from ltpipe.evaluation.figures.base import COLOURS, Drawn, Material, file_of
 from ltpipe.evaluation.metrics import reliability
-from ltpipe.evaluation.records import Predictions, read_predictions
+from ltpipe.stage2.core.results import Predictions, read_predictions
 from ltpipe.utils.errors import InputError
 
 _BINS = 15

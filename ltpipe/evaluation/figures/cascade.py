@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ltpipe.evaluation.figures.base import COLOURS, Drawn, Material, file_of
 from ltpipe.evaluation.figures.data import in_the_plane, some_samples, unit_features
-from ltpipe.evaluation.records import read_predictions
+from ltpipe.stage2.core.results import read_predictions
 from ltpipe.utils.errors import InputError
 
 

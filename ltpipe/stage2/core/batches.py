@@ -1,8 +1,9 @@
-"""Batches of cached features for the fit loop, drawn for each seed as it would be drawn alone."""
+"""Batches of cached features for the fit loop."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -80,11 +81,24 @@ class HasRows(Protocol):
         ...
 
 
-class Draws:
-    """Which rows each epoch visits: S seeds, each with V views of the same N samples.
+@dataclass(frozen=True)
+class Sampling:
+    """What an epoch draws: samples by a `sampler`, and for each its plain feature or a cached view.
 
-    Row ``(s V + v) N + i`` is view v of sample i of seed s. Each epoch draws samples by the
-    sampler and one view for each of them, from streams of the seed alone.
+    `views` is `cached` or `plain`; `per_class` samples are drawn in a row for each class that is
+    drawn. See `ltpipe.data.sampling.epoch_order` for the samplers.
+    """
+
+    views: str = "cached"
+    sampler: str = "balanced"
+    per_class: int = 1
+
+
+class Draws:
+    """Which rows each epoch visits, of V views of the same N samples.
+
+    Row ``v N + i`` is view v of sample i. Each epoch draws samples by the sampler and one view for
+    each of them, from a stream of its own.
 
     Args:
         labels: (N,) int64.
@@ -95,7 +109,7 @@ class Draws:
         self,
         labels: Tensor,
         views: int,
-        seeds: list[int],
+        seed: int,
         *,
         classes: int,
         sampler: str,
@@ -103,28 +117,24 @@ class Draws:
     ) -> None:
         self.labels = labels.cpu()
         self.views = views
-        self.seeds = seeds
+        self.seed = seed
         self.classes = classes
         self.sampler = sampler
         self.per_class = per_class
 
     def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return rows and targets, (S, N) int64 each on the CPU."""
-        rows, targets = [], []
-        for place, seed in enumerate(self.seeds):
-            draws = generator(seed, "stage2", epoch)
-            order = epoch_order(self.labels, self.classes, self.sampler, draws, self.per_class)
-            view = torch.randint(self.views, order.shape, generator=draws)
-            rows.append((place * self.views + view) * len(self.labels) + order)
-            targets.append(self.labels[order])
-        return torch.stack(rows), torch.stack(targets)
+        """Return rows and targets, (N,) int64 each on the CPU."""
+        stream = generator(self.seed, "stage2", epoch)
+        order = epoch_order(self.labels, self.classes, self.sampler, stream, self.per_class)
+        view = torch.randint(self.views, order.shape, generator=stream)
+        return view * len(self.labels) + order, self.labels[order]
 
 
 class FeatureBatches:
-    """Batches of S stores' features, one store a seed; the points of a seed share its batches.
+    """Batches of features that all sweep points share.
 
     Args:
-        rows: the S stores' views, one after another; see `Draws`.
+        rows: V views of the samples, one after another; see `Draws`.
         draws: which of them each epoch visits.
     """
 
@@ -137,63 +147,44 @@ class FeatureBatches:
         self.device = torch.device(device)
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs (S, B, D) and targets (S, B)."""
-        rows, targets = (part.to(self.device) for part in self.draws.epoch(epoch))
-        size = self.batch_size
-        for chosen, target in zip(rows.split(size, 1), targets.split(size, 1), strict=True):
-            yield self.rows.gather(chosen), target
+        """Yield inputs (1, B, D) and targets (1, B)."""
+        for rows, target in _batches(self.draws, epoch, self.batch_size, self.device):
+            yield self.rows.gather(rows).unsqueeze(0), target.unsqueeze(0)
 
 
 class FusedBatches:
-    """Batches of mixtures ``w1 u_kps + (1 - w1) u_ce`` of unit features for S x P models.
+    """Batches of mixtures ``w1 u_kps + (1 - w1) u_ce`` of unit features, one mixture a model.
 
-    Each of S seeds has tables of V views of the same N samples; the P coefficients of a seed share
-    its draws. Model s * P + p has seed s and coefficient p.
+    The P coefficients share their draws.
 
     Args:
-        kps, ce: S tables each, float (V, N, D), of one split.
-        labels: (N,) int64.
-        coefficients: (P,) w1.
-        seeds: S seeds.
+        kps, ce: float (V, N, D), V views of the same N samples.
+        draws: which of them each epoch visits.
+        coefficients: (P,) w1, on the device of the tables.
     """
 
     def __init__(
-        self,
-        kps: list[Tensor],
-        ce: list[Tensor],
-        labels: Tensor,
-        coefficients: Tensor,
-        seeds: list[int],
-        *,
-        classes: int,
-        sampler: str,
-        batch_size: int,
+        self, kps: Tensor, ce: Tensor, draws: Draws, coefficients: Tensor, batch_size: int
     ) -> None:
-        self.kps = UnitRows(joined_views(kps))
-        self.ce = UnitRows(joined_views(ce))
-        self.draws = Draws(labels, len(kps[0]), seeds, classes=classes, sampler=sampler)
+        self.kps = UnitRows(kps.flatten(0, 1))
+        self.ce = UnitRows(ce.flatten(0, 1))
+        self.draws = draws
         self.coefficients = coefficients
         self.batch_size = batch_size
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs (S * P, B, D) and targets (S * P, B)."""
-        device = self.coefficients.device
-        rows, targets = (part.to(device) for part in self.draws.epoch(epoch))
-        points, size = len(self.coefficients), self.batch_size
-        w1 = self.coefficients.view(1, -1, 1, 1)
-        for chosen, target in zip(rows.split(size, 1), targets.split(size, 1), strict=True):
-            ce = self.ce.gather(chosen).unsqueeze(1)
-            kps = self.kps.gather(chosen).unsqueeze(1)
-            mixed = torch.lerp(ce, kps, w1).flatten(0, 1)
-            expanded = target.unsqueeze(1).expand(-1, points, -1).flatten(0, 1)
-            yield mixed, expanded
+        """Yield inputs (P, B, D) and targets (P, B)."""
+        w1 = self.coefficients.view(-1, 1, 1)
+        for rows, target in _batches(self.draws, epoch, self.batch_size, w1.device):
+            ce, kps = self.ce.gather(rows).unsqueeze(0), self.kps.gather(rows).unsqueeze(0)
+            yield torch.lerp(ce, kps, w1), target.expand(len(w1), -1)
 
 
-def joined_views(tables: list[Tensor]) -> Tensor:
-    """Return S tables (V, N, D) as one of rows, (S V N, D)."""
-    if len(tables) == 1:
-        return tables[0].flatten(0, 1)
-    return torch.cat([table.flatten(0, 1) for table in tables])
+def _batches(
+    draws: Draws, epoch: int, batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    rows, targets = (part.to(device).split(batch_size) for part in draws.epoch(epoch))
+    return zip(rows, targets, strict=True)
 
 
 def drawn_views(store: FeatureStore, views: str) -> Tensor:

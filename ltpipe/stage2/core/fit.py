@@ -30,17 +30,22 @@ _LARGE = 1 << 17
 class Recipe:
     """How models are fitted: momentum SGD with a schedule without warm-up.
 
-    `learning_rate` is one number, or (M,) of them. `factors` multiply the rate of the parameters
-    that they name.
+    `learning_rate` is one number, or one for each point of a sweep. `factors` multiply the rate of
+    the parameters that they name.
     """
 
     epochs: int
     batch_size: int
-    learning_rate: float | Tensor
+    learning_rate: float | tuple[float, ...]
     schedule: str
     momentum: float
     weight_decay: float
     factors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def points(self) -> int:
+        """How many sweep points are fitted together."""
+        return len(self.learning_rate) if isinstance(self.learning_rate, tuple) else 1
 
 
 class Model(Protocol):
@@ -68,18 +73,19 @@ def fit(
     Weight decay acts on whatever is trained.
 
     Args:
-        parameters: tensors with M models along the first axis.
+        parameters: tensors with M models along the first axis, as many for each sweep point.
         batches: the inputs and targets of each epoch.
         on_epoch: told the 0-based epoch and the parameters after each epoch.
     """
     momenta: Parameters = {}
+    base = _rates(parameters, recipe)
     for epoch in track(range(recipe.epochs), description):
         share = learning_rate(recipe.schedule, 1.0, epoch, recipe.epochs)
         for inputs, target in batches(epoch):
             for name, gradient in model.gradients(parameters, inputs, target).items():
                 value = parameters[name]
                 rate = share * recipe.factors.get(name, 1.0)
-                if _in_one_pass(value, gradient, recipe):
+                if not isinstance(base, Tensor) and _in_one_pass(value, gradient):
                     first = name not in momenta
                     if first:
                         momenta[name] = torch.empty_like(value)
@@ -90,7 +96,7 @@ def fit(
                         [momenta[name]],
                         weight_decay=recipe.weight_decay,
                         momentum=recipe.momentum,
-                        lr=recipe.learning_rate * rate,
+                        lr=base * rate,
                         dampening=0.0,
                         nesterov=False,
                         maximize=False,
@@ -102,26 +108,36 @@ def fit(
                     momentum = momenta[name].mul_(recipe.momentum).add_(gradient)
                 else:
                     momentum = momenta[name] = gradient
-                if isinstance(recipe.learning_rate, Tensor):
-                    rates = (recipe.learning_rate * rate).view(-1, *[1] * (value.ndim - 1))
+                if isinstance(base, Tensor):
+                    rates = (base * rate).view(-1, *[1] * (value.ndim - 1))
                     value.addcmul_(momentum, rates, value=-1)
                 else:
-                    value.add_(momentum, alpha=-recipe.learning_rate * rate)
+                    value.add_(momentum, alpha=-base * rate)
         if on_epoch is not None:
             on_epoch(epoch, parameters)
     return parameters
 
 
-def _in_one_pass(value: Tensor, gradient: Tensor, recipe: Recipe) -> bool:
+def repeated(start: Parameters, points: int, device: torch.device) -> Parameters:
+    """Return parameters (points, ...) that all begin as `start` (...) does, on `device`."""
+    return {
+        name: value.to(device).repeat(points, *[1] * value.ndim) for name, value in start.items()
+    }
+
+
+def _rates(parameters: Parameters, recipe: Recipe) -> float | Tensor:
+    """Return one learning rate, or (M,) of them on the parameters' device."""
+    if not isinstance(recipe.learning_rate, tuple):
+        return recipe.learning_rate
+    value = next(iter(parameters.values()))
+    rates = torch.tensor(recipe.learning_rate, device=value.device)
+    return rates.repeat_interleave(len(value) // len(rates))
+
+
+def _in_one_pass(value: Tensor, gradient: Tensor) -> bool:
     return (
         value.numel() >= _LARGE
         and value.device.type == "cpu"
-        and not isinstance(recipe.learning_rate, Tensor)
         and value.is_contiguous()
         and gradient.is_contiguous()
     )
-
-
-def stacked(values: list[Tensor], points: int) -> Tensor:
-    """Return (S * points, ...) from S tensors: each repeated for the points of its seed."""
-    return torch.stack(values).repeat_interleave(points, 0)

@@ -26,21 +26,21 @@ class LinearModel:
         self.trained = trained
 
     def gradients(self, parameters: Parameters, inputs: Tensor, target: Tensor) -> Parameters:
-        plain = linear_logits(parameters, inputs)
+        plain = _stacked_logits(parameters, inputs)
         scale = parameters.get("scale")
         if scale is None:
             by_plain = self.gradient(plain, target)
-            found: Parameters = {}
+            gradients: Parameters = {}
         else:
             by_group = scale.view(len(inputs), 1, -1, scale.shape[1])
             by_logits = self.gradient(plain * by_group, target)
-            found = {"scale": (by_logits * plain).sum(1).flatten(0, 1)}
+            gradients = {"scale": (by_logits * plain).sum(1).flatten(0, 1)}
             by_plain = by_logits.mul_(by_group)
         if "bias" in self.trained:
-            found["bias"] = by_plain.sum(1).flatten(0, 1)
+            gradients["bias"] = by_plain.sum(1).flatten(0, 1)
         if "weight" in self.trained:
-            found["weight"] = weight_gradient(by_plain, inputs)
-        return {name: found[name] for name in self.trained}
+            gradients["weight"] = weight_gradient(by_plain, inputs)
+        return {name: gradients[name] for name in self.trained}
 
 
 class CosineModel:
@@ -63,7 +63,7 @@ class CosineModel:
         return {"weight": gradient}
 
 
-def linear_logits(parameters: Parameters, inputs: Tensor) -> Tensor:
+def _stacked_logits(parameters: Parameters, inputs: Tensor) -> Tensor:
     """Return ``W_c . x + b_c`` (G, B, P, C) of inputs (G, B, D), class-wise scales left out."""
     plain = _products(parameters["weight"], inputs)
     bias = parameters.get("bias")
@@ -87,8 +87,8 @@ def _products(weight: Tensor, inputs: Tensor) -> Tensor:
     return products.view(*products.shape[:2], -1, classes)
 
 
-def linear_scores(one: Parameters, inputs: Tensor) -> Tensor:
-    """Return the logits (N, C) of one of `LinearModel`'s models on inputs (N, D)."""
+def linear_logits(one: Parameters, inputs: Tensor) -> Tensor:
+    """Return the logits (N, C) of one of `LinearModel`'s models for inputs (N, D)."""
     plain = F.linear(inputs, one["weight"], one.get("bias"))
     return one["scale"] * plain if "scale" in one else plain
 
@@ -98,9 +98,24 @@ def model_at(parameters: Parameters, model: int) -> Parameters:
     return {name: values[model] for name, values in parameters.items()}
 
 
-def cosine_scores(weight: Tensor, inputs: Tensor) -> Tensor:
+def cosines(weight: Tensor, inputs: Tensor) -> Tensor:
     """Return ``inputs (N, D) . W_c / |W_c|`` of one classifier (C, D): (N, C)."""
     return inputs @ F.normalize(weight, dim=1).T
+
+
+def classifier_model(gradient: LogitGradient, *, cosine: bool) -> LinearModel | CosineModel:
+    """Return the models of cosine classifiers, or of linear ones that train weight and bias."""
+    return CosineModel(gradient) if cosine else LinearModel(gradient, ("weight", "bias"))
+
+
+def random_classifier(
+    classes: int, dimension: int, generator: torch.Generator, *, cosine: bool
+) -> Parameters:
+    """Return the weight of a fresh cosine classifier, or weight and bias of a linear one."""
+    if cosine:
+        return {"weight": random_directions(classes, dimension, generator)}
+    weight, bias = random_linear(classes, dimension, generator)
+    return {"weight": weight, "bias": bias}
 
 
 def random_linear(

@@ -76,8 +76,8 @@ class AutogradGradient:
             if weights is None:
                 value = losses.mean(1).sum()
             else:
-                chosen = weights[target].unsqueeze(2)
-                value = ((chosen * losses).sum(1) / chosen.sum(1)).sum()
+                of_targets = weights[target].unsqueeze(2)
+                value = ((of_targets * losses).sum(1) / of_targets.sum(1)).sum()
             (gradient,) = torch.autograd.grad(value, leaf)
         return gradient * self.scale
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from ltpipe.artifacts.divergence import write_divergence
 from ltpipe.artifacts.job import Job
-from ltpipe.config.base import canonical_json
+from ltpipe.config.base import Settings, canonical_json
 from ltpipe.evaluation.metrics import evaluate
 from ltpipe.features.store import FeatureStore
 from ltpipe.utils.errors import InputError
@@ -40,6 +42,7 @@ SCALARS = (
 _MAX_SCORE_BYTES = 256 << 20
 
 _Value = TypeVar("_Value")
+_Settings = TypeVar("_Settings", bound=Settings)
 
 
 def under(table: Mapping[str, _Value], part: str) -> dict[str, _Value]:
@@ -75,44 +78,49 @@ def open_stores(job: Job, split: str, skip: Sequence[str] = ()) -> dict[str, Fea
 
 def write_results(
     job: Job,
-    scores: Iterable[np.ndarray],
+    probabilities: Iterable[np.ndarray],
     *,
     points: Sequence[Mapping[str, float]],
     protocol: str,
     test: FeatureStore,
     weights: Mapping[str, Tensor],
-    more_rows: Sequence[pd.DataFrame] = (),
+    more_rows: Callable[[int, np.ndarray], pd.DataFrame] | None = None,
+    other_rows: Sequence[pd.DataFrame] = (),
 ) -> None:
     """Write models.safetensors, predictions.h5 and metrics.csv to `job.output`.
 
-    Points whose scores are not finite, and all points on a backbone that did not converge, have no
-    metrics but a record of why.
+    Points whose probabilities are not finite, and all points on a backbone that did not converge,
+    have no metrics but a record of why.
 
     Args:
-        scores: for each point, class probabilities (N, C) of the test samples.
-        points: the swept parameters of each point.
+        probabilities: of the classes, (N, C) of the test samples for each sweep point.
+        points: the swept parameters of each sweep point.
         protocol: the evaluation protocol's tag.
         test: the test store, for labels and class counts.
         weights: tensors with the points along the first axis.
-        more_rows: further rows of metrics, under their own protocol tags.
+        more_rows: makes further rows of a sweep point's place and probabilities.
+        other_rows: further rows of metrics, under their own protocol tags.
     """
     samples, classes = len(test.labels), len(test.class_names)
     keep_scores = len(points) * samples * classes * 4 <= _MAX_SCORE_BYTES
     predicted = np.empty((len(points), samples), np.int64)
     confidence = np.empty((len(points), samples), np.float32)
     kept = np.empty((len(points), samples, classes) if keep_scores else (0, 0, 0), np.float32)
-    rows = []
+    rows: list[pd.DataFrame] = []
+    further = list(other_rows)
     groups = ""
     lost = str(test.attributes.get("diverged", ""))
     diverged = dict.fromkeys(range(len(points)), f"backbone: {lost}") if lost else {}
-    for place, (point, values) in enumerate(zip(points, scores, strict=True)):
+    for place, (point, values) in enumerate(zip(points, probabilities, strict=True)):
         if not np.isfinite(values).all():
-            diverged.setdefault(place, "its scores are not finite")
+            diverged.setdefault(place, "its probabilities are not finite")
         if place in diverged:
             values = np.full((samples, classes), 1 / classes, np.float32)
-        metrics = evaluate_scores(values, test, job.spec["groups"])
+        metrics = metrics_of(values, test, job.spec["groups"])
         groups = metrics["groups"]
         rows.append(metric_rows(metrics, place, point, protocol))
+        if more_rows is not None:
+            further.append(more_rows(place, values))
         predicted[place] = values.argmax(1)
         confidence[place] = values.max(1)
         if keep_scores:
@@ -138,7 +146,7 @@ def write_results(
             file.attrs["class_counts"] = json.dumps(test.class_counts)
             file.attrs["groups"] = groups
             file.attrs["complete"] = True
-    table = pd.concat([*rows, *more_rows], ignore_index=True)
+    table = pd.concat([*rows, *further], ignore_index=True)
     table.loc[table["point"].isin(diverged), "value"] = np.nan
     write_divergence(job.output, diverged)
     write_text_atomic(job.output / "metrics.csv", table.to_csv(index=False))
@@ -154,9 +162,53 @@ def write_results(
         )
 
 
-def evaluate_scores(scores: np.ndarray, test: FeatureStore, groups: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Predictions:
+    """A method's predictions on the test set; P points of a sweep, N samples, C classes.
+
+    `predicted` (P, N) int64, `confidence` (P, N), `labels` (N,), `scores` (P, N, C) or None.
+    """
+
+    predicted: np.ndarray
+    confidence: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray | None
+    points: list[dict[str, float]]
+    class_names: list[str]
+    class_counts: list[int]
+    groups: str
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """Return what a method predicted.
+
+    Raises:
+        InputError: predictions.h5 is missing or damaged.
+    """
+    path = folder / "predictions.h5"
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return Predictions(
+                predicted=file["predicted"][()],
+                confidence=file["confidence"][()],
+                labels=file["labels"][()],
+                scores=file["scores"][()] if "scores" in file else None,
+                points=json.loads(file.attrs["points"]),
+                class_names=json.loads(file.attrs["class_names"]),
+                class_counts=json.loads(file.attrs["class_counts"]),
+                groups=str(file.attrs["groups"]),
+            )
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; the job that makes it has not finished") from None
+    except (OSError, KeyError, RuntimeError, ValueError):
+        raise InputError(
+            f"{path}: not a readable predictions file; delete it and run again"
+        ) from None
+
+
+def metrics_of(probabilities: np.ndarray, test: FeatureStore, groups: str) -> dict[str, Any]:
     """Return the metrics of class probabilities (N, C) on the test store's labels."""
-    return evaluate(scores, test.labels, test.class_counts, groups=groups)
+    return evaluate(probabilities, test.labels, test.class_counts, groups=groups)
 
 
 def metric_rows(
@@ -182,7 +234,7 @@ def manifest_facts(protocol: str, points: Sequence[Mapping[str, float]]) -> dict
     return {"protocol": protocol, "points": [dict(point) for point in points]}
 
 
-def method_settings(job: Job, model: type[Any], roles: Sequence[str]) -> Any:
+def method_settings(job: Job, model: type[_Settings], roles: Sequence[str]) -> _Settings:
     """Return the method's settings from the spec; roles stand for the backbones' names."""
     return model.model_validate({**job.spec["method"], "backbones": {role: role for role in roles}})
 

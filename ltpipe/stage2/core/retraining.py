@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,69 +14,85 @@ from ltpipe.stage2.core.batches import (
     FeatureBatches,
     HasRows,
     Rows,
+    Sampling,
     drawn_views,
-    joined_views,
 )
 from ltpipe.stage2.core.fit import Recipe
-from ltpipe.stage2.core.heads import linear_scores
-from ltpipe.stage2.core.scoring import Fitted, Samples
-from ltpipe.utils.errors import InputError
 
 
-def training_batches(
-    stores: Sequence[FeatureStore],
-    settings: Any,
-    seeds: Sequence[int],
-    device: torch.device,
-    rows: Callable[[Tensor], HasRows] = Rows,
-) -> FeatureBatches:
-    """Return the batches of S stores of the same samples, one a seed.
+class RecipeSettings(Protocol):
+    """Settings of a method that hold the recipe of a fit."""
 
-    Args:
-        settings: a `Retrained` method's.
-        rows: how rows of the joined tables are handed out.
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def learning_rate(self) -> float | list[float]: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
 
-    Raises:
-        InputError: views are asked for and not cached, or stores hold different labels.
+
+class SamplingSettings(Protocol):
+    """Settings of a method that say what its epochs draw."""
+
+    @property
+    def views(self) -> str: ...
+    @property
+    def sampler(self) -> str: ...
+    @property
+    def per_class(self) -> int: ...
+
+
+def recipe_of(settings: RecipeSettings, **factors: float) -> Recipe:
+    """Return the recipe in a method's settings.
+
+    `factors` multiply the learning rate of the parameters that they name.
     """
-    tables = [drawn_views(store, settings.views).to(device) for store in stores]
-    for store in stores[1:]:
-        if not np.array_equal(store.labels, stores[0].labels):
-            raise InputError(f"{store.path} and {stores[0].path} hold different samples")
-    draws = Draws(
-        torch.from_numpy(stores[0].labels),
-        len(tables[0]),
-        list(seeds),
-        classes=len(stores[0].class_names),
-        sampler=settings.sampler,
-        per_class=settings.per_class,
-    )
-    return FeatureBatches(rows(joined_views(tables)), draws, settings.batch_size, device)
-
-
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return what a linear classifier, with scales or without, gives features."""
-    return linear_scores(fitted.weights, samples["features"].features)
-
-
-def recipe_of(
-    settings: Any, seeds: int, device: torch.device, models: int = 1, **factors: float
-) -> Recipe:
-    """Return the recipe for S seeds times the points of a `Retrained` method.
-
-    `models` is how many models each point consists of, `factors` multiply the learning rate of
-    the parameters that they name.
-    """
-    rate: float | Tensor = settings.learning_rate
-    if isinstance(settings.learning_rate, list):
-        rates = torch.tensor(settings.learning_rate, device=device)
-        rate = rates.repeat_interleave(models).repeat(seeds)
+    rate = settings.learning_rate
     return Recipe(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
-        learning_rate=rate,
+        learning_rate=tuple(rate) if isinstance(rate, list) else rate,
         schedule=settings.schedule,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         factors=factors,
     )
+
+
+def sampling_of(settings: SamplingSettings) -> Sampling:
+    """Return what a method's settings say that epochs draw."""
+    return Sampling(settings.views, settings.sampler, settings.per_class)
+
+
+def training_batches(
+    store: FeatureStore,
+    sampling: Sampling,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    rows: Callable[[Tensor], HasRows] = Rows,
+) -> FeatureBatches:
+    """Return the batches of a training store.
+
+    Args:
+        rows: how rows of the table of views (V N, D) are handed out.
+
+    Raises:
+        InputError: views are asked for and not cached.
+    """
+    views = drawn_views(store, sampling.views).to(device)
+    draws = Draws(
+        torch.from_numpy(store.labels),
+        len(views),
+        seed,
+        classes=len(store.class_names),
+        sampler=sampling.sampler,
+        per_class=sampling.per_class,
+    )
+    return FeatureBatches(rows(views.flatten(0, 1)), draws, batch_size, device)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltpipe.features.store import FeatureStore
-from ltpipe.stage2.core.scoring import Embedded
+from ltpipe.stage2.core.inference import Embedded
 from ltpipe.utils.errors import InputError
 
 

@@ -14,24 +14,25 @@ from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import CachedSplitting
-from ltpipe.models.mapping import marginal_scores, owners
+from ltpipe.losses.base import Loss
+from ltpipe.losses.building import build_loss
+from ltpipe.models.mapping import mapped, marginal_scores, owners
 from ltpipe.stage1.cws.clustering import Clustering
 from ltpipe.stage1.cws.subclasses import spread_of, subclass_counts
-from ltpipe.stage2.core.batches import Rows, UnitRows, drawn_views, joined_views
-from ltpipe.stage2.core.decoupled import Features, finish, open_features
-from ltpipe.stage2.core.fit import Parameters, fit, stacked
+from ltpipe.stage2.core.batches import Rows, UnitRows, drawn_views
+from ltpipe.stage2.core.fit import Parameters, fit, repeated
 from ltpipe.stage2.core.heads import (
-    CosineModel,
-    LinearModel,
-    cosine_scores,
-    linear_scores,
+    classifier_model,
+    cosines,
+    linear_logits,
     model_at,
-    random_directions,
-    random_linear,
+    random_classifier,
 )
+from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.one_backbone import Features, finish, open_features
 from ltpipe.stage2.core.retraining import recipe_of
-from ltpipe.stage2.core.scoring import Fitted, Samples
-from ltpipe.stage2.cws.mapping_fit import Phased, fit_mapping, head_of, mapped_logits
+from ltpipe.stage2.cws.perceptron import Phased, fit_mapping
+from ltpipe.training.rules import phases
 from ltpipe.utils.seeding import generator
 
 
@@ -47,59 +48,69 @@ def run(job: Job) -> dict[str, Any]:
     pseudo = clustering.assign(plain, labels)
     # A subclass without samples has no weight or margin of its own; one sample stands in for none.
     counts = clustering.restart().clamp_min(1).tolist()
-    found = _fit_classifier(features, pseudo, counts, job)
-    weights = {**found, "owners": owners(subclasses).repeat(len(settings.points()), 1)}
-    if settings.mapping == "marginal":
-        return finish(job, features, scores, weights, subclasses=subclasses)
-    tables = [view.to(job.device).float() for view in drawn_views(train, settings.views)]
-    first = model_at(found, 0)
-    logits = torch.stack([_logits(first, view, settings) for view in tables])
-    mapping = fit_mapping(
-        logits, labels, settings, train.class_counts, job.spec["seed"], job.device
-    )
-    return finish(job, features, scores, {**weights, **mapping}, subclasses=subclasses)
+    classifiers = _fit_classifier(job, features, pseudo, counts)
+    weights = {**classifiers, "owners": owners(subclasses).repeat(len(settings.points()), 1)}
+    if settings.mapping == "mlp":
+        loss = build_loss(settings.loss, counts)
+        first = model_at(classifiers, 0)
+        views = [view.to(job.device).float() for view in drawn_views(train, settings.views)]
+        weights |= fit_mapping(
+            torch.stack([_subclass_logits(first, view, loss) for view in views]),
+            labels,
+            features.classes,
+            build_loss(settings.loss, train.class_counts),
+            phases(settings.rule, train.class_counts, settings.epochs),
+            recipe_of(settings),
+            job.spec["seed"],
+            job.device,
+            cosine=settings.loss.takes_cosines,
+            hidden=settings.hidden,
+            input=settings.input,
+            per_class=settings.per_class,
+        )
+    return finish(job, features, logits, weights, subclasses=subclasses)
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return the logits of classes, of logits over subclasses."""
+def logits(fitted: Fitted[CachedSplitting], samples: Samples) -> Tensor:
+    """Return the logits of classes (N, C), of a sum their log-probabilities."""
     settings, weights = fitted.settings, fitted.weights
-    logits = _logits(weights, samples["features"].features, settings)
+    loss = build_loss(settings.loss, fitted.class_counts)
+    of_subclasses = _subclass_logits(weights, samples["features"].features, loss)
     if settings.mapping == "marginal":
-        return marginal_scores(logits, weights["owners"], len(fitted.class_counts)).log()
-    return mapped_logits(weights, logits, settings)
+        return marginal_scores(of_subclasses, weights["owners"], len(fitted.class_counts)).log()
+    return loss.logits(mapped(weights, of_subclasses, settings.input))
 
 
-def _fit_classifier(features: Features, pseudo: Tensor, counts: list[int], job: Job) -> Parameters:
-    settings, train = features.settings, features.train
-    table = joined_views([drawn_views(train, settings.views).to(job.device)])
-    width, total, draws = table.shape[1], len(counts), generator(job.spec["seed"], "classifier")
-    rows: Rows
-    if head_of(settings) == "cosine":
-        start = {"weight": random_directions(total, width, draws)}
-        rows = UnitRows(table)
-    else:
-        weight, bias = random_linear(total, width, draws)
-        start = {"weight": weight, "bias": bias}
-        rows = Rows(table)
-    labels = torch.from_numpy(train.labels)
-    phased = Phased(settings, counts, labels, features.classes, job.spec["seed"], job.device)
-    cosine = head_of(settings) == "cosine"
+def _fit_classifier(
+    job: Job, features: Features[CachedSplitting], pseudo: Tensor, counts: list[int]
+) -> Parameters:
+    settings, train, seed = features.settings, features.train, job.spec["seed"]
+    views = drawn_views(train, settings.views).to(job.device)
+    cosine, recipe = settings.loss.takes_cosines, recipe_of(settings)
+    draws = generator(seed, "classifier")
+    start = random_classifier(len(counts), views.shape[2], draws, cosine=cosine)
+    phased = Phased(
+        build_loss(settings.loss, counts),
+        phases(settings.rule, counts, settings.epochs),
+        torch.from_numpy(train.labels),
+        features.classes,
+        seed,
+        job.device,
+        per_class=settings.per_class,
+    )
+    rows = (UnitRows if cosine else Rows)(views.flatten(0, 1))
     return fit(
-        {
-            name: stacked([value], len(settings.points())).to(job.device)
-            for name, value in start.items()
-        },
-        CosineModel(phased) if cosine else LinearModel(phased, ("weight", "bias")),
-        phased.batches(rows, len(table) // len(labels), pseudo),
-        recipe_of(settings, 1, job.device),
+        repeated(start, recipe.points, job.device),
+        classifier_model(phased, cosine=cosine),
+        phased.batches(rows, len(views), recipe.batch_size, pseudo),
+        recipe,
         on_epoch=phased.on_epoch,
-        description=f"classifier over {total} subclasses",
+        description=f"classifier over {len(counts)} subclasses",
     )
 
 
-def _logits(one: Parameters, inputs: Tensor, settings: Any) -> Tensor:
+def _subclass_logits(one: Parameters, inputs: Tensor, loss: Loss) -> Tensor:
     """Return one classifier's subclass logits (N, S) of features (N, D)."""
-    if head_of(settings) == "cosine":
-        scale = settings.loss.scale
-        return scale * cosine_scores(one["weight"], F.normalize(inputs, dim=1))
-    return linear_scores(one, inputs)
+    if loss.takes_cosines:
+        return loss.logits(cosines(one["weight"], F.normalize(inputs, dim=1)))
+    return linear_logits(one, inputs)

@@ -15,12 +15,15 @@ from torch import Tensor
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import LabelMapping
 from ltpipe.features.store import FeatureStore
+from ltpipe.losses.building import build_loss
 from ltpipe.models.mapping import mapped, marginal_scores, owners, read_splitting
 from ltpipe.stage2.core.batches import drawn_views
-from ltpipe.stage2.core.decoupled import Features, finish, open_features
-from ltpipe.stage2.core.heads import cosine_scores, linear_scores, model_at
-from ltpipe.stage2.core.scoring import Fitted, Samples
-from ltpipe.stage2.cws.mapping_fit import fit_mapping, mapped_logits
+from ltpipe.stage2.core.heads import cosines, linear_logits
+from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.one_backbone import Features, finish, open_features
+from ltpipe.stage2.core.retraining import recipe_of
+from ltpipe.stage2.cws.perceptron import fit_mapping
+from ltpipe.training.rules import phases
 from ltpipe.utils.errors import InputError
 
 
@@ -32,32 +35,39 @@ def run(job: Job) -> dict[str, Any]:
         raise InputError(f"{features.test.path}: has no logits, so there is nothing to map")
     if settings.mapping == "marginal":
         weights = {"owners": owners(subclasses_of(features.test))[None]}
-        return finish(job, features, scores, weights)
+        return finish(job, features, logits, weights)
     if settings.mapping == "alternating":
         return _alternating(job, features)
-    found = fit_mapping(
-        view_logits(features.train, settings.views, job.device),
-        torch.from_numpy(features.train.labels),
-        settings,
-        features.train.class_counts,
+    train = features.train
+    weights = fit_mapping(
+        view_logits(train, settings.views, job.device),
+        torch.from_numpy(train.labels),
+        features.classes,
+        build_loss(settings.loss, train.class_counts),
+        phases(settings.rule, train.class_counts, settings.epochs),
+        recipe_of(settings),
         job.spec["seed"],
         job.device,
+        cosine=settings.loss.takes_cosines,
+        hidden=settings.hidden,
+        input=settings.input,
+        per_class=settings.per_class,
     )
-    return finish(job, features, scores, found)
+    return finish(job, features, logits, weights)
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return the logits of classes, of subclass logits."""
+def logits(fitted: Fitted[LabelMapping], samples: Samples) -> Tensor:
+    """Return the logits of classes (N, C), of a sum their log-probabilities, of subclass logits."""
     embedded, settings = samples["features"], fitted.settings
     classes = len(fitted.class_counts)
     assert embedded.logits is not None
     if settings.mapping == "marginal":
-        # A softmax over log probabilities is what it was.
         return marginal_scores(embedded.logits, fitted.weights["owners"], classes).log()
     if settings.mapping == "alternating":
         scale = float(embedded.attributes["logit_scale"])
         return scale * mapped(fitted.weights, embedded.logits, fitted.facts["mapping_input"])
-    return mapped_logits(fitted.weights, embedded.logits, settings)
+    outputs = mapped(fitted.weights, embedded.logits, settings.input)
+    return build_loss(settings.loss, fitted.class_counts).logits(outputs)
 
 
 def view_logits(store: FeatureStore, views: str, device: torch.device) -> Tensor:
@@ -68,21 +78,21 @@ def view_logits(store: FeatureStore, views: str, device: torch.device) -> Tensor
     """
     if store.classifier_weight is None:
         raise InputError(f"{store.path}: carries no stage-one classifier, so views have no logits")
-    weight, bias = store.classifier_weight, store.classifier_bias
-    classifier = {"weight": torch.from_numpy(weight)[None].to(device)}
+    bias = store.classifier_bias
+    classifier = {"weight": torch.from_numpy(store.classifier_weight).to(device)}
     if bias is not None:
-        classifier["bias"] = torch.from_numpy(bias)[None].to(device)
+        classifier["bias"] = torch.from_numpy(bias).to(device)
     cosine = store.attributes.get("head", "linear") == "cosine"
     scale = float(store.attributes.get("logit_scale", 1.0))
 
-    def logits(view: Tensor) -> Tensor:
+    def of_view(view: Tensor) -> Tensor:
         inputs = view.to(device).float()
         if cosine:
             units = torch.nn.functional.normalize(inputs, dim=1)
-            return scale * cosine_scores(classifier["weight"][0], units)
-        return scale * linear_scores(model_at(classifier, 0), inputs)
+            return scale * cosines(classifier["weight"], units)
+        return scale * linear_logits(classifier, inputs)
 
-    return torch.stack([logits(view) for view in drawn_views(store, views)])
+    return torch.stack([of_view(view) for view in drawn_views(store, views)])
 
 
 def subclasses_of(store: FeatureStore) -> list[int]:
@@ -91,11 +101,11 @@ def subclasses_of(store: FeatureStore) -> list[int]:
     return [int(number) for number in store.attributes.get("subclasses", default)]
 
 
-def _alternating(job: Job, features: Features) -> dict[str, Any]:
+def _alternating(job: Job, features: Features[LabelMapping]) -> dict[str, Any]:
     """Map by the perceptron that stage one trained beside the backbone."""
     folder = job.inputs["features.features"]
     splitting = read_splitting(folder)
     if not splitting.mapping:
         raise InputError(f"{folder}: stage one trained no mapping; set mapping: alternating there")
-    found = {name: value[None] for name, value in splitting.mapping.items()}
-    return finish(job, features, scores, found, mapping_input=splitting.input)
+    weights = {name: value[None] for name, value in splitting.mapping.items()}
+    return finish(job, features, logits, weights, mapping_input=splitting.input)

@@ -36,13 +36,13 @@ class CosinePartsModel:
         ).sum(0)
         by_logits = self.gradient(logits.unflatten(2, (-1, classes)), target)
         # Each part's gradient is that of a classifier of its own, given the joint logits.
-        found = [
+        gradients = [
             CosineModel(lambda _logits, _target: by_logits).gradients(
                 {"weight": weight.contiguous()}, part, target
             )["weight"]
             for part, weight in zip(parts, weights, strict=True)
         ]
-        return {"weight": torch.cat(found, 2)}
+        return {"weight": torch.cat(gradients, 2)}
 
 
 def squash(values: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def squash(values: Tensor) -> Tensor:
     return values / (1 + torch.linalg.vector_norm(values, dim=-1, keepdim=True))
 
 
-def cosine_part_scores(weight: Tensor, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
+def cosine_part_logits(weight: Tensor, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return one classifier's logits (m, C) of inputs (m, E), before any scale."""
     parts = zip(weight.split(list(sizes), 1), inputs.split(list(sizes), 1), strict=True)
     each = [squash(part) @ F.normalize(w, dim=1).T for w, part in parts]

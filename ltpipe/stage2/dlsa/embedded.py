@@ -8,24 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import DLSA, M2M, RIDE
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.base import SoftmaxForm
+from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.stage2.core.batches import Draws, FeatureBatches, Rows
-from ltpipe.stage2.core.fit import EpochBatches, Model, Parameters, fit
-from ltpipe.stage2.core.heads import (
-    COSINE_SCALE,
-    LinearModel,
-    random_directions,
-    random_linear,
-)
+from ltpipe.stage2.core.classifiers import backbone_head
+from ltpipe.stage2.core.experts import DiversityGradient, mean_logits
+from ltpipe.stage2.core.fit import EpochBatches, Model, Parameters, Recipe, fit
+from ltpipe.stage2.core.heads import COSINE_SCALE, LinearModel, random_classifier
 from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
-from ltpipe.stage2.core.results import linear_classifier_of
-from ltpipe.stage2.core.retraining import recipe_of
-from ltpipe.stage2.dlsa.cosine_parts import CosinePartsModel, cosine_part_scores
-from ltpipe.stage2.simple.m2m import TranslatedBatches, mean_norm
-from ltpipe.stage2.simple.ride import DiversityGradient, mean_scores
+from ltpipe.stage2.core.translation import TranslatedBatches, Translation, mean_norm
+from ltpipe.stage2.dlsa.cosine_parts import CosinePartsModel, cosine_part_logits
 from ltpipe.utils.seeding import generator
 
 Classify = Callable[[Tensor], Tensor]
@@ -43,59 +36,80 @@ class GroupData:
     loss goes by.
     """
 
+    name: str
     features: Tensor
     labels: Tensor
     lift: Callable[[Tensor], Tensor]
     sizes: list[int]
     prior_counts: Tensor
 
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.prior_counts)
+
+    @property
+    def counts(self) -> Tensor:
+        """How many samples each class has in the group, (C,)."""
+        return torch.bincount(self.labels, minlength=self.classes)
+
 
 def fit_group(
     data: GroupData,
     store: FeatureStore,
-    settings: DLSA,
-    job: Job,
-    name: str,
+    classifier: str,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    *,
+    initial: str = "random",
     watch: Callable[[int, Classify], None] | None = None,
-) -> tuple[Classify, Parameters]:
-    """Train the settings' classifier on a group.
+) -> Parameters:
+    """Train a classifier on a group and return its weights.
 
-    Returns a function from lifted features (m, E) to logits (m, C), and the weights. `watch` is
-    given the number of epochs done and that function as it stands.
+    Args:
+        store: the training store, whose stage-one classifier may be needed.
+        classifier, initial: as in DLSA's settings.
+        watch: given the number of epochs done, and the function from lifted features (m, E) to
+            logits (m, C) as it stands.
 
     Raises:
         InputError: `store` carries no stage-one classifier, and one is needed.
     """
-    classes = len(store.class_names)
-    seed, device = job.spec["seed"], job.device
-    sampler = "balanced" if settings.classifier in ("class-balanced-sampling", "m2m") else "shuffle"
-    draws = Draws(data.labels, 1, [seed], classes=classes, sampler=sampler)
-    experts = _EXPERTS if settings.classifier == "ride" else 1
-    found = _start(data, store, settings, seed, name, experts, device)
+    sampler = "balanced" if classifier in ("class-balanced-sampling", "m2m") else "shuffle"
+    draws = Draws(data.labels, 1, seed, classes=data.classes, sampler=sampler)
+    weights = _start(data, store, classifier, initial, seed, device)
     batches: EpochBatches
-    if settings.classifier == "m2m":
-        plain = FeatureBatches(Rows(data.features), draws, settings.batch_size, device)
-        batches = _translated(plain, found, data, store, seed, device)
+    if classifier == "m2m":
+        plain = FeatureBatches(Rows(data.features), draws, recipe.batch_size, device)
+        batches = _translated(plain, weights, data, store, seed)
     else:
         lifted = Rows(data.lift(data.features))
-        batches = FeatureBatches(lifted, draws, settings.batch_size, device)
+        batches = FeatureBatches(lifted, draws, recipe.batch_size, device)
     diverse = None
     model: Model
-    if settings.classifier == "cosine":
+    if classifier == "cosine":
         gradient = SoftmaxGradient(SoftmaxForm(), scale=COSINE_SCALE, device=device)
         model = CosinePartsModel(gradient, data.sizes)
-    elif settings.classifier == "ride":
-        diverse = _diversity(settings, _counts(data, classes), device)
+    elif classifier == "ride":
+        # A class that the group lacks has no loss, so its weight does not matter.
+        diverse = DiversityGradient(
+            CrossEntropyLoss(),
+            data.counts.clamp_min(1).tolist(),
+            device,
+            experts=_EXPERTS,
+            reweight_from=4 * recipe.epochs // 5,
+        )
         model = LinearModel(diverse, ("weight", "bias"))
     else:
         prior = None
-        if settings.classifier == "balanced-softmax":
+        if classifier == "balanced-softmax":
             prior = data.prior_counts.double().clamp_min(_ABSENT).log().float()
         gradient = SoftmaxGradient(SoftmaxForm(prior=prior), device=device)
         model = LinearModel(gradient, ("weight", "bias"))
 
     def classify(inputs: Tensor) -> Tensor:
-        return group_scores(settings.classifier, found, inputs, data.sizes)
+        return group_logits(classifier, weights, inputs, data.sizes)
 
     def on_epoch(epoch: int, _: Parameters) -> None:
         if diverse is not None:
@@ -103,94 +117,60 @@ def fit_group(
         if watch is not None:
             watch(epoch + 1, classify)
 
-    recipe = recipe_of(settings, 1, device)
-    description = f"{settings.classifier}, {name}"
-    fit(found, model, batches, recipe, on_epoch=on_epoch, description=description)
-    return classify, found
+    description = f"{classifier}, {data.name}"
+    return fit(weights, model, batches, recipe, on_epoch=on_epoch, description=description)
 
 
-def group_scores(
-    classifier: str, found: Parameters, inputs: Tensor, sizes: Sequence[int]
+def group_logits(
+    classifier: str, weights: Parameters, inputs: Tensor, sizes: Sequence[int]
 ) -> Tensor:
     """Return a group's logits (m, C) of lifted features (m, E).
 
     Args:
-        found: the weights of `fit_group`.
+        weights: those of `fit_group`.
         sizes: the widths of the parts that a cosine classifier takes apart.
     """
     if classifier == "cosine":
-        return COSINE_SCALE * cosine_part_scores(found["weight"][0], inputs, sizes)
-    return mean_scores(found, inputs)
-
-
-def _counts(data: GroupData, classes: int) -> Tensor:
-    return torch.bincount(data.labels, minlength=classes)
+        return COSINE_SCALE * cosine_part_logits(weights["weight"][0], inputs, sizes)
+    return mean_logits(weights, inputs)
 
 
 def _start(
     data: GroupData,
     store: FeatureStore,
-    settings: DLSA,
+    classifier: str,
+    initial: str,
     seed: int,
-    name: str,
-    models: int,
     device: torch.device,
 ) -> Parameters:
-    classes, width = len(store.class_names), sum(data.sizes)
-    if settings.classifier == "cosine":
-        draws = generator(seed, "dlsa", name)
-        return {"weight": random_directions(classes, width, draws)[None].to(device)}
-    starts = [
-        random_linear(classes, width, generator(seed, "dlsa", name, model))
-        for model in range(models)
-    ]
-    weight = torch.stack([start[0] for start in starts])
-    bias = torch.stack([start[1] for start in starts])
-    if settings.initial == "backbone":
-        own_weight, own_bias = linear_classifier_of(store)
-        weight[:, :, : own_weight.shape[1]] = own_weight
-        bias[:] = own_bias
-    return {"weight": weight.to(device), "bias": bias.to(device)}
-
-
-def _diversity(settings: DLSA, counts: Tensor, device: torch.device) -> DiversityGradient:
-    ride = RIDE.model_validate(
-        {
-            "kind": "ride",
-            "backbones": {"features": "features"},
-            "experts": _EXPERTS,
-            "head": "linear",
-            "loss": {"name": "ce"},
-            "epochs": settings.epochs,
-        }
-    )
-    # A class that the group lacks has no loss, so its weight does not matter.
-    gradient = DiversityGradient(ride, counts.clamp_min(1).tolist(), device)
-    gradient.on_epoch(0)
-    return gradient
+    cosine, width = classifier == "cosine", sum(data.sizes)
+    streams = [generator(seed, "dlsa", data.name)]
+    if not cosine:
+        experts = _EXPERTS if classifier == "ride" else 1
+        streams = [generator(seed, "dlsa", data.name, expert) for expert in range(experts)]
+    starts = [random_classifier(data.classes, width, draws, cosine=cosine) for draws in streams]
+    weights = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+    if initial == "backbone" and not cosine:
+        own = backbone_head(store)
+        weights["weight"][:, :, : own["weight"].shape[1]] = own["weight"]
+        weights["bias"][:] = own["bias"]
+    return {name: value.to(device) for name, value in weights.items()}
 
 
 def _translated(
-    plain: FeatureBatches,
-    found: Parameters,
-    data: GroupData,
-    store: FeatureStore,
-    seed: int,
-    device: torch.device,
+    plain: FeatureBatches, weights: Parameters, data: GroupData, store: FeatureStore, seed: int
 ) -> EpochBatches:
     """Return batches in which features are translated first and lifted then."""
-    weight, bias = linear_classifier_of(store)
-    dimension = data.features.shape[1]
     translated = TranslatedBatches(
         plain,
         # A view: it changes as the classifier is trained.
-        found["weight"][:, :, :dimension],
-        (weight[None].to(device), bias[None].to(device)),
-        _counts(data, len(store.class_names)).to(device),
-        torch.tensor([mean_norm(store)], device=device),
-        bool((data.features >= 0).all()),
-        M2M.model_validate({"kind": "m2m", "backbones": {"features": "features"}}),
-        [seed],
+        weights["weight"][:, :, : data.features.shape[1]],
+        backbone_head(store),
+        data.counts,
+        mean_norm(store),
+        Translation(),
+        seed,
+        non_negative=bool((data.features >= 0).all()),
     )
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

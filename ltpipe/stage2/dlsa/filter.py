@@ -8,21 +8,19 @@ the others go on to the next block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import FlowFilter
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.flow import FlowMixture
-from ltpipe.stage2.dlsa.blocks import Block, read_block, write_blocks
+from ltpipe.stage2.core.filters import Block, new_flow, read_block, write_blocks
 from ltpipe.stage2.dlsa.clusters import cluster_shares
 from ltpipe.stage2.dlsa.losses import (
     BalanceLoss,
@@ -64,24 +62,24 @@ def run(job: Job) -> dict[str, Any]:
     }
     members = {split: _members(job, split, len(stores[split].labels)) for split in SPLITS}
     train = stores["train"]
-    chosen = np.flatnonzero(members["train"])
+    entered = np.flatnonzero(members["train"])
     seed, block = job.spec["seed"], job.spec["block"]
-    flow = _new_flow(settings, train.features.shape[1], seed, block).to(job.device)
+    flow = new_flow(settings, train.features.shape[1], seed=seed, block=block).to(job.device)
     # Large features are mapped: all of them together need no copy.
-    everything = len(chosen) == len(train.labels)
-    members_only = train.features if everything else train.features[chosen]
+    everything = len(entered) == len(train.labels)
+    members_only = train.features if everything else train.features[entered]
     features = torch.from_numpy(members_only).to(job.device)
-    labels = torch.from_numpy(train.labels[chosen])
+    labels = torch.from_numpy(train.labels[entered])
     classes = len(train.class_names)
     history = []
-    if len(chosen) > 1:
+    if len(entered) > 1:
         history = train_flow(flow, features, labels, classes, settings, seed=seed, block=block)
     likelihoods, clusters = {}, {}
     for split, store in stores.items():
         likelihoods[split], clusters[split] = assign(
             flow, torch.from_numpy(store.features), job.device
         )
-    threshold = quantile_threshold(likelihoods["train"][chosen], settings.share)
+    threshold = quantile_threshold(likelihoods["train"][entered], settings.share)
     with atomic_path(job.output / "filter.safetensors") as temporary:
         state = {name: tensor.cpu().contiguous() for name, tensor in flow.state_dict().items()}
         save_file(state, temporary)
@@ -98,14 +96,14 @@ def run(job: Job) -> dict[str, Any]:
     columns = ["epoch", "likelihood", "balance", "purity", "loss"]
     table = pd.DataFrame(history, columns=columns)
     write_text_atomic(job.output / "history.csv", table.to_csv(index=False))
-    taken = {split: int(found.inside.sum()) for split, found in blocks.items()}
-    entered = {split: int(found.member.sum()) for split, found in blocks.items()}
+    taken = {split: int(block.inside.sum()) for split, block in blocks.items()}
+    arrived = {split: int(block.member.sum()) for split, block in blocks.items()}
     say(
-        f"block {block}: {taken['train']} of {entered['train']} training and {taken['test']} of "
-        f"{entered['test']} test samples are taken out; "
-        f"{len(np.unique(clusters['train'][chosen]))} of {settings.clusters} clusters are in use"
+        f"block {block}: {taken['train']} of {arrived['train']} training and {taken['test']} of "
+        f"{arrived['test']} test samples are taken out; "
+        f"{len(np.unique(clusters['train'][entered]))} of {settings.clusters} clusters are in use"
     )
-    return {"taken": taken, "entered": entered, "threshold": float(threshold)}
+    return {"taken": taken, "entered": arrived, "threshold": float(threshold)}
 
 
 def train_flow(
@@ -252,27 +250,3 @@ def _members(job: Job, split: str, samples: int) -> np.ndarray:
             f"features have {samples}; delete it and run again"
         )
     return passed
-
-
-def _new_flow(settings: FlowFilter, dimension: int, seed: int, block: int) -> FlowMixture:
-    return FlowMixture(
-        dimension,
-        settings.clusters,
-        layers=settings.layers,
-        hidden=settings.hidden,
-        spread=settings.spread,
-        batch_norm=settings.batch_norm,
-        generator=generator(seed, "flow", block),
-    )
-
-
-def read_flow(folder: Path, settings: FlowFilter, dimension: int) -> FlowMixture:
-    """Return the trained flow of a filter's folder, in evaluation mode."""
-    return flow_of(load_file(folder / "filter.safetensors"), settings, dimension)
-
-
-def flow_of(state: Mapping[str, Tensor], settings: FlowFilter, dimension: int) -> FlowMixture:
-    """Return the flow of a state dict, in evaluation mode."""
-    flow = _new_flow(settings, dimension, 0, 0)
-    flow.load_state_dict(state)
-    return flow.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ the cosines of both parts. Class counts in a loss are those of the samples that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,15 @@ from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import DLSA
+from ltpipe.features.store import FeatureStore
 from ltpipe.models.flow import FlowMixture, FlowOutput
-from ltpipe.stage2.core.decoupled import Features, finish, open_features
-from ltpipe.stage2.core.results import evaluate_scores, metric_rows, under
-from ltpipe.stage2.core.scoring import Fitted, Samples
-from ltpipe.stage2.dlsa.blocks import Block, read_block
+from ltpipe.stage2.core.filters import Block, read_block, read_filters
+from ltpipe.stage2.core.inference import Filter, Fitted, Samples
+from ltpipe.stage2.core.one_backbone import Features, finish, open_features
+from ltpipe.stage2.core.results import metric_rows, metrics_of, read_predictions, under
+from ltpipe.stage2.core.retraining import recipe_of
 from ltpipe.stage2.dlsa.clusters import cluster_shares, purity
-from ltpipe.stage2.dlsa.embedded import GroupData, fit_group, group_scores
-from ltpipe.stage2.dlsa.filter import read_flow
+from ltpipe.stage2.dlsa.embedded import GroupData, fit_group, group_logits
 from ltpipe.utils.io import write_text_atomic
 from ltpipe.utils.progress import say
 
@@ -94,6 +95,8 @@ def run(job: Job) -> dict[str, Any]:
     """
     features = open_features(job, DLSA)
     settings = features.settings
+    dimension = features.train.features.shape[1]
+    filters = read_filters(job, settings.filter, settings.blocks, dimension)
     blocks = {
         split: [
             read_block(job.inputs[f"filter.{number}"], split)
@@ -102,66 +105,69 @@ def run(job: Job) -> dict[str, Any]:
         for split in ("train", "test")
     }
     train = torch.from_numpy(features.train.features).to(job.device)
-    test = torch.from_numpy(features.test.features).to(job.device)
-    logits = torch.zeros(len(test), features.classes, device=job.device)
-    best = torch.zeros_like(logits)
+    best = None
+    if settings.best_test:
+        best = _BestOnTest(features.test, settings.epochs, job.device)
     weights: dict[str, Tensor] = {}
     all_counts = torch.tensor(features.train.class_counts)
-    for group in cascade(job, features, blocks):
-        chosen = group.train if group.train.any() else np.ones_like(group.train)
-        rows = torch.from_numpy(np.flatnonzero(chosen))
+    for group in cascade(features, filters, blocks, job.device):
+        members = group.train if group.train.any() else np.ones_like(group.train)
+        rows = torch.from_numpy(np.flatnonzero(members))
         labels = torch.from_numpy(features.train.labels)[rows]
         everything = group.name == "rest" and settings.prior == "all"
         data = GroupData(
+            group.name,
             train[rows.to(job.device)],
             labels,
             group.lift,
-            group.lift.sizes(train.shape[1]),
+            group.lift.sizes(dimension),
             all_counts if everything else torch.bincount(labels, minlength=features.classes),
         )
-        places = torch.from_numpy(np.flatnonzero(group.test)).to(job.device)
-        inputs = group.lift(test[places])
-        watched = _BestOnTest(inputs, features.test.labels[group.test], settings.epochs)
-        classify, found = fit_group(
-            data, features.train, settings, job, group.name, watched if settings.best_test else None
+        fitted = fit_group(
+            data,
+            features.train,
+            settings.classifier,
+            recipe_of(settings),
+            job.spec["seed"],
+            job.device,
+            initial=settings.initial,
+            watch=None if best is None else best.of_group(group),
         )
-        weights |= {f"{group.name}.{name}": value[None] for name, value in found.items()}
+        weights |= {f"{group.name}.{name}": value[None] for name, value in fitted.items()}
         if group.lift.prior is not None:
             weights[f"{group.name}.prior"] = group.lift.prior[None]
-        logits[places] = classify(inputs).to(logits.dtype)
-        best[places] = logits[places] if watched.scores is None else watched.scores
-    table = block_table(features, blocks, logits.argmax(1).cpu().numpy())
-    write_text_atomic(job.output / "blocks.csv", table.to_csv(index=False))
-    clusters = cluster_table(features.train.labels, blocks["train"])
-    write_text_atomic(job.output / "clusters.csv", clusters.to_csv(index=False))
+    rows_of_best = [] if best is None else [best.rows(job.spec["groups"])]
+    facts = finish(job, features, logits, weights, other_rows=rows_of_best, filters=filters)
+    _write_tables(job, features, blocks)
+    return facts
+
+
+def _write_tables(job: Job, features: Features[DLSA], blocks: dict[str, list[Block]]) -> None:
+    table = block_table(features, blocks, read_predictions(job.output).predicted[0])
+    for name, rows in (
+        ("blocks.csv", table),
+        ("clusters.csv", cluster_table(features.train.labels, blocks["train"])),
+        ("routes.csv", route_table(features, blocks["test"])),
+    ):
+        write_text_atomic(job.output / name, rows.to_csv(index=False))
     for row in table.to_dict("records"):
         say(
             f"block {row['block']}: {row['test']} test samples, {row['separation']:.1%} of them "
             f"of tail classes, accuracy {row['accuracy']:.1%}"
         )
-    write_text_atomic(
-        job.output / "routes.csv", route_table(features, blocks["test"]).to_csv(index=False)
-    )
-    more = []
-    if settings.best_test:
-        found_best = evaluate_scores(
-            best.softmax(1).cpu().numpy(), features.test, job.spec["groups"]
-        )
-        more.append(metric_rows(found_best, 0, {}, "best_test"))
-    return finish(job, features, lambda fitted, samples: logits, weights, more_rows=more)
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return the logits of each sample's group, as the filters' thresholds send it there.
+def logits(fitted: Fitted[DLSA], samples: Samples) -> Tensor:
+    """Return the logits (N, C) of each sample's group, as the filters' thresholds send it there.
 
-    Every group scores every sample and most of it is thrown away: it is little beside a backbone,
+    Every group answers every sample and most of it is thrown away: it is little beside a backbone,
     and no shape depends on the samples.
     """
     features, settings = samples["features"].features, fitted.settings
 
     def answered(name: str, lift: Lift, inputs: Tensor) -> Tensor:
         weights = under(fitted.weights, name)
-        return group_scores(settings.classifier, weights, inputs, lift.sizes(features.shape[1]))
+        return group_logits(settings.classifier, weights, inputs, lift.sizes(features.shape[1]))
 
     if not fitted.filters:
         return answered("all", Lift(), features)
@@ -169,54 +175,70 @@ def scores(fitted: Fitted, samples: Samples) -> Tensor:
     for number, block in enumerate(fitted.filters, 1):
         output: FlowOutput = block.flow(features)
         lift = Lift(block.flow, fitted.weights[f"block{number}.prior"], settings.use_latent)
-        found = answered(f"block{number}", lift, lift.lifted(features, output))
-        taken.append((output.log_likelihood >= block.threshold, found))
+        answer = answered(f"block{number}", lift, lift.lifted(features, output))
+        taken.append((output.log_likelihood >= block.threshold, answer))
     rest = Lift(fitted.filters[-1].flow, None, settings.use_latent)
-    logits = answered("rest", rest, rest.lifted(features, output))
+    joined = answered("rest", rest, rest.lifted(features, output))
     # The first block that takes a sample out has the last word.
-    for inside, found in reversed(taken):
-        logits = torch.where(inside.unsqueeze(1), found, logits)
-    return logits
+    for inside, answer in reversed(taken):
+        joined = torch.where(inside.unsqueeze(1), answer, joined)
+    return joined
 
 
 class _BestOnTest:
-    """A group's scores at the best of every fifth epoch on its test samples."""
+    """Each group's logits at the best of every fifth epoch on its test samples."""
 
-    def __init__(self, inputs: Tensor, labels: np.ndarray, epochs: int) -> None:
-        self.inputs = inputs
-        self.labels = torch.from_numpy(labels).to(inputs.device)
+    def __init__(self, test: FeatureStore, epochs: int, device: torch.device) -> None:
+        self.store = test
         self.epochs = epochs
-        self.correct = -1
-        self.scores: Tensor | None = None
+        self.device = device
+        self.logits = torch.zeros(len(test.labels), len(test.class_names), device=device)
 
-    def __call__(self, done: int, classify: Callable[[Tensor], Tensor]) -> None:
-        if done % _TEST_EVERY and done != self.epochs:
-            return
-        scores = classify(self.inputs)
-        correct = int((scores.argmax(1) == self.labels).sum())
-        if correct > self.correct:
-            self.correct, self.scores = correct, scores
+    def of_group(self, group: Group) -> Callable[[int, Callable[[Tensor], Tensor]], None]:
+        """Return what watches the training of one group's classifier."""
+        places = torch.from_numpy(np.flatnonzero(group.test)).to(self.device)
+        inputs = group.lift(torch.from_numpy(self.store.features).to(self.device)[places])
+        labels = torch.from_numpy(self.store.labels[group.test]).to(self.device)
+        most = -1
+
+        def watch(done: int, classify: Callable[[Tensor], Tensor]) -> None:
+            nonlocal most
+            if done % _TEST_EVERY and done != self.epochs:
+                return
+            answers = classify(inputs)
+            correct = int((answers.argmax(1) == labels).sum())
+            if correct > most:
+                most = correct
+                self.logits[places] = answers
+
+        return watch
+
+    def rows(self, groups: str) -> pd.DataFrame:
+        """Return the rows for metrics.csv."""
+        metrics = metrics_of(self.logits.softmax(1).cpu().numpy(), self.store, groups)
+        return metric_rows(metrics, 0, {}, "best_test")
 
 
-def cascade(job: Job, features: Features, blocks: dict[str, list[Block]]) -> list[Group]:
+def cascade(
+    features: Features[DLSA],
+    filters: Sequence[Filter],
+    blocks: dict[str, list[Block]],
+    device: torch.device,
+) -> list[Group]:
     """Return the groups in order: what each block takes out, then the rest."""
     settings = features.settings
-    dimension = features.train.features.shape[1]
+    if not filters:
+        all_train = np.ones(len(features.train.labels), dtype=bool)
+        return [Group("all", Lift(), all_train, np.ones(len(features.test.labels), bool))]
     groups = []
-    flow = None
-    for number, (train, test) in enumerate(zip(blocks["train"], blocks["test"], strict=True), 1):
-        folder = job.inputs[f"filter.{number}"]
-        flow = read_flow(folder, settings.filter, dimension).to(job.device)
+    parts = zip(filters, blocks["train"], blocks["test"], strict=True)
+    for number, (block, train, test) in enumerate(parts, 1):
         prior = cluster_prior(
             train.cluster, features.train.labels, settings.filter.clusters, features.classes
         )
-        lift = Lift(flow, prior.to(job.device), settings.use_latent)
+        lift = Lift(block.flow, prior.to(device), settings.use_latent)
         groups.append(Group(f"block{number}", lift, train.inside, test.inside))
-    if not groups:
-        everything = Lift()
-        all_train = np.ones(len(features.train.labels), dtype=bool)
-        return [Group("all", everything, all_train, np.ones(len(features.test.labels), bool))]
-    rest = Lift(flow, None, settings.use_latent)
+    rest = Lift(filters[-1].flow, None, settings.use_latent)
     return [*groups, Group("rest", rest, blocks["train"][-1].passed, blocks["test"][-1].passed)]
 
 
@@ -228,7 +250,7 @@ def cluster_prior(cluster: np.ndarray, labels: np.ndarray, clusters: int, classe
 
 
 def block_table(
-    features: Features, blocks: dict[str, list[Block]], predicted: np.ndarray
+    features: Features[DLSA], blocks: dict[str, list[Block]], predicted: np.ndarray
 ) -> pd.DataFrame:
     """Return a row a block: samples that enter and that are taken out, and what became of them.
 
@@ -262,11 +284,11 @@ def block_table(
     return pd.DataFrame(rows, columns=columns)
 
 
-def route_table(features: Features, blocks: list[Block]) -> pd.DataFrame:
+def route_table(features: Features[DLSA], blocks: list[Block]) -> pd.DataFrame:
     """Return the block that takes each test sample out, 0 for the rest, and whether it is tail."""
     block = np.zeros(len(features.test.labels), np.int64)
-    for number, found in enumerate(blocks, 1):
-        block[found.inside] = number
+    for number, of_block in enumerate(blocks, 1):
+        block[of_block.inside] = number
     tail = np.asarray(features.train.class_counts)[features.test.labels] <= TAIL_COUNT
     return pd.DataFrame({"index": features.test.index, "block": block, "tail": tail})
 
@@ -274,8 +296,8 @@ def route_table(features: Features, blocks: list[Block]) -> pd.DataFrame:
 def cluster_table(labels: np.ndarray, blocks: list[Block]) -> pd.DataFrame:
     """Return a row for each cluster of each block: its members, and its largest class's share."""
     tables = [
-        cluster_shares(found.cluster[found.member], labels[found.member]).assign(block=block)
-        for block, found in enumerate(blocks, 1)
+        cluster_shares(block.cluster[block.member], labels[block.member]).assign(block=number)
+        for number, block in enumerate(blocks, 1)
     ]
     columns = ["block", "cluster", "size", "purity"]
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)

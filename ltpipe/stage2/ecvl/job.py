@@ -19,9 +19,9 @@ from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import ECVL
 from ltpipe.data.sampling import epoch_order
 from ltpipe.features.store import FeatureStore
-from ltpipe.stage2.core.decoupled import finish, open_features
 from ltpipe.stage2.core.heads import random_linear
-from ltpipe.stage2.core.scoring import Fitted, Samples
+from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.one_backbone import finish, open_features
 from ltpipe.stage2.core.texts import class_texts, text_logits, towers_of
 from ltpipe.stage2.ecvl.ladder import CachedViews
 from ltpipe.stage2.ecvl.losses import instance_contrast
@@ -64,11 +64,11 @@ def run(job: Job) -> dict[str, Any]:
     if fit.memory is not None:
         weights["memory"] = fit.memory.scores()
     facts = {"seconds_per_epoch": round(seconds / settings.epochs, 6), "online": settings.online}
-    return finish(job, features, scores, weights, towers=towers_of(train), **facts)
+    return finish(job, features, logits, weights, towers=towers_of(train), **facts)
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return scaled cosines of adapted features with the classes' texts."""
+def logits(fitted: Fitted[ECVL], samples: Samples) -> Tensor:
+    """Return the scaled cosines (N, C) of adapted features with the classes' texts."""
     text, scale = class_texts(samples["features"])
     weights, relu = fitted.weights, fitted.settings.adapter.relu
     share = weights["share"].view(1, 1)

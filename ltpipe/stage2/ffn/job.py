@@ -23,18 +23,19 @@ from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import FFN
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.margin import LDAMLoss
-from ltpipe.stage2.core.batches import FusedBatches, drawn_views, unit_rows
-from ltpipe.stage2.core.fit import EpochBatches, Parameters, Recipe, fit
-from ltpipe.stage2.core.heads import CosineModel, cosine_scores, random_directions
+from ltpipe.stage2.core.batches import Draws, FusedBatches, drawn_views, unit_rows
+from ltpipe.stage2.core.fit import EpochBatches, Parameters, fit
+from ltpipe.stage2.core.heads import CosineModel, cosines, random_directions
+from ltpipe.stage2.core.inference import Embedded, Fitted, Samples, evaluate_points, predict
 from ltpipe.stage2.core.logit_gradients import logit_gradient
 from ltpipe.stage2.core.results import (
     classifier_of,
-    evaluate_scores,
     method_settings,
     metric_rows,
+    metrics_of,
     open_stores,
 )
-from ltpipe.stage2.core.scoring import Embedded, Fitted, Samples, finish_scores
+from ltpipe.stage2.core.retraining import recipe_of
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import generator
 
@@ -59,32 +60,25 @@ def run(job: Job) -> dict[str, Any]:
         {"weight": start.to(job.device).repeat(len(points), 1, 1)},
         CosineModel(logit_gradient(loss, device=job.device)),
         batches,
-        Recipe(
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            schedule=settings.schedule,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-        ),
+        recipe_of(settings),
         on_epoch=best if settings.best_test else None,
-        description=f"FFN, {len(points)} points",
+        description=f"FFN, {len(points)} models",
     )["weight"]
-    return finish_scores(
+    return evaluate_points(
         job,
         settings,
         test,
-        scores,
+        logits,
         {"weight": weight, "w1": coefficients},
-        more_rows=best.rows(settings.protocol().replace("last", "best_test")),
+        other_rows=best.rows(settings.protocol().replace("last", "best_test")),
     )
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return the scaled cosines of the mixture of both backbones' unit features."""
+def logits(fitted: Fitted[FFN], samples: Samples) -> Tensor:
+    """Return the scaled cosines (N, C) of the mixture of both backbones' unit features."""
     ce, kps = (unit_rows(samples[role].features) for role in ("ce", "kps"))
     mixture = torch.lerp(ce, kps, fitted.point["w1"])
-    return cosine_scores(fitted.weights["weight"], mixture) * fitted.settings.scale
+    return cosines(fitted.weights["weight"], mixture) * fitted.settings.scale
 
 
 def _initial_classifier(settings: FFN, kps: FeatureStore, classes: int, seed: int) -> Tensor:
@@ -111,16 +105,14 @@ def _batches(
         role: drawn_views(store, settings.views).to(job.device) for role, store in train.items()
     }
     _check_same_views(train, settings)
-    return FusedBatches(
-        [tables["kps"]],
-        [tables["ce"]],
+    draws = Draws(
         torch.from_numpy(train["kps"].labels),
-        coefficients,
-        [job.spec["seed"]],
+        len(tables["kps"]),
+        job.spec["seed"],
         classes=len(train["kps"].class_names),
         sampler=settings.sampler,
-        batch_size=settings.batch_size,
     )
+    return FusedBatches(tables["kps"], tables["ce"], draws, coefficients, settings.batch_size)
 
 
 def _check_same_views(train: dict[str, FeatureStore], settings: FFN) -> None:
@@ -160,8 +152,8 @@ class _BestOnTest:
     def _evaluate(self, weight: Tensor) -> Iterator[dict[str, Any]]:
         for one, point in zip(weight, self.points, strict=True):
             fitted = Fitted(self.settings, {"weight": one}, point, self.store.class_counts)
-            found = scores(fitted, self.samples).softmax(1).cpu().numpy()
-            yield evaluate_scores(found, self.store, self.groups)
+            probabilities = predict(logits, fitted, self.samples)
+            yield metrics_of(probabilities, self.store, self.groups)
 
     def rows(self, protocol: str) -> list[pd.DataFrame]:
         """Return the rows for metrics.csv; none where no epoch was watched."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import LogitFusion
+from ltpipe.stage2.core.inference import Fitted, Samples, evaluate_points
 from ltpipe.stage2.core.results import class_logits, method_settings, open_stores
-from ltpipe.stage2.core.scoring import Fitted, Samples, finish_scores
 from ltpipe.utils.errors import InputError
 
 
@@ -33,11 +33,11 @@ def run(job: Job) -> dict[str, Any]:
         if class_logits(store) is None:
             raise InputError(f"{store.path}: has no logits to fuse")
     w1 = torch.tensor([point["w1"] for point in settings.points()])
-    return finish_scores(job, settings, test, scores, {"w1": w1})
+    return evaluate_points(job, settings, test, logits, {"w1": w1})
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return the log of the mixtures: a softmax over log probabilities is what it was."""
+def logits(fitted: Fitted[LogitFusion], samples: Samples) -> Tensor:
+    """Return the log-probabilities (N, C) of the mixtures: their softmax is what they are of."""
     ce, kps = samples["ce"].logits, samples["kps"].logits
     assert ce is not None and kps is not None
     return fuse(ce, kps, fitted.point["w1"], fitted.settings.space).log()

@@ -1,4 +1,4 @@
-"""Head and tail classes of a store's samples, scores within them, and accuracy by them."""
+"""Head and tail classes of a store's samples, logits within them, and accuracy by them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def sample_groups(store: FeatureStore, tail_share: float) -> tuple[Tensor, Tenso
     return tail, tail[torch.from_numpy(store.labels)]
 
 
-def masked(scores: Tensor, tail: Tensor, to_tail: Tensor) -> Tensor:
-    """Return scores (N, C) with -inf outside the group that each sample is sent to.
+def masked(logits: Tensor, tail: Tensor, to_tail: Tensor) -> Tensor:
+    """Return logits (N, C) with -inf outside the group that each sample is sent to.
 
     Args:
         tail: (C,) bool, the tail classes.
         to_tail: (N,) bool, the samples sent to them.
     """
-    return scores.masked_fill(tail != to_tail.unsqueeze(1), -torch.inf)
+    return logits.masked_fill(tail != to_tail.unsqueeze(1), -torch.inf)
 
 
 def group_rows(
@@ -49,8 +49,8 @@ def group_rows(
     _, of_tail = sample_groups(store, tail_share)
     hits = predicted == store.labels
     values = [
-        float(hits[chosen].mean()) if chosen.any() else np.nan
-        for chosen in (~of_tail.numpy(), of_tail.numpy())
+        float(hits[of_group].mean()) if of_group.any() else np.nan
+        for of_group in (~of_tail.numpy(), of_tail.numpy())
     ]
     return pd.DataFrame(
         {

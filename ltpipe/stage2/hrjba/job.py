@@ -13,26 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import HRJBA, Classifier
+from ltpipe.config.methods import HRJBA
 from ltpipe.data.head_tail import group_classes, tail_classes
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.base import SoftmaxForm
 from ltpipe.losses.building import build_loss
-from ltpipe.stage2.core.decoupled import Features, finish
-from ltpipe.stage2.core.fit import Parameters, fit
-from ltpipe.stage2.core.heads import LinearModel, linear_scores, model_at, random_linear
+from ltpipe.stage2.core.batches import Sampling
+from ltpipe.stage2.core.classifiers import fit_classifiers
+from ltpipe.stage2.core.filters import read_filters
+from ltpipe.stage2.core.fit import Parameters, Recipe, fit, repeated
+from ltpipe.stage2.core.heads import LinearModel, linear_logits, random_classifier
+from ltpipe.stage2.core.inference import Embedded, Filter, Fitted, Samples, evaluate_points
 from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
 from ltpipe.stage2.core.results import method_settings, open_stores
-from ltpipe.stage2.core.retraining import recipe_of, training_batches
-from ltpipe.stage2.core.scoring import Embedded, Fitted, Samples, finish_scores
-from ltpipe.stage2.dlsa.blocks import read_block
+from ltpipe.stage2.core.retraining import recipe_of, sampling_of, training_batches
 from ltpipe.stage2.hrjba.groups import group_rows, masked, sample_groups
 from ltpipe.stage2.hrjba.routing import energy_gap, fit_bias, fit_temperature, tempered
-from ltpipe.stage2.simple.classifier import fit_classifiers
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.progress import say
 from ltpipe.utils.seeding import generator
@@ -48,7 +49,7 @@ class Branches:
     classes: tuple[list[int], list[int]]
 
     def joined(self, parts: Tensor) -> Tensor:
-        """Return scores (N, h + t), head classes first, in the order of classes: (N, C)."""
+        """Return values (N, h + t), head classes first, in the order of classes: (N, C)."""
         order = torch.tensor([*self.classes[0], *self.classes[1]], device=parts.device)
         return parts.index_select(1, torch.argsort(order))
 
@@ -71,55 +72,47 @@ def run(job: Job) -> dict[str, Any]:
     settings = method_settings(job, HRJBA, GROUPS)
     train = open_stores(job, "train", skip=() if settings.needs_views() else ("views",))
     test = open_stores(job, "test")
-    features = Features(settings, _both(train), test["head"])
-    if settings.routing == "retrain":
-        return _retrain(job, features, test)
-    samples = {group: Embedded.of(test[group], job.device) for group in GROUPS}
-    weights, facts = _learned(job, features)
-    found = join(
-        Fitted(settings, weights, {}, features.test.class_counts, facts),
-        samples,
-        _known_groups(job, features.test, settings),
+    weights, facts = _learned(job, settings, train)
+    filters: list[Filter] = []
+    if settings.routing == "flow":
+        dimension = train[settings.filter_role()].features.shape[1]
+        filters = read_filters(job, settings.filter, 1, dimension)
+    points, protocol = settings.points(), settings.protocol()
+
+    def by_group(place: int, probabilities: np.ndarray) -> pd.DataFrame:
+        predicted, share = probabilities.argmax(1), settings.tail_share
+        return group_rows(predicted, test["head"], share, protocol, place, points[place])
+
+    return evaluate_points(
+        job, settings, test, logits, weights, more_rows=by_group, filters=filters, **facts
     )
-    rows = group_rows(
-        found.argmax(1).cpu().numpy(), features.test, settings.tail_share, settings.protocol()
-    )
-    weights = {name: value[None] for name, value in weights.items()}
-    return finish(job, features, lambda fitted, samples: found, weights, more_rows=[rows], **facts)
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return the scores of all classes, each sample routed by what it is alone."""
-    if fitted.settings.routing == "retrain":
-        loss = build_loss(fitted.settings.loss, fitted.class_counts)
-        return loss.logits(linear_scores(fitted.weights, _side_by_side(samples)))
-    to_tail = None
-    if fitted.settings.routing == "flow":
-        (block,) = fitted.filters
-        features = samples[fitted.settings.filter_role()].features
-        to_tail = block.flow(features).log_likelihood >= block.threshold
-    return join(fitted, samples, to_tail)
+def logits(fitted: Fitted[HRJBA], samples: Samples) -> Tensor:
+    """Return what softmax should see (N, C): logits, or log-probabilities of the joined branches.
 
-
-def join(fitted: Fitted, samples: Samples, to_tail: Tensor | None) -> Tensor:
-    """Return scores (N, C) of both branches whose softmax counts.
-
-    Args:
-        to_tail: (N,) bool, the samples that the tail branch answers, where routing `oracle` or
-            `flow` knows; None where the branches and what was learned decide.
+    Routing `oracle` is told each sample's class.
     """
     settings, weights = fitted.settings, fitted.weights
+    if settings.routing == "retrain":
+        loss = build_loss(settings.loss, fitted.class_counts)
+        return loss.logits(linear_logits(weights, _side_by_side(samples)))
     branches = branches_of(samples, fitted.class_counts, settings.tail_share)
     if settings.routing == "concat":
         return branches.concatenated
-    device = branches.logits[0].device
     is_tail = tail_classes(fitted.class_counts, settings.tail_share)
-    tail = torch.from_numpy(is_tail).to(device)
+    tail = torch.from_numpy(is_tail).to(branches.logits[0].device)
     inside = branches.joined(torch.cat([z.log_softmax(1) for z in branches.logits], 1))
-    if to_tail is not None:
-        return masked(inside, tail, to_tail)
+    if settings.routing == "oracle":
+        labels = samples["head"].labels
+        assert labels is not None
+        return masked(inside, tail, tail[labels])
+    if settings.routing == "flow":
+        (block,) = fitted.filters
+        features = samples[settings.filter_role()].features
+        return masked(inside, tail, block.flow(features).log_likelihood >= block.threshold)
     if settings.routing == "gate":
-        log_share = linear_scores(weights, _side_by_side(samples)).log_softmax(1)
+        log_share = linear_logits(weights, _side_by_side(samples)).log_softmax(1)
         if settings.soft:
             return inside + log_share[:, tail.long()]
         return masked(inside, tail, log_share[:, 1] > log_share[:, 0])
@@ -135,23 +128,13 @@ def _side_by_side(samples: Samples) -> Tensor:
     return torch.cat([samples[group].features for group in GROUPS], 1)
 
 
-def _known_groups(job: Job, test: FeatureStore, settings: HRJBA) -> Tensor | None:
-    """Return which test samples go to the tail branch, (N,) bool, where it is known before."""
-    if settings.routing == "oracle":
-        return sample_groups(test, settings.tail_share)[1].to(job.device)
-    if settings.routing == "flow":
-        taken = read_block(job.inputs["filter.1"], "test").inside
-        return torch.from_numpy(taken).to(job.device)
-    return None
-
-
 def branches_of(samples: Samples, class_counts: Sequence[int], tail_share: float) -> Branches:
     """Return the logits of both branches, each of its own classes.
 
     Raises:
         InputError: a branch has no logits, or was trained on other classes.
     """
-    found, groups = [], []
+    logits, groups = [], []
     for group in GROUPS:
         branch = samples[group]
         classes = group_classes(class_counts, tail_share, group)
@@ -164,9 +147,9 @@ def branches_of(samples: Samples, class_counts: Sequence[int], tail_share: float
                 f"{tail_share:g} makes {len(classes)} {group} classes; give both the same"
             )
         # A classifier of all classes serves as a branch by its outputs for the group.
-        found.append(branch.logits if covered else branch.logits[:, classes])
+        logits.append(branch.logits if covered else branch.logits[:, classes])
         groups.append(classes)
-    return Branches((found[0], found[1]), (groups[0], groups[1]))
+    return Branches((logits[0], logits[1]), (groups[0], groups[1]))
 
 
 def _both(stores: dict[str, FeatureStore]) -> FeatureStore:
@@ -186,24 +169,30 @@ def _both(stores: dict[str, FeatureStore]) -> FeatureStore:
     )
 
 
-def _learned(job: Job, features: Features) -> tuple[Parameters, dict[str, Any]]:
-    """Return what the routing learns, and facts of it; nothing where it learns nothing."""
-    settings = features.settings
+def _learned(
+    job: Job, settings: HRJBA, train: dict[str, FeatureStore]
+) -> tuple[Parameters, dict[str, Any]]:
+    """Return what the routing learns, the sweep points first, and facts of it."""
+    seed, device = job.spec["seed"], job.device
+    recipe, sampling = recipe_of(settings), sampling_of(settings)
+    if settings.routing == "retrain":
+        loss = build_loss(settings.loss, train["head"].class_counts)
+        return fit_classifiers(_both(train), loss, recipe, sampling, seed, device), {}
     if settings.routing == "gate":
-        return _gate(job, features), {}
+        return fit_gate(_both(train), settings.tail_share, recipe, sampling, seed, device), {}
     if settings.routing not in ("temperature", "energy"):
         return {}, {}
     held_out, labels = _held_out(job, settings.tail_share)
     temperatures = _temperatures(held_out, labels)
     facts: dict[str, Any] = {"temperatures": list(temperatures)}
-    learned = {"temperatures": torch.tensor(temperatures)}
+    learned = {"temperatures": torch.tensor([temperatures])}
     if settings.routing == "energy":
-        tail, _ = sample_groups(features.test, settings.tail_share)
+        tail, _ = sample_groups(train["head"], settings.tail_share)
         bias = fit_bias(energy_gap(*held_out.logits, temperatures), tail[labels])
         say(f"temperatures {temperatures[0]:.2f} and {temperatures[1]:.2f}, bias {bias:.2f}")
-        learned["bias"] = torch.tensor(bias)
+        learned["bias"] = torch.tensor([bias])
         facts["bias"] = bias
-    return {name: value.to(job.device) for name, value in learned.items()}, facts
+    return learned, facts
 
 
 def _held_out(job: Job, tail_share: float) -> tuple[Branches, Tensor]:
@@ -230,55 +219,38 @@ def _tuning_folder(job: Job, group: str) -> Path:
 
 def _temperatures(branches: Branches, labels: Tensor) -> tuple[float, float]:
     """Return each branch's temperature, fitted on the samples of its own classes."""
-    found = []
+    temperatures = []
     for logits, classes in zip(branches.logits, branches.classes, strict=True):
         places = {label: place for place, label in enumerate(classes)}
         local = torch.tensor([places.get(label, -1) for label in labels.tolist()])
-        found.append(fit_temperature(logits[local >= 0], local[local >= 0]))
-    return found[0], found[1]
+        temperatures.append(fit_temperature(logits[local >= 0], local[local >= 0]))
+    return temperatures[0], temperatures[1]
 
 
-def _gate(job: Job, features: Features) -> Parameters:
-    """Learn to route by a logistic regression on both branches' features, classes drawn evenly."""
-    settings, seed = features.settings, job.spec["seed"]
-    batches = training_batches([features.train], settings, [seed], job.device)
-    tail, _ = sample_groups(features.test, settings.tail_share)
-    to_group = tail.long().to(job.device)
+def fit_gate(
+    store: FeatureStore,
+    tail_share: float,
+    recipe: Recipe,
+    sampling: Sampling,
+    seed: int,
+    device: torch.device,
+) -> Parameters:
+    """Learn to route by a logistic regression on both branches' features, classes drawn evenly.
+
+    Returns weight (1, 2, D) and bias (1, 2) of the groups head and tail.
+    """
+    batches = training_batches(store, sampling, recipe.batch_size, seed, device)
+    to_group = sample_groups(store, tail_share)[0].long().to(device)
 
     def groups(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, target in batches(epoch):
             yield inputs, to_group[target]
 
-    dimension = features.train.features.shape[1]
-    weight, bias = random_linear(2, dimension, generator(seed, "gate"))
-    found = fit(
-        {"weight": weight[None].to(job.device), "bias": bias[None].to(job.device)},
-        LinearModel(SoftmaxGradient(SoftmaxForm(), device=job.device), ("weight", "bias")),
+    start = random_classifier(2, store.features.shape[1], generator(seed, "gate"), cosine=False)
+    return fit(
+        repeated(start, 1, device),
+        LinearModel(SoftmaxGradient(SoftmaxForm(), device=device), ("weight", "bias")),
         groups,
-        recipe_of(settings, 1, job.device),
+        recipe,
         description="gate",
     )
-    return model_at(found, 0)
-
-
-def _retrain(job: Job, features: Features, test: dict[str, FeatureStore]) -> dict[str, Any]:
-    """Train a linear classifier of all classes on both branches' features."""
-    settings = features.settings
-    values = {
-        name: getattr(settings, name)
-        for name in Classifier.model_fields
-        if name in HRJBA.model_fields and name not in ("kind", "backbones", "label", "description")
-    }
-    recipe = Classifier.model_validate(
-        {"kind": "classifier", "backbones": {"features": "features"}, **values}
-    )
-    found = fit_classifiers([features.train], recipe, [job.spec["seed"]], job.device)
-    samples = {group: Embedded.of(test[group], job.device) for group in GROUPS}
-    counts = features.test.class_counts
-    rows = []
-    for place, point in enumerate(settings.points()):
-        fitted = Fitted(settings, model_at(found, place), point, counts)
-        predicted = scores(fitted, samples).argmax(1).cpu().numpy()
-        share, protocol = settings.tail_share, settings.protocol()
-        rows.append(group_rows(predicted, features.test, share, protocol, place, point))
-    return finish_scores(job, settings, test, scores, found, more_rows=rows)

@@ -8,31 +8,40 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import OracleMask
-from ltpipe.stage2.core.decoupled import finish, open_features
+from ltpipe.data.head_tail import tail_classes
+from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.one_backbone import finish, open_features
 from ltpipe.stage2.core.results import class_logits, linear_classifier_of
-from ltpipe.stage2.hrjba.groups import group_rows, masked, sample_groups
+from ltpipe.stage2.hrjba.groups import group_rows, masked
 from ltpipe.utils.errors import InputError
 
 
 def run(job: Job) -> dict[str, Any]:
     """Evaluate the cached logits within each sample's true group."""
     features = open_features(job, OracleMask)
-    logits = class_logits(features.test)
-    if logits is None:
-        raise InputError(f"{features.test.path}: has no logits to mask")
-    share = features.settings.tail_share
-    tail, of_tail = sample_groups(features.test, share)
-    scores = masked(torch.from_numpy(logits), tail, of_tail)
+    settings, test = features.settings, features.test
+    if class_logits(test) is None:
+        raise InputError(f"{test.path}: has no logits to mask")
     weight, bias = linear_classifier_of(features.train)
-    rows = group_rows(scores.argmax(1).numpy(), features.test, share, features.settings.protocol())
-    return finish(
-        job,
-        features,
-        lambda fitted, samples: scores,
-        {"weight": weight[None], "bias": bias[None]},
-        more_rows=[rows],
-    )
+
+    def by_group(place: int, probabilities: np.ndarray) -> pd.DataFrame:
+        return group_rows(probabilities.argmax(1), test, settings.tail_share, settings.protocol())
+
+    weights = {"weight": weight[None], "bias": bias[None]}
+    return finish(job, features, logits, weights, more_rows=by_group)
+
+
+def logits(fitted: Fitted[OracleMask], samples: Samples) -> Tensor:
+    """Return the backbone's logits (N, C), -inf outside the true group of each sample."""
+    embedded = samples["features"]
+    assert embedded.logits is not None and embedded.labels is not None
+    share = fitted.settings.tail_share
+    tail = torch.from_numpy(tail_classes(fitted.class_counts, share)).to(embedded.labels.device)
+    return masked(embedded.logits, tail, tail[embedded.labels])

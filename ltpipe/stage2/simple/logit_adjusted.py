@@ -13,9 +13,9 @@ from torch import Tensor
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import LogitAdjusted
 from ltpipe.losses.base import checked_counts
-from ltpipe.stage2.core.decoupled import finish, open_features
+from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.one_backbone import finish, open_features
 from ltpipe.stage2.core.results import class_logits
-from ltpipe.stage2.core.scoring import Fitted, Samples
 from ltpipe.utils.errors import InputError
 
 
@@ -26,13 +26,13 @@ def run(job: Job) -> dict[str, Any]:
         raise InputError(f"{features.test.path}: has no logits to adjust")
     grid = features.settings.tau
     taus = torch.tensor(grid if isinstance(grid, list) else [grid])
-    return finish(job, features, scores, {"tau": taus})
+    return finish(job, features, logits, {"tau": taus})
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return the backbone's logits less tau times the log prior."""
-    logits = samples["features"].logits
-    assert logits is not None
+def logits(fitted: Fitted[LogitAdjusted], samples: Samples) -> Tensor:
+    """Return the backbone's logits (N, C) less tau times the log prior."""
+    own = samples["features"].logits
+    assert own is not None
     counts = checked_counts(fitted.class_counts)
-    log_prior = (counts / counts.sum()).log().float().to(logits.device)
-    return logits - fitted.weights["tau"] * log_prior
+    log_prior = (counts / counts.sum()).log().float().to(own.device)
+    return own - fitted.weights["tau"] * log_prior

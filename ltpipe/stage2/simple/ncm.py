@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import NCM
-from ltpipe.stage2.core.decoupled import finish, open_features
-from ltpipe.stage2.core.scoring import Fitted, Samples
+from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.one_backbone import finish, open_features
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -25,11 +25,11 @@ def run(job: Job) -> dict[str, Any]:
     labels = torch.from_numpy(features.train.labels).to(job.device)
     centre = train.mean(0)
     means = class_means(F.normalize(train - centre, dim=1), labels, features.classes)
-    return finish(job, features, scores, {"means": means[None], "centre": centre[None]})
+    return finish(job, features, logits, {"means": means[None], "centre": centre[None]})
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return how close centred unit features are to the class means."""
+def logits(fitted: Fitted[NCM], samples: Samples) -> Tensor:
+    """Return how close centred unit features are to the class means: see `closeness`."""
     units = F.normalize(samples["features"].features - fitted.weights["centre"], dim=1)
     return closeness(units, fitted.weights["means"], fitted.settings.distance)
 
@@ -43,7 +43,7 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def closeness(features: Tensor, means: Tensor, distance: str) -> Tensor:
-    """Return scores (N, C): minus the squared distance, or the cosine, to each class mean."""
+    """Return minus the squared distance, or the cosine, to each class mean, (N, C)."""
     if distance == "cosine":
         return F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
     if torch.compiler.is_compiling():

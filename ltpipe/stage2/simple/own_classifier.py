@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import OwnClassifier
-from ltpipe.stage2.core.decoupled import finish, open_features
+from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.one_backbone import finish, open_features
 from ltpipe.stage2.core.results import class_logits, classifier_of
-from ltpipe.stage2.core.scoring import Fitted, Samples
 from ltpipe.utils.errors import InputError
 
 
@@ -23,11 +23,11 @@ def run(job: Job) -> dict[str, Any]:
         )
     weight, bias = classifier_of(features.train)
     weights = {"weight": weight[None]} | ({} if bias is None else {"bias": bias[None]})
-    return finish(job, features, scores, weights)
+    return finish(job, features, logits, weights)
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return the backbone's own logits."""
-    logits = samples["features"].logits
-    assert logits is not None
-    return logits
+def logits(fitted: Fitted[OwnClassifier], samples: Samples) -> Tensor:
+    """Return the backbone's own logits (N, C)."""
+    own = samples["features"].logits
+    assert own is not None
+    return own

@@ -33,10 +33,9 @@ from torch import Tensor
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import Stacked
 from ltpipe.config.registry import module_of
-from ltpipe.evaluation.records import read_predictions
 from ltpipe.features.store import FeatureStore
-from ltpipe.stage2.core.results import method_settings, open_stores, under
-from ltpipe.stage2.core.scoring import Fitted, Samples, finish_scores
+from ltpipe.stage2.core.inference import Fitted, Samples, evaluate_points
+from ltpipe.stage2.core.results import method_settings, open_stores, read_predictions, under
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import write_text_atomic
 from ltpipe.utils.progress import say
@@ -72,10 +71,10 @@ def run(job: Job) -> dict[str, Any]:
     facts["member_weights"] = dict(zip(names, weights.round(6).tolist(), strict=True))
     facts["members"] = trained.facts
     tensors = {**trained.weights, "weights": torch.from_numpy(weights).float()[None]}
-    return finish_scores(job, settings, open_stores(job, "test"), scores, tensors, **facts)
+    return evaluate_points(job, settings, open_stores(job, "test"), logits, tensors, **facts)
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
+def logits(fitted: Fitted[Stacked], samples: Samples) -> Tensor:
     """Return the members' log-probabilities, weighted and summed, (N, C)."""
     logs = []
     for name, settings in sorted(fitted.settings.members.items()):
@@ -88,7 +87,7 @@ def scores(fitted: Fitted, samples: Samples) -> Tensor:
         )
         own = {role: samples[outer] for role, outer in settings.roles().items()}
         module = importlib.import_module(module_of("method", settings.kind))
-        log = torch.log_softmax(module.scores(member, own), dim=1)
+        log = torch.log_softmax(module.logits(member, own), dim=1)
         logs.append(log.clamp(min=math.log(_FLOOR)))
     return torch.einsum("m,mnc->nc", fitted.weights["weights"], torch.stack(logs))
 
@@ -114,15 +113,15 @@ def fit_weights(logs: np.ndarray, labels: np.ndarray, prior: float) -> np.ndarra
     right = logs[:, np.arange(samples), labels]
 
     def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        scores = np.einsum("m,mnc->nc", weights, logs)
-        normaliser = logsumexp(scores, axis=1)
+        joined = np.einsum("m,mnc->nc", weights, logs)
+        normaliser = logsumexp(joined, axis=1)
         value = shares @ (normaliser - weights @ right)
-        expected = np.einsum("nc,mnc->mn", np.exp(scores - normaliser[:, None]), logs)
+        expected = np.einsum("nc,mnc->mn", np.exp(joined - normaliser[:, None]), logs)
         apart = weights - 1 / members
         gradient = (expected - right) @ shares + 2 * prior / samples * apart
         return float(value + prior / samples * apart @ apart), gradient
 
-    found = minimize(
+    optimum = minimize(
         objective,
         np.full(members, 1 / members),
         jac=True,
@@ -130,7 +129,7 @@ def fit_weights(logs: np.ndarray, labels: np.ndarray, prior: float) -> np.ndarra
         bounds=[(0, None)] * members,
         options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000},
     )
-    return np.asarray(found.x, np.float64)
+    return np.asarray(optimum.x, np.float64)
 
 
 def cross_fitted(logs: np.ndarray, labels: np.ndarray, prior: float) -> np.ndarray:
@@ -231,7 +230,7 @@ def _run_members(job: Job, folders: Mapping[str, Path], names: Iterable[str]) ->
                     f"members.{name}: the test set times its classes is too large to keep scores "
                     "of; a stack needs them"
                 )
-            found = load_file(output / "models.safetensors")
+            weights = load_file(output / "models.safetensors")
         logs.append(np.log(predicted[0].astype(np.float64).clip(_FLOOR)))
-        tensors |= {f"{name}.{key}": value for key, value in found.items()}
+        tensors |= {f"{name}.{key}": value for key, value in weights.items()}
     return _Trained(np.stack(logs), tensors, facts)

@@ -16,9 +16,9 @@ from torch import Tensor
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import TauNorm
 from ltpipe.features.store import FeatureStore
-from ltpipe.stage2.core.decoupled import finish, open_features
+from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.one_backbone import finish, open_features
 from ltpipe.stage2.core.results import classifier_of
-from ltpipe.stage2.core.scoring import Fitted, Samples
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.progress import say
 
@@ -34,11 +34,11 @@ def run(job: Job) -> dict[str, Any]:
         taus = [_select(job, taus)]
         facts = {"tau": taus[0]}
     weights = torch.stack([normalised(weight, tau) for tau in taus])
-    return finish(job, features, scores, {"weight": weights, "tau": torch.tensor(taus)}, **facts)
+    return finish(job, features, logits, {"weight": weights, "tau": torch.tensor(taus)}, **facts)
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return products with the evened rows."""
+def logits(fitted: Fitted[TauNorm], samples: Samples) -> Tensor:
+    """Return the products (N, C) with the normalised rows."""
     return samples["features"].features @ fitted.weights["weight"].T
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import ZeroShot
-from ltpipe.stage2.core.decoupled import finish, open_features
-from ltpipe.stage2.core.scoring import Fitted, Samples
+from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.one_backbone import finish, open_features
 from ltpipe.stage2.core.texts import class_texts, text_logits, towers_of
 
 
@@ -21,10 +21,10 @@ def run(job: Job) -> dict[str, Any]:
     """Evaluate cosines with the classes' texts."""
     features = open_features(job, ZeroShot)
     text, _ = class_texts(features.train)
-    return finish(job, features, scores, {"text": text[None]}, towers=towers_of(features.train))
+    return finish(job, features, logits, {"text": text[None]}, towers=towers_of(features.train))
 
 
-def scores(fitted: Fitted, samples: Samples) -> Tensor:
-    """Return scaled cosines with the classes' texts."""
+def logits(fitted: Fitted[ZeroShot], samples: Samples) -> Tensor:
+    """Return the scaled cosines (N, C) with the classes' texts."""
     text, scale = class_texts(samples["features"])
     return text_logits(samples["features"].features, text, scale)

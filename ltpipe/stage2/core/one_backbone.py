@@ -1,25 +1,25 @@
-"""What the decoupled classifiers have in common: one backbone's features in, scores out."""
+"""What the methods on one backbone's features have in common: features in, results out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import pandas as pd
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore
+from ltpipe.stage2.core.inference import Filter, Logits, MoreRows, SettingsT, evaluate_points
 from ltpipe.stage2.core.results import method_settings, open_stores
-from ltpipe.stage2.core.scoring import Scores, finish_scores
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(Generic[SettingsT]):
     """One backbone's training and test features, and the settings of the method on them."""
 
-    settings: Any
+    settings: SettingsT
     train: FeatureStore
     test: FeatureStore
 
@@ -29,7 +29,7 @@ class Features:
         return len(self.train.class_names)
 
 
-def open_features(job: Job, model: type[Any]) -> Features:
+def open_features(job: Job, model: type[SettingsT]) -> Features[SettingsT]:
     """Open the stores of a method with the role `features`; views only where it draws them."""
     settings = method_settings(job, model, ["features"])
     skipped = () if settings.needs_views() else ("views",)
@@ -39,22 +39,24 @@ def open_features(job: Job, model: type[Any]) -> Features:
 
 def finish(
     job: Job,
-    features: Features,
-    scores: Scores,
+    features: Features[Any],
+    logits: Logits,
     weights: dict[str, Tensor],
     *,
-    more_rows: Sequence[pd.DataFrame] = (),
+    more_rows: MoreRows | None = None,
+    other_rows: Sequence[pd.DataFrame] = (),
+    filters: Sequence[Filter] = (),
     **facts: Any,
 ) -> dict[str, Any]:
-    """Score the test samples at each point, write the results, return the manifest's facts.
-
-    Args:
-        scores: the method's own, called once a point.
-        weights: tensors with the points along the first axis.
-        more_rows: further rows of metrics, under their own protocol tags.
-        facts: what else the manifest says.
-    """
-    stores = {"features": features.test}
-    return finish_scores(
-        job, features.settings, stores, scores, weights, more_rows=more_rows, **facts
+    """Evaluate a method with the role `features`; see `evaluate_points`."""
+    return evaluate_points(
+        job,
+        features.settings,
+        {"features": features.test},
+        logits,
+        weights,
+        more_rows=more_rows,
+        other_rows=other_rows,
+        filters=filters,
+        **facts,
     )

@@ -1,4 +1,4 @@
-"""What a filter of a cascade says of each sample, as filter.h5."""
+"""What a filter of a cascade leaves: its flow, and what it says of each sample, as filter.h5."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from safetensors.torch import load_file
+from torch import Tensor
 
+from ltpipe.artifacts.job import Job
+from ltpipe.config.methods import FlowFilter
+from ltpipe.models.flow import FlowMixture
+from ltpipe.stage2.core.inference import Filter
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path
+from ltpipe.utils.seeding import generator
 
 FORMAT = "ltpipe-filter/1"
 
@@ -79,3 +86,41 @@ def _opened(folder: Path) -> Iterator[h5py.File]:
         raise InputError(
             f"{path}: not a readable filter ({error}); delete it and run again"
         ) from None
+
+
+def read_filters(job: Job, settings: FlowFilter, blocks: int, dimension: int) -> list[Filter]:
+    """Return the cascade of `blocks` filters that a method's job is given, on its device.
+
+    Args:
+        dimension: the features' number of dimensions.
+    """
+    folders = [job.inputs[f"filter.{number}"] for number in range(1, blocks + 1)]
+    return [
+        Filter(read_flow(folder, settings, dimension).to(job.device), read_threshold(folder))
+        for folder in folders
+    ]
+
+
+def read_flow(folder: Path, settings: FlowFilter, dimension: int) -> FlowMixture:
+    """Return the trained flow of a filter's folder, in evaluation mode."""
+    return flow_of(load_file(folder / "filter.safetensors"), settings, dimension)
+
+
+def flow_of(state: Mapping[str, Tensor], settings: FlowFilter, dimension: int) -> FlowMixture:
+    """Return the flow of a state dict, in evaluation mode."""
+    flow = new_flow(settings, dimension, seed=0, block=0)
+    flow.load_state_dict(state)
+    return flow.eval().requires_grad_(False)
+
+
+def new_flow(settings: FlowFilter, dimension: int, *, seed: int, block: int) -> FlowMixture:
+    """Return the untrained flow of a block."""
+    return FlowMixture(
+        dimension,
+        settings.clusters,
+        layers=settings.layers,
+        hidden=settings.hidden,
+        spread=settings.spread,
+        batch_norm=settings.batch_norm,
+        generator=generator(seed, "flow", block),
+    )

@@ -1,0 +1,25 @@
+"""How stage two is laid out: methods apart from each other, and one way to predict."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+from ltpipe.artifacts.manifest import code_modules
+from ltpipe.config.registry import module_of, registered
+
+METHODS = {kind: module_of("method", kind) for kind in registered("method")}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_no_method_is_reached_from_another(kind):
+    others = set(METHODS.values()) - {METHODS[kind]}
+    assert not others & set(code_modules([METHODS[kind]]))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_method_predicts_by_one_function(kind):
+    module = importlib.import_module(METHODS[kind])
+    assert list(inspect.signature(module.logits).parameters) == ["fitted", "samples"]
