@@ -63,7 +63,10 @@ def run(job: Job) -> dict[str, Any]:
     weights = {**adapter.weights(), "share": adapter.share.view(-1)}
     if fit.memory is not None:
         weights["memory"] = fit.memory.scores()
-    facts = {"seconds_per_epoch": round(seconds / settings.epochs, 6), "online": settings.online}
+    facts: dict[str, Any] = {
+        "seconds_per_epoch": round(seconds / settings.epochs, 6),
+        "online": settings.online,
+    }
     return finish(job, features, logits, weights, towers=towers_of(train), **facts)
 
 

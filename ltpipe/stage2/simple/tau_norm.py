@@ -29,7 +29,7 @@ def run(job: Job) -> dict[str, Any]:
     settings = features.settings
     weight, _ = classifier_of(features.train)
     taus = settings.tau if isinstance(settings.tau, list) else [settings.tau]
-    facts = {}
+    facts: dict[str, Any] = {}
     if settings.needs_validation():
         taus = [_select(job, taus)]
         facts = {"tau": taus[0]}
