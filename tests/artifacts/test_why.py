@@ -82,12 +82,12 @@ def test_the_changed_module_and_no_other(tiny, capsys, monkeypatch):
 def test_modules_that_came_and_went(tiny, capsys):
     path = stage2("ncm") / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["modules"]["ltpipe.stage2.core.decoupled"]
+    del manifest["modules"]["ltpipe.stage2.core.one_backbone"]
     manifest["modules"]["ltpipe.gone"] = "0"
     manifest["code"] = provenance.identity_of_modules(manifest["modules"])
     path.write_text(json.dumps(manifest))
     said = why(capsys, path)
-    assert "module ltpipe.stage2.core.decoupled: new" in said
+    assert "module ltpipe.stage2.core.one_backbone: new" in said
     assert "module ltpipe.gone: used no more" in said
 
 

@@ -21,7 +21,7 @@ STORE = {"ltpipe.features.store", "ltpipe.features"}
 RESULTS = STORE | {
     "ltpipe.stage2",
     "ltpipe.stage2.core.results",
-    "ltpipe.stage2.core.scoring",
+    "ltpipe.stage2.core.inference",
     "ltpipe.evaluation",
     "ltpipe.evaluation.metrics",
 }
@@ -35,7 +35,7 @@ FIT = {
     "ltpipe.utils.seeding",
     "ltpipe.training.schedules",
 }
-DECOUPLED = RESULTS | {"ltpipe.stage2.core.decoupled"}
+DECOUPLED = RESULTS | {"ltpipe.stage2.core.one_backbone"}
 RETRAINED = DECOUPLED | FIT | {"ltpipe.stage2.core.retraining"}
 TEXTS = {"ltpipe.stage2.core.texts"}
 METHODS = {
@@ -73,7 +73,7 @@ METHODS = {
         "ltpipe.stage2.dlsa.embedded",
         "ltpipe.stage2.dlsa.cosine_parts",
         "ltpipe.stage2.dlsa.filter",
-        "ltpipe.stage2.dlsa.blocks",
+        "ltpipe.stage2.core.filters",
         "ltpipe.stage2.dlsa.pairs",
         "ltpipe.stage2.dlsa.clusters",
         "ltpipe.models.flow",
@@ -93,7 +93,7 @@ METHODS = {
         "ltpipe.stage2.hrjba.job",
         "ltpipe.stage2.hrjba.groups",
         "ltpipe.stage2.hrjba.routing",
-        "ltpipe.stage2.dlsa.blocks",
+        "ltpipe.stage2.core.filters",
         "ltpipe.stage2.simple.classifier",
         "ltpipe.data.head_tail",
         "ltpipe.losses.building",
@@ -105,7 +105,7 @@ METHODS = {
     "label-mapping": RETRAINED
     | {
         "ltpipe.stage2.cws.label_mapping",
-        "ltpipe.stage2.cws.mapping_fit",
+        "ltpipe.stage2.cws.perceptron",
         "ltpipe.models.mapping",
         "ltpipe.training.rules",
         "ltpipe.losses.building",
@@ -115,7 +115,7 @@ METHODS = {
     "cached-splitting": RETRAINED
     | {
         "ltpipe.stage2.cws.cached_splitting",
-        "ltpipe.stage2.cws.mapping_fit",
+        "ltpipe.stage2.cws.perceptron",
         "ltpipe.models.mapping",
         "ltpipe.stage1.cws.clustering",
         "ltpipe.training.rules",
@@ -125,7 +125,7 @@ METHODS = {
         "ltpipe.losses.weights",
     },
     "stacked": RESULTS
-    | {"ltpipe.stage2.simple.stacked", "ltpipe.stage2.core.scoring", "ltpipe.evaluation.records"},
+    | {"ltpipe.stage2.simple.stacked", "ltpipe.stage2.core.inference", "ltpipe.evaluation.records"},
     "tau-norm": DECOUPLED | {"ltpipe.stage2.simple.tau_norm"},
     "logit-adjusted": DECOUPLED | {"ltpipe.stage2.simple.logit_adjusted", "ltpipe.losses.base"},
     "ecvl": DECOUPLED

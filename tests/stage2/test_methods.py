@@ -6,6 +6,7 @@ import pytest
 
 from ltpipe.config.methods import OracleMask
 from ltpipe.config.registry import registered
+from ltpipe.stage2.core.inference import Embedded
 from ltpipe.stage2.ffn import logit_fusion
 from ltpipe.testing import MethodError, check_method
 
@@ -104,8 +105,13 @@ def test_a_method_that_draws_without_its_seed_is_found_out(tmp_path, monkeypatch
         check_method("logit-fusion", tmp_path)
 
 
-def test_an_oracle_is_the_only_one_that_may_see_test_labels(tmp_path, monkeypatch):
-    # The same scores under an honest protocol are found out.
+def test_only_oracles_are_told_the_test_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(OracleMask, "protocol", lambda self: "last")
+    (tmp_path / "refused").mkdir()
+    with pytest.raises(AssertionError, match="labels"):
+        check_method("oracle-mask", tmp_path / "refused")
+    # Were others told, too, it would be found out.
+    of = Embedded.of
+    monkeypatch.setattr(Embedded, "of", lambda *where, with_labels: of(*where, with_labels=True))
     with pytest.raises(MethodError, match="predictions depend on the test labels"):
         check_method("oracle-mask", tmp_path)

@@ -105,7 +105,7 @@ def logits(fitted: Fitted[HRJBA], samples: Samples) -> Tensor:
     inside = branches.joined(torch.cat([z.log_softmax(1) for z in branches.logits], 1))
     if settings.routing == "oracle":
         labels = samples["head"].labels
-        assert labels is not None
+        assert labels is not None, "only an oracle is told the labels"
         return masked(inside, tail, tail[labels])
     if settings.routing == "flow":
         (block,) = fitted.filters

@@ -41,7 +41,8 @@ def run(job: Job) -> dict[str, Any]:
 def logits(fitted: Fitted[OracleMask], samples: Samples) -> Tensor:
     """Return the backbone's logits (N, C), -inf outside the true group of each sample."""
     embedded = samples["features"]
-    assert embedded.logits is not None and embedded.labels is not None
+    assert embedded.logits is not None
+    assert embedded.labels is not None, "only an oracle is told the labels"
     share = fitted.settings.tail_share
     tail = torch.from_numpy(tail_classes(fitted.class_counts, share)).to(embedded.labels.device)
     return masked(embedded.logits, tail, tail[embedded.labels])
