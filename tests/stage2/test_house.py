@@ -7,8 +7,8 @@ import inspect
 
 import pytest
 
-from ltpipe.artifacts.manifest import code_modules
 from ltpipe.config.registry import module_of, registered
+from ltpipe.plan.code import code_modules
 
 METHODS = {kind: module_of("method", kind) for kind in registered("method")}
 

@@ -51,7 +51,7 @@ def test_the_mapping_runs_again_alone_and_a_lost_run_is_reported(workspace: Work
         "Run CWS",
         "Write the tables, figures and report of small",
     }
-    workspace.edit("stage2/mapping_fit.py", "    leaves = {", "    leaves = {**{}} | {")
+    workspace.edit("stage2/cws/perceptron.py", "    leaves = {", "    leaves = {**{}} | {")
     again = workspace.planned()
     assert any(title.startswith("Run CWS-lost") for title in again)
     assert not any(title.startswith(("Train", "Cache")) for title in again)
