@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,12 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_that_the_goals_are_unmeasured():
-    assert run() == "no GPU here: the goals on GPUs stay unmeasured\n"
+def test_without_a_gpu_it_says_that_the_goals_are_unmeasured(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert capsys.readouterr().out == "no GPU here: the goals on GPUs stay unmeasured\n"
 
 
 def test_every_path_runs_on_tiny_sizes(tmp_path):
