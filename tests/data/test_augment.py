@@ -3,7 +3,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ltpipe.compat import import_torchvision
 from ltpipe.data.augment import (
     Augmentation,
     _color_jitter,
@@ -12,6 +11,7 @@ from ltpipe.data.augment import (
     centre_crop,
     normalise,
 )
+from ltpipe.models.compat import import_torchvision
 from ltpipe.utils.errors import InputError
 
 

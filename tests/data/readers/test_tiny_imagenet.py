@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltpipe.compat import import_torchvision
 from ltpipe.data.longtail import class_counts
 from ltpipe.data.sources import open_source
 from ltpipe.data.subset import draw
+from ltpipe.models.compat import import_torchvision
 from ltpipe.utils.errors import InputError
 
 # Not in sorted order, as in the published file.
