@@ -131,22 +131,21 @@ def _gather(entries: Iterable[str | Path]) -> tuple[_Graph, list[tuple[Path, str
 def _entry(entry: str | Path, graph: _Graph) -> tuple[Path, str]:
     """Return the file that an entry means, and the attribute that it names or ''."""
     text = str(entry)
-    if isinstance(entry, str) and "/" not in text and not text.endswith(".py"):
-        dotted, _, attribute = text.partition(":")
-        path = graph.locate(PACKAGE.parent, dotted)
-        if path is None or dotted.split(".")[0] != PACKAGE.name:
-            raise InputError(f"there is no module {dotted!r} in {PACKAGE.name}")
-        return path, attribute
     head, separator, attribute = text.rpartition(":")
-    if not separator or not head.endswith(".py"):
+    if not separator or "/" in attribute:
         head, attribute = text, ""
-    path = Path(head)
+    if isinstance(entry, str) and "/" not in text and not head.endswith(".py"):
+        module = graph.locate(PACKAGE.parent, head)
+        if module is None or head.split(".")[0] != PACKAGE.name:
+            raise InputError(f"there is no module {head!r} in {PACKAGE.name}")
+        return module, attribute
+    path = Path(head if head.endswith(".py") else text)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path}: not a file; name a file of Python code")
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from None
-    return path.resolve(), attribute
+            raise OSError("not a regular file")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r}: can't be read ({error})") from None
+    return path.resolve(), attribute if path.suffix == ".py" else ""
 
 
 def _name(module: _Module) -> str:

@@ -17,11 +17,13 @@ import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
-from ltpipe.utils.errors import InputError
-from ltpipe.utils.io import atomic_path, file_sha256, write_text_atomic
+from ltpipe.utils.errors import DiskError, InputError
+from ltpipe.utils.io import atomic_path, write_text_atomic
 from ltpipe.utils.progress import track
 
 _CACHE_FORMAT = b"ltpipe-hashes/1"
@@ -66,10 +68,8 @@ class Fingerprint:
         Raises:
             InputError: they are not what they were when the run was planned, or can't be read.
         """
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise _unreadable(path, error) from None
+        with _opened(path) as handle:
+            content = handle.read()
         self._compare(name, path, hashlib.sha256(content).hexdigest())
         return content
 
@@ -79,11 +79,8 @@ class Fingerprint:
         Raises:
             InputError: as `read`.
         """
-        try:
-            found = file_sha256(path)
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        self._compare(name, path, found)
+        with _opened(path) as handle:
+            self._compare(name, path, hashlib.file_digest(handle, "sha256").hexdigest())
 
     def _compare(self, name: str, path: Path, found: str) -> None:
         if found != self.expected_sha256(name):
@@ -258,7 +255,7 @@ def _status(path: str) -> os.stat_result:
 def _state(path: str, status: os.stat_result) -> str:
     """Return what the file system says of a file, all that must be equal for equal contents."""
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{printable(path)}: not a regular file; remove it, or name another")
+        raise _irregular(path)
     return f"{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
@@ -284,20 +281,31 @@ def _hash_some(paths: list[str]) -> dict[str, tuple[str, str | None]]:
 
 
 def _hash_one(path: str) -> tuple[str, str | None]:
-    _state(path, _status(path))
-    try:
-        # A FIFO that takes the file's place meanwhile must not block.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
-            now = time.time_ns()
-            before = os.fstat(handle.fileno())
-            state = _state(path, before)
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            if _state(path, os.fstat(handle.fileno())) != state:
-                raise InputError(f"{printable(path)}: changed while it was read; {_AGAIN}")
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    with _opened(path) as handle:
+        now = time.time_ns()
+        before = os.fstat(handle.fileno())
+        state = _state(path, before)
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        if _state(path, os.fstat(handle.fileno())) != state:
+            raise InputError(f"{printable(path)}: changed while it was read; {_AGAIN}")
     racy = any(-_RACY_NS < ns - now < _DAY_NS for ns in (before.st_mtime_ns, before.st_ctime_ns))
     return digest, None if racy else state
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BufferedReader]:
+    """Open a regular file; anything else, such as a pipe that would block, is refused."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
+            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+                raise _irregular(path)
+            yield handle
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _irregular(path: str | Path) -> InputError:
+    return InputError(f"{printable(path)}: not a regular file; remove it, or name another")
 
 
 def _unreadable(path: str | Path, error: OSError) -> InputError:
@@ -344,7 +352,10 @@ def _remember(
         known.pop(keys[path], None)
         if trusted is not None:
             known[keys[path]] = f"{trusted} {digest}"
-    _write_cache(cache, known, folders)
+    try:
+        _write_cache(cache, known, folders)
+    except DiskError as error:
+        print(f"{error}; these files are read again next time", file=sys.stderr, flush=True)
 
 
 def _write_cache(path: Path, entries: Mapping[str, str], folders: Collection[str]) -> None:

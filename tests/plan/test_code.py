@@ -255,6 +255,19 @@ def test_every_module_that_methods_import_counts_or_is_excluded():
     assert {name for name in reached if not name.startswith("ltpipe.config.")} == set()
 
 
+def test_a_backbones_code_has_its_own_loss_network_and_reader_alone():
+    digits = {"source": "digits"}
+    backbone = {"network": "resnet8", "loss": {"name": "ce"}}
+    spec = {"kind": "stage1", "dataset": digits, "backbone": backbone}
+    ce = set(code_modules(code_entries(spec)))
+    kps = {**backbone, "head": "cosine", "loss": {"name": "kps"}}
+    other = set(code_modules(code_entries({**spec, "backbone": kps})))
+    assert (ce - other, other - ce) == ({"ltpipe.losses.softmax"}, {"ltpipe.losses.margin"})
+    readers = {name for name in ce if name.startswith("ltpipe.data.readers.")}
+    assert readers == {"ltpipe.data.readers.digits"}
+    assert not any(name.startswith(("ltpipe.stage2.", "ltpipe.evaluation.")) for name in ce)
+
+
 def test_packages_only_pass_names_on():
     """A package's own statements run at every import below it, and do not count then."""
     allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.Expr)
@@ -423,6 +436,8 @@ def test_a_plug_ins_neighbours_are_followed(small, monkeypatch):
         assert changes(identity, small, **edited)
     assert not changes(identity, small, mine__unused="z = 2")
     assert changes(identity, small, ltpipe__losses="class Loss: x = 1")
+    one, other = (code_identity([f"mine/my_head.py:{name}"]) for name in "AB")
+    assert len({one, other, identity()}) == 3
     # Wherever it lies.
     now = identity()
     (folder / "mine").rename(folder / "yours")
@@ -447,7 +462,15 @@ def test_an_entry_that_is_not_there_is_one_line(tmp_path):
     (tmp_path / "bad.py").write_text("x = (")
     (tmp_path / "folder.py").mkdir()
     os.mkfifo(tmp_path / "pipe.py")
-    names = ["ltpipe.nothing", "torch", "", "nothing.py", *map(str, tmp_path.iterdir())]
+    names = [
+        "ltpipe.nothing",
+        "torch",
+        "",
+        "nothing.py",
+        "a\0.py",
+        "x" * 5000 + ".py",
+        *map(str, tmp_path.iterdir()),
+    ]
     for name in names:
         with pytest.raises(InputError) as caught:
             code_identity([name])

@@ -20,7 +20,8 @@ from ltpipe.plan.fingerprints import (
     recorded,
     recorded_files,
 )
-from ltpipe.utils.errors import InputError
+from ltpipe.utils.errors import DiskError, InputError
+from ltpipe.utils.io import file_sha256
 
 LONG_AGO = 1_500_000_000 * 10**9
 
@@ -303,21 +304,30 @@ def test_files_that_are_none_are_refused(photos):
 
 
 def test_a_file_that_becomes_a_pipe_does_not_hang(photos, monkeypatch):
+    found = identify(photos)
     path = photos / "cat/a.png"
-    state = fingerprints._state
-    swapped = []
+    seen = path.stat()
+    path.unlink()
+    os.mkfifo(path)
+    with ThreadPoolExecutor(1) as pool:
+        for look in (found.read, found.check):
+            with pytest.raises(InputError, match="not a regular file"):
+                pool.submit(look, "cat/a.png", path).result(30)
+        # Between looking at it and opening it.
+        monkeypatch.setattr(fingerprints, "_status", lambda _: seen)
+        with pytest.raises(InputError, match="not a regular file"):
+            pool.submit(fingerprint, {"a": path}, photos.parent / "cache", "x").result(30)
 
-    def swap(name, status):
-        if name.endswith("a.png") and len(swapped) < 2:
-            swapped.append(name)
-            if len(swapped) == 2:
-                path.unlink()
-                os.mkfifo(path)
-        return state(name, status)
 
-    monkeypatch.setattr(fingerprints, "_state", swap)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match="not a regular file"):
-        pool.submit(identify, photos).result(30)
+def test_a_cache_that_cannot_be_written_is_said_and_no_more(photos, monkeypatch, capsys):
+    def full(*_):
+        raise DiskError("results/cache: can't be written: no space left")
+
+    before = identify(photos)
+    monkeypatch.setattr(fingerprints, "_write_cache", full)
+    capsys.readouterr()
+    assert identify(photos) == before
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(photos, monkeypatch):
@@ -440,7 +450,7 @@ def test_a_job_takes_what_was_planned_and_refuses_the_rest(photos):
     path = photos / "cat/a.png"
     assert found.read("cat/a.png", path) == b"photo a"
     found.check("cat/a.png", path)
-    assert found.expected_sha256("cat/a.png") == fingerprints.file_sha256(path)
+    assert found.expected_sha256("cat/a.png") == file_sha256(path)
     path.write_bytes(b"photo z")
     for look in (found.read, found.check):
         with pytest.raises(InputError, match=r"a\.png: changed since this run was planned"):
