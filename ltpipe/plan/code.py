@@ -105,7 +105,7 @@ def _gather(entries: Iterable[str | Path]) -> tuple[_Graph, list[tuple[Path, str
     for entry in entries:
         path, attribute = _entry(entry, graph)
         if path.suffix != ".py":
-            graph.files[str(entry)] = _bytes_digest(path)
+            graph.files[_shown(path)] = _bytes_digest(path)
             continue
         inside = path.is_relative_to(PACKAGE)
         roots.append((path, attribute))
@@ -153,9 +153,13 @@ def _name(module: _Module) -> str:
     if module.root == PACKAGE.parent:
         parts = module.path.relative_to(PACKAGE.parent).with_suffix("").parts
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    here = Path.cwd()
-    inside = module.path.is_relative_to(here)
-    return str(module.path.relative_to(here) if inside else module.path)
+    return _shown(module.path)
+
+
+def _shown(path: Path) -> str:
+    """Return a path below the package's folder or the working folder, if it lies there."""
+    base = PACKAGE.parent if path.is_relative_to(PACKAGE) else Path.cwd()
+    return str(path.relative_to(base) if path.is_relative_to(base) else path)
 
 
 def _bytes_digest(path: Path) -> str:

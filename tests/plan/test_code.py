@@ -451,6 +451,8 @@ def test_other_files_count_by_their_bytes_and_names(tmp_path):
     one = code_identity([module, page])
     assert one != code_identity([module])
     assert list(code_modules([page])) == [str(page)]
+    own = REPOSITORY / "ltpipe/evaluation/templates/page.js"
+    assert list(code_modules([own])) == ["ltpipe/evaluation/templates/page.js"]
     page.write_bytes(b"2")
     assert code_identity([module, page]) != one
     page.write_bytes(b"1")
