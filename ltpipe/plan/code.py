@@ -41,10 +41,13 @@ NOT_PART_OF_RESULTS = (
 
 @dataclass
 class _Module:
-    """A file among others: `own` is its hash by itself, `edges` the files behind each import."""
+    """A file among others: `own` is its hash by itself, `edges` the files behind each import.
+
+    `root` is the folder below which a plug-in's neighbours lie; None for the package's modules.
+    """
 
     path: Path
-    root: Path
+    root: Path | None
     own: str = ""
     edges: list[tuple[Path, ...]] = field(default_factory=list)
 
@@ -109,7 +112,7 @@ def _gather(entries: Iterable[str | Path]) -> tuple[_Graph, list[tuple[Path, str
             continue
         inside = path.is_relative_to(PACKAGE)
         roots.append((path, attribute))
-        queue.append(_Module(path, PACKAGE.parent if inside else path.parent))
+        queue.append(_Module(path, None if inside else path.parent))
     while queue:
         module = queue.pop()
         if module.path in graph.modules:
@@ -123,7 +126,7 @@ def _gather(entries: Iterable[str | Path]) -> tuple[_Graph, list[tuple[Path, str
             module.edges.append(tuple(targets))
             for target in targets:
                 inside = target.is_relative_to(PACKAGE)
-                queue.append(_Module(target, PACKAGE.parent if inside else module.root))
+                queue.append(_Module(target, None if inside else module.root))
         module.own = hashlib.sha256("\n".join(own).encode("utf-8", "surrogatepass")).hexdigest()
     return graph, roots
 
@@ -150,7 +153,7 @@ def _entry(entry: str | Path, graph: _Graph) -> tuple[Path, str]:
 
 def _name(module: _Module) -> str:
     """Return a module's dotted name, or a plug-in's path, below the working folder if it can be."""
-    if module.root == PACKAGE.parent:
+    if module.root is None:
         parts = module.path.relative_to(PACKAGE.parent).with_suffix("").parts
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     return _shown(module.path)
@@ -193,7 +196,7 @@ def _resolve(
             tree = _read(base)
             through = None if base in passed else _reexport(item, base, tree)
             if through is not None:
-                return _resolve(through, _Module(base, PACKAGE.parent), graph, (*passed, base))
+                return _resolve(through, _Module(base, None), graph, (*passed, base))
             if submodule is None or item.name in tree.bound:
                 found.append(base)
             if submodule is None and tree.lazy and item.name not in tree.bound:
@@ -220,7 +223,7 @@ def _folder(item: Imported, module: _Module) -> Path | None:
         return _above(module.path, item.level)
     if item.module.partition(".")[0] == PACKAGE.name:
         return PACKAGE.parent
-    return None if module.root == PACKAGE.parent else module.root
+    return module.root
 
 
 def _above(path: Path, level: int) -> Path:

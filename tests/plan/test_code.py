@@ -15,7 +15,7 @@ import pytest
 from ltpipe.config.registry import registered
 from ltpipe.plan import code
 from ltpipe.plan.code import NOT_PART_OF_RESULTS, code_identity, code_modules
-from ltpipe.plan.layout import code_entries
+from ltpipe.plan.entries import code_entries
 from ltpipe.plan.syntax import canonical_tree
 from ltpipe.utils.errors import InputError
 
@@ -444,6 +444,11 @@ def test_a_plug_ins_neighbours_are_followed(small, monkeypatch):
     assert code_identity([folder / "yours/my_head.py"]) == now
 
 
+def test_a_plug_in_beside_the_package_is_one_too(small):
+    folder = small(my_head="import helper", helper="x = 1")
+    assert changes(lambda: code_identity([folder / "my_head.py"]), small, helper="x = 2")
+
+
 def test_other_files_count_by_their_bytes_and_names(tmp_path):
     page = tmp_path / "page.js"
     page.write_bytes(b"1")
@@ -523,7 +528,7 @@ from pathlib import Path
 
 import torch
 
-from ltpipe.plan.layout import job_module
+from ltpipe.plan.entries import job_module
 from tests import support
 
 torch.set_num_threads(1)
@@ -541,13 +546,14 @@ support.run_job(module, spec, base / "stage2", features_features=store)
 
 def results_of(copy, output):
     """Run a small pipeline with a copy of the package; return its results' bytes by name."""
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", PIPELINE, str(output)],
         env={**os.environ, "PYTHONPATH": f"{copy.folder.parent}:{REPOSITORY}"},
         cwd=copy.folder.parent,
-        check=True,
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
     # Manifests and histories hold the seconds that a run took.
     kept = [path for path in output.rglob("*") if path.suffix in (".h5", ".safetensors", ".csv")]
     return {path.name: path.read_bytes() for path in kept if path.name != "history.csv"}
