@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -523,7 +524,9 @@ class OtherWords(ast.NodeTransformer):
 
 PIPELINE = """
 import importlib
+import json
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -531,7 +534,25 @@ import torch
 from ltpipe.plan.entries import job_module
 from tests import support
 
+def run_job(module, spec, *rest, **inputs):
+    specs.append(spec)
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        return run(module, spec, *rest, **inputs)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+def note(frame, event, argument):
+    if event == "call" and frame.f_code.co_name != "<module>":
+        ran.add(frame.f_code.co_filename)
+
+
 torch.set_num_threads(1)
+specs, ran = [], set()
+run, support.run_job = support.run_job, run_job
 base = Path(sys.argv[1])
 backbone = {**support.CE, "epochs": 1}
 data = support.draw(base)
@@ -541,11 +562,15 @@ method = {"kind": "classifier", "epochs": 2}
 spec = {"kind": "stage2", "method": method, "groups": "ranks", "seed": 0}
 module = importlib.import_module(job_module(spec))
 support.run_job(module, spec, base / "stage2", features_features=store)
+print(json.dumps([specs, sorted(ran)]))
 """
 
 
 def results_of(copy, output):
-    """Run a small pipeline with a copy of the package; return its results' bytes by name."""
+    """Run a small pipeline with a copy of the package.
+
+    Returns its results' bytes by name, its specs, and the package's files whose functions ran.
+    """
     done = subprocess.run(
         [sys.executable, "-c", PIPELINE, str(output)],
         env={**os.environ, "PYTHONPATH": f"{copy.folder.parent}:{REPOSITORY}"},
@@ -556,21 +581,28 @@ def results_of(copy, output):
     assert done.returncode == 0, done.stderr
     # Manifests and histories hold the seconds that a run took.
     kept = [path for path in output.rglob("*") if path.suffix in (".h5", ".safetensors", ".csv")]
-    return {path.name: path.read_bytes() for path in kept if path.name != "history.csv"}
+    results = {path.name: path.read_bytes() for path in kept if path.name != "history.csv"}
+    specs, ran = json.loads(done.stdout.splitlines()[-1])
+    return results, specs, [Path(name) for name in ran if name.startswith(str(copy.folder))]
 
 
 def test_variants_of_what_is_excluded_give_equal_results(copy):
     base = copy.folder.parent
     before = copy.identities()
-    first = results_of(copy, base / "first")
+    first, specs, ran = results_of(copy, base / "first")
     assert set(first) >= {"subset.h5", "model.safetensors", "train.h5", "predictions.h5"}
+    # Every module whose functions run in a job counts, those aside.
+    counted = {name for spec in specs for name in copy.code.code_modules(code_entries(spec))}
+    names = {".".join(path.relative_to(base).with_suffix("").parts) for path in ran}
+    assert len(names) > 20
+    assert {name.removesuffix(".__init__") for name in names} - counted <= set(NOT_PART_OF_RESULTS)
     for name in NOT_PART_OF_RESULTS:
         path = base.joinpath(*name.split(".")).with_suffix(".py")
         tree = OtherWords().visit(ast.parse(path.read_text()))
         path.write_text(ast.unparse(ast.fix_missing_locations(tree)) + "\n\nUNUSED = 1\n")
-    assert results_of(copy, base / "second") == first
+    assert results_of(copy, base / "second")[0] == first
     assert copy.identities() == before
     # The comparison sees what does count.
     copy.replace("utils/seeding.py", "[str(seed), *map", "[str(seed + 1), *map")
-    assert results_of(copy, base / "third") != first
+    assert results_of(copy, base / "third")[0] != first
     assert copy.identities()["classifier"] != before["classifier"]
