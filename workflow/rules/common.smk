@@ -14,7 +14,8 @@ except InputError as error:
 
 # Jobs ask for a GPU where this machine has one; on clusters the profile asks for it. Snakemake
 # takes an unstated resource as unlimited, so the number of GPUs here is the default limit.
-workflow.global_resources.setdefault("gpu", max(RUN.gpus, 1))
+if "gpu" not in workflow.global_resources:
+    workflow.global_resources["gpu"] = max(RUN.gpus, 1)
 
 
 def begin_run():
