@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from ltpipe.artifacts.job import Job
 from ltpipe.artifacts.manifest import MANIFEST, write_manifest
+from ltpipe.config.base import explain
 from ltpipe.data import drawing
-from ltpipe.data.loading import open_split
+from ltpipe.data.loading import dataset_settings, open_split
+from ltpipe.data.sources import Source
 from ltpipe.data.subset import read_subset
 from ltpipe.plan.entries import job_module
 from ltpipe.stage1 import supervised
@@ -42,6 +46,21 @@ TOWERS: dict[str, Any] = {
     "logit_scale": 10.0,
     "precision": "fp32",
 }
+
+
+def open_source(source: str, root: Path | None, options: Mapping[str, Any]) -> Source:
+    """Open a data set; `options` are its own settings, the stored size, channels and so on."""
+    given = dict(options)
+    size = given.pop("size", 8)
+    stored = {"size": list(size) if isinstance(size, list | tuple) else [size, size]}
+    stored |= {key: given.pop(key) for key in ("interpolation", "fit") if key in given}
+    if given.pop("channels", 3) == 1:
+        stored |= {"channels": 1, "mean": [0.5], "std": [0.5]}
+    try:
+        settings = dataset_settings({"source": source, "input": stored, **given})
+    except ValidationError as error:
+        raise explain(error, source) from None
+    return settings.read(root)
 
 
 def run_job(module: Any, spec: dict[str, Any], output: Path, **inputs: Path) -> dict[str, Any]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ltpipe.config.base import Float, Settings
+from ltpipe.config.choices import Choice
+from ltpipe.config.registry import reader
+from ltpipe.utils.paths import locate
 
 Size = Annotated[list[int], Field(min_length=2, max_length=2)]
 
@@ -34,6 +40,12 @@ class InputSettings(Settings):
     resized_crop: bool = False
     crop_scale: Annotated[list[Float], Field(min_length=2, max_length=2)] = [0.08, 1.0]
     color_jitter: Float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Height and width at which images are kept."""
+        height, width = self.stored or self.size
+        return height, width
 
     @model_validator(mode="after")
     def _fits(self) -> InputSettings:
@@ -85,6 +97,7 @@ class DatasetSettings(Settings):
 
     labels: ClassVar[frozenset[str]] = frozenset({"label", "benchmark", "note", "description"})
 
+    source: str
     imbalance: Float | None = Field(default=None, ge=1)
     profile: Literal["exp", "step", "pareto"] = "exp"
     max_count: int | None = Field(default=None, ge=1)
@@ -98,6 +111,25 @@ class DatasetSettings(Settings):
     benchmark: str | None = None
     note: str = ""
     description: str = ""
+
+    @abstractmethod
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        """Yield every file from outside whose contents decide the data: a name, and the path.
+
+        A name is relative to the data set and says which part the file plays; it stays the same
+        where the folder is moved. Data that come with the package yield nothing.
+
+        Raises:
+            InputError: the data set is not there; says what to put where.
+        """
+
+    def fetch(self, root: Path | None) -> None:
+        """Download what is missing and may be downloaded.
+
+        Raises:
+            InputError: the data set is not there and can't be downloaded.
+        """
+        next(iter(self.files(root)), None)
 
     def draw_identity(self) -> dict[str, Any]:
         """Return what decides which samples are drawn; `input` names the size to decode at."""
@@ -113,82 +145,21 @@ class DatasetSettings(Settings):
         return identity
 
 
-class DigitsDataset(DatasetSettings):
-    source: Literal["digits"]
+class ImageDataset(DatasetSettings):
+    """Images: `input` says how one becomes a network's input."""
+
     input: InputSettings
 
+    @abstractmethod
+    def read(self, root: Path | None) -> Any:
+        """Open the data set and return its class names and parts, an ltpipe.data.sources.Source.
 
-class CifarDataset(DatasetSettings):
-    source: Literal["cifar10", "cifar100"]
-    input: InputSettings
+        Args:
+            root: the folder that relative paths are under, see `ltpipe.utils.paths.locate`.
 
-
-class FolderDataset(DatasetSettings):
-    """Images in train/val/test folders of class folders, or one folder of class folders.
-
-    Where there is no test folder, `test_fraction` of each class (0.2 unless given) is set apart.
-    """
-
-    source: Literal["folder"]
-    path: str
-    test_fraction: Float | None = Field(default=None, gt=0, lt=1)
-    split_seed: int = Field(default=0, ge=0, lt=2**32)
-    input: InputSettings
-
-    def locations(self) -> frozenset[str]:
-        return frozenset({"path"})
-
-
-class ListDataset(DatasetSettings):
-    """Images named by list files with one `relative/path label` a line, as ImageNet-LT has them."""
-
-    source: Literal["list"]
-    path: str
-    train_list: str
-    val_list: str | None = None
-    test_list: str
-    class_names: str | None = None
-    input: InputSettings
-
-    def locations(self) -> frozenset[str]:
-        return frozenset({"path", "train_list", "val_list", "test_list", "class_names"})
-
-
-class TinyImageNetDataset(DatasetSettings):
-    """Tiny-ImageNet-200; its validation images are the test set."""
-
-    source: Literal["tiny-imagenet"]
-    path: str = "tiny-imagenet-200"
-    input: InputSettings
-
-    def locations(self) -> frozenset[str]:
-        return frozenset({"path"})
-
-
-class VOCDataset(DatasetSettings):
-    """VOC-LT: the images of VOC 2012 that show one class.
-
-    `variant` says which objects count: all (`objects`), those not difficult (`non-difficult`) or
-    the classes' list files (`image-labels`); `auto` takes the first that gives the published
-    numbers, else `objects`. `ids` is a file with the training images' ids.
-    """
-
-    source: Literal["voc"]
-    path: str = "VOCdevkit/VOC2012"
-    variant: Literal["auto", "objects", "non-difficult", "image-labels"] = "auto"
-    ids: str | None = None
-    input: InputSettings
-
-    def locations(self) -> frozenset[str]:
-        return frozenset({"path", "ids"})
-
-
-class MedMNISTDataset(DatasetSettings):
-    """A MedMNIST file by its name without `.npz`; smaller images are padded to the stored size."""
-
-    source: Literal["medmnist"]
-    file: str = Field(pattern="^[A-Za-z0-9_-]+$")
-    input: InputSettings
+        Raises:
+            InputError: files are missing or damaged; says which, and what to put where.
+        """
 
 
 class StoreFiles(Settings):
@@ -204,11 +175,12 @@ class StoreFiles(Settings):
     def locations(self) -> frozenset[str]:
         return frozenset(StoreFiles.model_fields)
 
-    def files(self) -> list[str]:
-        """Return every file that is named."""
-        return [value for value in self.model_dump().values() if value is not None]
+    def files(self) -> dict[str, str]:
+        """Return every file that is named, by the part that it plays."""
+        return {part: file for part, file in self.model_dump().items() if file is not None}
 
 
+@reader("features")
 class FeaturesDataset(DatasetSettings):
     """Embeddings from elsewhere: no images and no stage one.
 
@@ -222,14 +194,15 @@ class FeaturesDataset(DatasetSettings):
     def locations(self) -> frozenset[str]:
         return frozenset({"stores", "class_names"})
 
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        named = {
+            f"{name}/{part}": file
+            for name, store in self.stores.items()
+            for part, file in store.files().items()
+        }
+        if self.class_names is not None:
+            named["class_names"] = self.class_names
+        yield from [(name, str(locate(file, root))) for name, file in named.items()]
 
-ImageDataset = (
-    DigitsDataset
-    | CifarDataset
-    | FolderDataset
-    | ListDataset
-    | TinyImageNetDataset
-    | VOCDataset
-    | MedMNISTDataset
-)
-Dataset = Annotated[ImageDataset | FeaturesDataset, Field(discriminator="source")]
+
+Dataset = Annotated[DatasetSettings, Choice("source", "source")]

@@ -11,11 +11,11 @@ import numpy as np
 from ltpipe.artifacts.job import Job
 from ltpipe.config.datasets import FeaturesDataset
 from ltpipe.data.expectations import check_expected, check_expected_labels
-from ltpipe.data.loading import dataset_settings, open_images
+from ltpipe.data.loading import dataset_settings
 from ltpipe.data.readers.features import read_features
-from ltpipe.data.sources import locate
 from ltpipe.data.subset import draw, draw_from_labels, write_subset
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.paths import locate
 from ltpipe.utils.progress import say
 
 # No published image is larger; a source that pads its images refuses a smaller size.
@@ -44,7 +44,7 @@ def run(job: Job) -> dict[str, Any]:
         check_expected_labels(names, train, val, test, settings.expect, settings.source)
         subset = draw_from_labels(names, train, val, test, **options)
     else:
-        source = open_images(settings, job.root)
+        source = settings.read(job.root)
         check_expected(source, settings.expect, settings.source)
         subset = draw(source, **options)
     write_subset(job.output / "subset.h5", subset)

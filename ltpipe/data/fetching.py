@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.config.backbones.vision_language import VisionLanguage
-from ltpipe.config.datasets import CifarDataset, FeaturesDataset, MedMNISTDataset
-from ltpipe.data.sources import data_root, open_source
-from ltpipe.plan.availability import require_data, require_weights
+from ltpipe.plan.availability import require_weights
 from ltpipe.plan.workload import load_workload
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.paths import data_root
 
 
 def fetch(path: Path, catalogue: Path | None = None) -> list[str]:
@@ -43,13 +42,8 @@ def _fetch(settings: Any, root: Path | None) -> str | None:
     try:
         if not hasattr(settings, "source"):
             _fetch_weights(settings)
-        elif isinstance(settings, CifarDataset):
-            open_source(settings.source, root, {})
-        elif isinstance(settings, MedMNISTDataset):
-            size = settings.input.stored or settings.input.size
-            open_source(settings.source, root, {"file": settings.file, "size": size})
-        elif not isinstance(settings, FeaturesDataset) or settings.stores:
-            require_data(settings, root)
+        else:
+            settings.fetch(root)
     except InputError as error:
         return str(error)
     return None

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from ltpipe.config.datasets import InputSettings
 from ltpipe.utils.errors import InputError, nearest
 
 # Pillow's own warning limit, about a quarter of a gigabyte of RGB.
@@ -171,6 +172,11 @@ class FileImages:
             image = image.resize(resized, self._interpolation)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
+
+
+def stored_images(paths: Sequence[Path], settings: InputSettings) -> FileImages:
+    """Return image files as a data set's settings say that they are kept."""
+    return FileImages(paths, settings.kept, settings.channels, settings.interpolation, settings.fit)
 
 
 @contextmanager

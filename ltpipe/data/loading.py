@@ -12,19 +12,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ltpipe.config.datasets import (
-    Dataset,
-    FolderDataset,
-    ImageDataset,
-    InputSettings,
-    ListDataset,
-    MedMNISTDataset,
-    TinyImageNetDataset,
-    VOCDataset,
-)
+from ltpipe.config.datasets import Dataset
 from ltpipe.data.augment import Augmentation
 from ltpipe.data.batches import ImageBatches, open_batches
-from ltpipe.data.sources import Source, open_source
 from ltpipe.data.subset import Subset
 from ltpipe.utils.errors import InputError
 
@@ -55,39 +45,6 @@ def dataset_settings(identity: Mapping[str, Any]) -> Any:
     return _DATASET.validate_python(identity)
 
 
-def reader_options(settings: ImageDataset) -> dict[str, Any]:
-    """Return what the source's reader is told; sources of fixed files take nothing."""
-    own: dict[str, Any]
-    match settings:
-        case FolderDataset():
-            own = settings.model_dump(include={"path", "test_fraction", "split_seed"})
-        case ListDataset():
-            own = settings.model_dump(
-                include={"train_list", "val_list", "test_list", "class_names"}
-            )
-            own["images"] = settings.path
-        case TinyImageNetDataset():
-            own = settings.model_dump(include={"path"})
-        case VOCDataset():
-            own = settings.model_dump(include={"path", "variant", "ids"})
-        case MedMNISTDataset():
-            return {"file": settings.file, **_stored(settings.input)}
-        case _:
-            return {}
-    own |= _stored(settings.input)
-    own |= settings.input.model_dump(include={"interpolation", "fit"})
-    return {key: value for key, value in own.items() if value is not None}
-
-
-def _stored(settings: InputSettings) -> dict[str, Any]:
-    return {"size": settings.stored or settings.size, "channels": settings.channels}
-
-
-def open_images(settings: ImageDataset, root: Path | None) -> Source:
-    """Open the source that the settings name."""
-    return open_source(settings.source, root, reader_options(settings))
-
-
 def open_split(
     identity: Mapping[str, Any],
     subset: Subset,
@@ -102,7 +59,7 @@ def open_split(
             drawn from.
     """
     settings = dataset_settings(identity)
-    source = open_images(settings, root)
+    source = settings.read(root)
     index = getattr(subset, f"{split}_index")
     labels = getattr(subset, f"{split}_labels")
     part = getattr(source, subset.val_part if split == "val" else split)

@@ -7,10 +7,10 @@ from typing import Any
 from ltpipe.artifacts.job import Job
 from ltpipe.config.datasets import StoreFiles
 from ltpipe.data.readers.features import read_features
-from ltpipe.data.sources import locate
 from ltpipe.data.subset import read_subset
 from ltpipe.features.store import write_features
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.paths import locate
 from ltpipe.utils.progress import say
 
 

@@ -12,13 +12,14 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from ltpipe.data.loading import dataset_settings, open_images
+from ltpipe.data.loading import dataset_settings
 from ltpipe.data.readers.features import read_features
 from ltpipe.data.readers.folder import SUFFIXES
-from ltpipe.data.sources import Part, Source, data_root, locate
+from ltpipe.data.sources import Part, Source
 from ltpipe.data.subset import Subset, draw_from_labels
 from ltpipe.evaluation.metrics import GROUPS, group_of_classes
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.paths import data_root, locate
 
 FEATURE_SUFFIXES = (".h5", ".hdf5", ".npz", ".npy")
 LIST_SUFFIXES = (".txt", ".lst")
@@ -212,7 +213,7 @@ def _beside(train: Path) -> dict[str, Path | None]:
 
 def _survey_images(dataset: dict[str, Any], title: str, notes: list[str], sample: int) -> Survey:
     settings = dataset_settings({**dataset, "input": {"size": [_SAMPLE_SIDE] * 2}})
-    source = open_images(settings, data_root(None))
+    source = settings.read(data_root(None))
     subset = _drawn(source.class_names, *source.labels)
     split_off = dataset["source"] == "folder" and not _has_test_folder(dataset["path"])
     return Survey(

@@ -11,22 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.config.backbones.vision_language import VisionLanguage
-from ltpipe.config.datasets import (
-    CifarDataset,
-    DatasetSettings,
-    FeaturesDataset,
-    FolderDataset,
-    ListDataset,
-    MedMNISTDataset,
-    TinyImageNetDataset,
-    VOCDataset,
-)
+from ltpipe.config.datasets import DatasetSettings
 from ltpipe.config.experiment import Head
-from ltpipe.data.readers.cifar import LAYOUTS, find_cifar
-from ltpipe.data.readers.medmnist import find_medmnist
-from ltpipe.data.sources import data_root, locate
 from ltpipe.plan.missing import Absent
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.paths import data_root
 
 _FETCH = "`ltpipe fetch EXPERIMENT.yaml` downloads it where there is a network"
 # Where open_clip finds the weights that it calls `openai`: repositories of huggingface.co.
@@ -76,32 +65,7 @@ def judge(head: Head) -> Absent:
 
 def require_data(settings: DatasetSettings, root: Path | None) -> None:
     """Raise InputError, saying what to put where, if files of a data set are not there."""
-    folder = root or Path("data/raw")
-    match settings:
-        case CifarDataset():
-            remote = LAYOUTS[settings.source].remote(folder)
-            if find_cifar(LAYOUTS[settings.source], root) is None:
-                raise InputError(f"{remote.name} is not under {folder}: {remote.advice}; {_FETCH}")
-        case MedMNISTDataset():
-            if find_medmnist(settings.file, root) is None:
-                raise InputError(
-                    f"{settings.file}.npz is not under {folder}: put it into "
-                    f"{folder / 'medmnist'}; {_FETCH}"
-                )
-        case FeaturesDataset():
-            _require(root, *(file for store in settings.stores.values() for file in store.files()))
-        case ListDataset():
-            _require(root, settings.path, settings.train_list, settings.test_list)
-            _require(root, *filter(None, [settings.val_list, settings.class_names]))
-        case FolderDataset() | TinyImageNetDataset():
-            _require(root, settings.path)
-        case VOCDataset():
-            _require(root, settings.path, *filter(None, [settings.ids]))
-
-
-def _require(root: Path | None, *paths: str) -> None:
-    for path in paths:
-        locate(path, root)
+    next(iter(settings.files(root)), None)
 
 
 def require_weights(settings: Any) -> None:

@@ -119,7 +119,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="package")
 def images():
     """The test images, in the order of predictions."""
-    return read_digits(None, {}).test.images.load(np.arange(500))
+    return read_digits().test.images.load(np.arange(500))
 
 
 def recorded(folder: Path, place: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -84,7 +84,7 @@ def test_it_is_whole_by_itself(exported, result, images, tmp_path, monkeypatch):
     assert "105 training samples" in text
     assert f"| accuracy | {values['metrics']['accuracy']:.4f} |" in text
     labels, _ = recorded(result)
-    truth = read_digits(None, {}).test.labels
+    truth = read_digits().test.labels
     assert values["metrics"]["accuracy"] == pytest.approx(np.mean(labels == truth))
     monkeypatch.chdir(tmp_path)
     moved = shutil.copytree(exported, tmp_path / "elsewhere")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 
 import numpy as np
 import pytest
@@ -27,12 +26,6 @@ def test_it_loads_and_one_line_says_what_it_is_and_where_it_is_from(kind, name):
     assert 10 < len(entry.summary) < 100
     assert "\n" not in entry.summary
     assert bool(entry.paper) == ((kind, name) not in OURS)
-
-
-@pytest.mark.parametrize("name", registered("source"))
-def test_a_source_is_read_from_a_folder_with_options_or_from_a_path(name):
-    parameters = list(inspect.signature(load("source", name)).parameters)
-    assert parameters in (["root", "options"], ["path", "labels_path"])
 
 
 @pytest.mark.parametrize("name", registered("network"))

@@ -13,10 +13,10 @@ from ltpipe.config.experiment import resolve
 from ltpipe.data.drawing import run
 from ltpipe.data.expectations import check_expected, check_expected_labels
 from ltpipe.data.images import ArrayImages
-from ltpipe.data.loading import dataset_settings, reader_options
+from ltpipe.data.loading import dataset_settings
 from ltpipe.data.longtail import class_counts
 from ltpipe.data.readers.lists import read_list
-from ltpipe.data.sources import Part, Source, open_source
+from ltpipe.data.sources import Part, Source
 from ltpipe.data.subset import read_subset
 from ltpipe.plan.layout import build_plan
 from ltpipe.utils.errors import InputError
@@ -154,39 +154,6 @@ def test_drawing_opens_a_source_that_pads_its_images(tmp_path):
     assert draw(tmp_path, dataset).class_counts == [2, 2]
 
 
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        ({"source": "digits"}, {}),
-        ({"source": "cifar10"}, {}),
-        (
-            {"source": "folder", "path": "a", "test_fraction": 0.1},
-            {"path": "a", "test_fraction": 0.1, "split_seed": 0, "fit": "cover"},
-        ),
-        (
-            {"source": "list", "path": "a", "train_list": "b", "test_list": "c"},
-            {"images": "a", "train_list": "b", "test_list": "c", "fit": "cover"},
-        ),
-        (
-            {"source": "tiny-imagenet", "input": {"size": [8, 8], "stored": [9, 10]}},
-            {"path": "tiny-imagenet-200", "fit": "cover", "size": [9, 10]},
-        ),
-        (
-            {"source": "voc", "ids": "i", "input": {"size": [8, 8], "fit": "stretch"}},
-            {"path": "VOCdevkit/VOC2012", "variant": "auto", "ids": "i", "fit": "stretch"},
-        ),
-        (
-            {"source": "medmnist", "file": "octmnist"},
-            {"file": "octmnist", "size": [8, 8], "channels": 3},
-        ),
-    ],
-)
-def test_what_readers_are_told(dataset, expected):
-    if "fit" in expected:
-        expected = {"size": [8, 8], "channels": 3, "interpolation": "bilinear"} | expected
-    assert reader_options(dataset_settings({"input": INPUT} | dataset)) == expected
-
-
 def catalogue():
     entries = {}
     for file in (CATALOGUE / "datasets").glob("*.yaml"):
@@ -237,5 +204,5 @@ def test_real_imagenet_and_inaturalist_lists_are_what_the_catalogue_expects(real
 @pytest.mark.parametrize("name", ["cifar10-lt", "tiny-imagenet-lt", "pneumoniamnist"])
 def test_real_sources_are_what_the_catalogue_expects(real_data, name):
     settings = dataset_settings(catalogue()[name] | {"imbalance": None, "max_count": None})
-    source = open_source(settings.source, real_data, reader_options(settings))
+    source = settings.read(real_data)
     check_expected(source, settings.expect, settings.source)

@@ -7,9 +7,10 @@ import pytest
 
 from ltpipe.data.images import ArrayImages
 from ltpipe.data.longtail import class_counts, draw_subset
-from ltpipe.data.sources import Part, Source, open_source
+from ltpipe.data.sources import Part, Source
 from ltpipe.data.subset import draw, draw_from_labels, read_subset, write_subset
 from ltpipe.utils.errors import InputError
+from tests.support import open_source
 
 SETTINGS = {
     "imbalance": 10,

@@ -12,7 +12,6 @@ from PIL import Image
 from ltpipe.cli.program import main
 from ltpipe.config.experiment import load_experiment
 from ltpipe.data.images import FileImages
-from ltpipe.data.loading import open_images
 from ltpipe.features.store import write_features
 from ltpipe.plan.layout import build_plan
 
@@ -105,7 +104,7 @@ def test_a_long_tailed_folder(place, capsys):
     assert list(experiment.methods) == ["CE", "cRT", "LA", "BalancedSoftmax", "MiSLAS", "FFN"]
     assert set(experiment.backbones) == {"ce", "kps"}
     assert experiment.backbones["ce"].settings.network == "resnet8"
-    assert len(open_images(dataset, None).test.labels) == 6
+    assert len(dataset.read(None).test.labels) == 6
 
 
 def test_a_folder_without_a_test_set(place, capsys):

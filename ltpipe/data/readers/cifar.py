@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from ltpipe.config.datasets import ImageDataset
 from ltpipe.config.registry import reader
-from ltpipe.data.download import Remote, fetch_folder
+from ltpipe.data.download import DEFAULT_ROOT, FETCH, Remote, fetch_folder
 from ltpipe.data.images import ArrayImages
-from ltpipe.data.sources import Part, Source, check_options
+from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError
 
 _PIXELS = 3 * 32 * 32
@@ -32,7 +33,7 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """The files of one data set; `label_bytes` come before the pixels, the last is the label."""
 
     name: str
@@ -56,7 +57,7 @@ class _Layout:
         )
 
 
-_CIFAR10 = _Layout(
+_CIFAR10 = Layout(
     name="CIFAR-10",
     binary_folder="cifar-10-batches-bin",
     python_folder="cifar-10-batches-py",
@@ -69,7 +70,7 @@ _CIFAR10 = _Layout(
     class_names=tuple(_CIFAR10_NAMES.split()),
 )
 
-_CIFAR100 = _Layout(
+_CIFAR100 = Layout(
     name="CIFAR-100",
     binary_folder="cifar-100-binary",
     python_folder="cifar-100-python",
@@ -84,53 +85,61 @@ _CIFAR100 = _Layout(
 LAYOUTS = {"cifar10": _CIFAR10, "cifar100": _CIFAR100}
 
 
-@reader("cifar10", paper="Krizhevsky, 2009")
-def read_cifar10(root: Path | None, options: Mapping[str, Any]) -> Source:
-    """Open CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 in 10 classes.
+@reader("cifar10", "cifar100", paper="Krizhevsky, 2009")
+class CifarDataset(ImageDataset):
+    """CIFAR-10, or CIFAR-100 with its fine labels, by its standard files.
 
-    Looks for the binary or the Python files under `root`, in their usual folder or directly; if
-    there are none, downloads the binary archive (checked by MD5) to `root`.
-
-    Raises:
-        InputError: files missing and not to be had, truncated or damaged.
+    The binary or the Python files are looked for under the root, in their usual folder or directly.
     """
-    return _read(_CIFAR10, "cifar10", root, options)
+
+    source: Literal["cifar10", "cifar100"]
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        layout = LAYOUTS[self.source]
+        folder = find_cifar(layout, root)
+        if folder is None:
+            remote = layout.remote(root or DEFAULT_ROOT)
+            raise InputError(
+                f"{remote.name} is not under {root or DEFAULT_ROOT}: {remote.advice}; {FETCH}"
+            )
+        ending = ".bin" if _is_binary(layout, folder) else ""
+        for name in (*layout.train, *layout.test):
+            yield name + ending, str(folder / (name + ending))
+
+    def fetch(self, root: Path | None) -> None:
+        layout, root = LAYOUTS[self.source], root or DEFAULT_ROOT
+        if find_cifar(layout, root) is None:
+            fetch_folder(layout.remote(root), root, layout.binary_folder)
+
+    def read(self, root: Path | None) -> Source:
+        self.fetch(root)
+        layout = LAYOUTS[self.source]
+        folder = find_cifar(layout, root or DEFAULT_ROOT)
+        if folder is None:
+            raise InputError(f"{layout.name} is not under {root}: its archive has other files")
+        return Source(
+            class_names=list(layout.class_names),
+            train=_read_part(layout, folder, layout.train),
+            test=_read_part(layout, folder, layout.test),
+        )
 
 
-@reader("cifar100", paper="Krizhevsky, 2009")
-def read_cifar100(root: Path | None, options: Mapping[str, Any]) -> Source:
-    """Open CIFAR-100 with its 100 fine labels; otherwise like `read_cifar10`."""
-    return _read(_CIFAR100, "cifar100", root, options)
-
-
-def _read(layout: _Layout, source: str, root: Path | None, options: Mapping[str, Any]) -> Source:
-    check_options(source, options, ())
-    folder = find_cifar(layout, root)
-    if folder is None:
-        root = root or Path("data/raw")
-        fetch_folder(layout.remote(root), root, layout.binary_folder)
-        folder = root / layout.binary_folder
-    return Source(
-        class_names=list(layout.class_names),
-        train=_read_part(layout, folder, layout.train),
-        test=_read_part(layout, folder, layout.test),
-    )
-
-
-def find_cifar(layout: _Layout, root: Path | None) -> Path | None:
+def find_cifar(layout: Layout, root: Path | None) -> Path | None:
     """Return the folder that holds the files of one of `LAYOUTS`; None if there is none."""
     if root is None:
         return None
-    first = next(iter(layout.train))
     for folder in (root / layout.binary_folder, root / layout.python_folder, root):
-        if (folder / f"{first}.bin").is_file() or (folder / first).is_file():
+        if _is_binary(layout, folder) or (folder / next(iter(layout.train))).is_file():
             return folder
     return None
 
 
-def _read_part(layout: _Layout, folder: Path, files: Mapping[str, int]) -> Part:
-    binary = (folder / f"{next(iter(layout.train))}.bin").is_file()
-    read = _read_binary if binary else _read_python
+def _is_binary(layout: Layout, folder: Path) -> bool:
+    return (folder / f"{next(iter(layout.train))}.bin").is_file()
+
+
+def _read_part(layout: Layout, folder: Path, files: Mapping[str, int]) -> Part:
+    read = _read_binary if _is_binary(layout, folder) else _read_python
     blocks = [read(layout, folder, name, records) for name, records in files.items()]
     planes = np.concatenate([pixels for pixels, _ in blocks]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([labels for _, labels in blocks])
@@ -138,7 +147,7 @@ def _read_part(layout: _Layout, folder: Path, files: Mapping[str, int]) -> Part:
 
 
 def _read_binary(
-    layout: _Layout, folder: Path, name: str, records: int
+    layout: Layout, folder: Path, name: str, records: int
 ) -> tuple[np.ndarray, np.ndarray]:
     path = folder / f"{name}.bin"
     if not path.is_file():
@@ -155,7 +164,7 @@ def _read_binary(
 
 
 def _read_python(
-    layout: _Layout, folder: Path, name: str, records: int
+    layout: Layout, folder: Path, name: str, records: int
 ) -> tuple[np.ndarray, np.ndarray]:
     path = folder / name
     if not path.is_file():
@@ -178,7 +187,7 @@ def _read_python(
     return pixels, _checked(labels, layout, path)
 
 
-def _checked(labels: np.ndarray, layout: _Layout, path: Path) -> np.ndarray:
+def _checked(labels: np.ndarray, layout: Layout, path: Path) -> np.ndarray:
     classes = len(layout.class_names)
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(

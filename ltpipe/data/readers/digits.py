@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from sklearn.datasets import load_digits
 
+from ltpipe.config.datasets import ImageDataset
 from ltpipe.config.registry import reader
 from ltpipe.data.images import ArrayImages
-from ltpipe.data.sources import Part, Source, check_options
+from ltpipe.data.sources import Part, Source
 
 _TEST_PER_CLASS = 50
 
 
 @reader("digits", paper="Alpaydin and Kaynak, UCI 1998")
-def read_digits(root: Path | None, options: Mapping[str, Any]) -> Source:
-    """Return the digits as (8, 8, 1) images: 50 test images a class, the others to train on.
+class DigitsDataset(ImageDataset):
+    """scikit-learn's handwritten 8 x 8 digits."""
 
-    Raises:
-        InputError: any option, since there is none.
-    """
-    check_options("digits", options, ())
+    source: Literal["digits"]
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        return iter(())
+
+    def read(self, root: Path | None) -> Source:
+        return read_digits()
+
+
+def read_digits() -> Source:
+    """Return the digits as (8, 8, 1) images: 50 test images a class, the others to train on."""
+    from sklearn.datasets import load_digits
+
     pixels, labels = load_digits(return_X_y=True)
     images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = labels.astype(np.int64)

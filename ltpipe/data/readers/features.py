@@ -7,11 +7,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ltpipe.config.registry import reader
 from ltpipe.utils.errors import InputError
 
 
-@reader("features")
 def read_features(path: Path, labels_path: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read embeddings and their labels.
 

@@ -2,61 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
+from ltpipe.config.base import Float
+from ltpipe.config.datasets import ImageDataset, InputSettings
 from ltpipe.config.registry import reader
-from ltpipe.data.images import FileImages
+from ltpipe.data.images import stored_images
 from ltpipe.data.longtail import split_validation
-from ltpipe.data.sources import Part, Source, check_options, image_size, locate
+from ltpipe.data.sources import Part, Source
+from ltpipe.plan.fingerprints import files_below
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.paths import locate
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
 _SPLITS = ("train", "val", "test")
-_OPTIONS = (
-    "path",
-    "size",
-    "channels",
-    "interpolation",
-    "fit",
-    "test_fraction",
-    "val_fraction",
-    "split_seed",
-)
 _TEST_FRACTION = 0.2
 
 
 @reader("folder")
-def read_folder(root: Path | None, options: Mapping[str, Any]) -> Source:
+class FolderDataset(ImageDataset):
+    """Images in train/val/test folders of class folders, or one folder of class folders.
+
+    Where there is no test folder, `test_fraction` of each class (0.2 unless given) is set apart.
+    """
+
+    source: Literal["folder"]
+    path: str
+    test_fraction: Float | None = Field(default=None, gt=0, lt=1)
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
+
+    def locations(self) -> frozenset[str]:
+        return frozenset({"path"})
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        path = locate(self.path, root)
+        folders = _split_folders(path)
+        if folders == {"train": path}:
+            folders = {"": path}
+        for split, folder in folders.items():
+            for name, file in files_below(folder, SUFFIXES):
+                # As the reader does: hidden images and hidden class folders do not count.
+                if not name.startswith(".") and "/." not in name[name.rfind("/") :]:
+                    yield f"{split}/{name}", file
+
+    def read(self, root: Path | None) -> Source:
+        path = locate(self.path, root)
+        return read_folder(path, self.input, self.test_fraction, self.split_seed)
+
+
+def read_folder(
+    path: Path, stored: InputSettings, test_fraction: float | None = None, split_seed: int = 0
+) -> Source:
     """Open PATH/{train,val,test}/CLASS/**/image or PATH/CLASS/**/image.
 
-    Classes are sorted by name. A split without a folder is taken from the training images,
-    class by class: ``test`` by ``test_fraction`` (0.2 unless given), ``val`` by ``val_fraction``
-    (none unless given), both by ``split_seed`` (0).
-
-    Args:
-        root: folder that a relative ``path`` is under.
-        options: ``path``, ``size`` (stored size), ``channels`` (3), ``interpolation``
-            (bilinear), ``fit`` (cover), ``test_fraction``, ``val_fraction``, ``split_seed``.
+    Classes are sorted by name. Where there is no folder for the test, `test_fraction` of each
+    class's training images (0.2 unless given; 0 for none) is taken, by `split_seed`.
 
     Raises:
         InputError: a missing folder, a class without images, different classes in two splits, or
             a fraction for a split that has its own folder.
     """
-    check_options("folder", options, _OPTIONS)
-    if "path" not in options:
-        raise InputError("data source 'folder' needs the option path: the folder of the images")
-    path = locate(options["path"], root)
-    if not path.is_dir():
-        raise InputError(f"{path} is no folder: name the folder that holds the images")
-    folders = {split: path / split for split in _SPLITS if (path / split).is_dir()}
-    if "train" not in folders:
-        if folders:
-            raise InputError(f"{path} has a folder {next(iter(folders))} but no folder train")
-        folders = {"train": path}
+    folders = _split_folders(path)
     found = {split: _scan(folder) for split, folder in folders.items()}
     names = list(found["train"])
     for split, classes in found.items():
@@ -72,38 +83,29 @@ def read_folder(root: Path | None, options: Mapping[str, Any]) -> Source:
         )
         for split, classes in found.items()
     }
-    for split, default in (("test", _TEST_FRACTION), ("val", 0.0)):
-        fraction = options.get(f"{split}_fraction")
-        if split in parts:
-            if fraction:
-                raise InputError(f"{folders[split]} exists, so {split}_fraction must not be given")
-            continue
-        fraction = default if fraction is None else fraction
-        if fraction:
-            files, labels = parts["train"]
-            kept, taken = split_validation(labels, options.get("split_seed", 0), fraction)
-            parts["train"] = [files[i] for i in kept], labels[kept]
-            parts[split] = [files[i] for i in taken], labels[taken]
-
-    def part(split: str) -> Part | None:
-        if split not in parts:
-            return None
-        files, labels = parts[split]
-        return _part(files, labels, options)
-
-    train = _part(*parts["train"], options)
-    return Source(class_names=names, train=train, val=part("val"), test=part("test"))
+    if "test" in parts:
+        if test_fraction:
+            raise InputError(f"{folders['test']} exists, so test_fraction must not be given")
+    elif fraction := _TEST_FRACTION if test_fraction is None else test_fraction:
+        files, labels = parts["train"]
+        kept, taken = split_validation(labels, split_seed, fraction)
+        parts["train"] = [files[i] for i in kept], labels[kept]
+        parts["test"] = [files[i] for i in taken], labels[taken]
+    opened = {
+        split: Part(stored_images(files, stored), labels.astype(np.int64))
+        for split, (files, labels) in parts.items()
+    }
+    return Source(names, opened["train"], opened.get("val"), opened.get("test"))
 
 
-def _part(files: Sequence[Path], labels: np.ndarray, options: Mapping[str, Any]) -> Part:
-    images = FileImages(
-        files,
-        image_size("folder", options),
-        options.get("channels", 3),
-        options.get("interpolation", "bilinear"),
-        options.get("fit", "cover"),
-    )
-    return Part(images, labels.astype(np.int64))
+def _split_folders(path: Path) -> dict[str, Path]:
+    """Return the folder of each split; of a folder of classes, itself as that of training."""
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder: name the folder that holds the images")
+    folders = {split: path / split for split in _SPLITS if (path / split).is_dir()}
+    if folders and "train" not in folders:
+        raise InputError(f"{path} has a folder {next(iter(folders))} but no folder train")
+    return folders or {"train": path}
 
 
 def _scan(folder: Path) -> dict[str, list[Path]]:

@@ -2,79 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
+from ltpipe.config.datasets import ImageDataset
 from ltpipe.config.registry import reader
-from ltpipe.data.images import FileImages
-from ltpipe.data.sources import Part, Source, check_options, image_size, locate
+from ltpipe.data.images import stored_images
+from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError
-
-_OPTIONS = (
-    "train_list",
-    "val_list",
-    "test_list",
-    "images",
-    "size",
-    "channels",
-    "interpolation",
-    "fit",
-    "class_names",
-)
+from ltpipe.utils.paths import locate
 
 
 @reader("list", paper="Liu et al., CVPR 2019; Van Horn et al., CVPR 2018")
-def read_lists(root: Path | None, options: Mapping[str, Any]) -> Source:
-    """Open the images that list files of ``relative/path label`` lines name.
+class ListDataset(ImageDataset):
+    """Images named by list files: ImageNet-LT, Places-LT, iNaturalist 2018.
 
-    Args:
-        root: folder that relative paths of the options are under.
-        options: ``train_list``, ``val_list``, ``test_list`` (list files; only the first is
-            needed), ``images`` (folder that the listed paths are relative to; `root` unless
-            given), ``size`` (stored size), ``channels`` (3), ``interpolation`` (bilinear),
-            ``fit`` (cover), ``class_names`` (a file with the name of class c on line c + 1;
-            without it classes are called by their number, and there are as many as the training
-            list's labels say).
-
-    Raises:
-        InputError: a missing file, or a malformed line or label out of range, by file and line.
+    A list file has `relative/path label` on each line, the path being relative to `path`. Line c
+    + 1 of the file `class_names` is the name of class c; without it classes are called by number.
     """
-    check_options("list", options, _OPTIONS)
-    if "train_list" not in options:
-        raise InputError("data source 'list' needs the option train_list: lines of 'path label'")
-    size = image_size("list", options)
-    folder = locate(options["images"], root) if "images" in options else (root or Path())
-    names = _class_names(locate(options["class_names"], root)) if "class_names" in options else None
 
-    def part(option: str, num_classes: int | None) -> Part:
-        path = locate(options[option], root)
-        files, labels = read_list(path, num_classes)
-        if not (folder / files[0]).is_file():
-            raise InputError(
-                f"{folder / files[0]}, the first image of {path}, does not exist: the option "
-                "images must name the folder that the listed paths are relative to"
-            )
-        images = FileImages(
-            [folder / file for file in files],
-            size,
-            options.get("channels", 3),
-            options.get("interpolation", "bilinear"),
-            options.get("fit", "cover"),
+    source: Literal["list"]
+    path: str
+    train_list: str
+    val_list: str | None = None
+    test_list: str
+    class_names: str | None = None
+
+    def locations(self) -> frozenset[str]:
+        return frozenset({"path", "train_list", "val_list", "test_list", "class_names"})
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        folder = locate(self.path, root)
+        named = {part: locate(file, root) for part, file in self._named().items()}
+        yield from [(part, str(path)) for part, path in named.items()]
+        listed: dict[str, None] = {}
+        for part, path in named.items():
+            if part != "class_names":
+                listed.update(dict.fromkeys(read_list(path)[0]))
+        for file in listed:
+            yield f"images/{file}", f"{folder}/{file}"
+
+    def read(self, root: Path | None) -> Source:
+        folder = locate(self.path, root)
+        named = {part: locate(file, root) for part, file in self._named().items()}
+        names = _class_names(named["class_names"]) if "class_names" in named else None
+
+        def part(path: Path, num_classes: int | None) -> Part:
+            files, labels = read_list(path, num_classes)
+            if not (folder / files[0]).is_file():
+                raise InputError(
+                    f"{folder / files[0]}, the first image of {path}, does not exist: path must "
+                    "name the folder that the listed paths are relative to"
+                )
+            return Part(stored_images([folder / file for file in files], self.input), labels)
+
+        train = part(named["train_list"], None if names is None else len(names))
+        if names is None:
+            names = [str(label) for label in range(int(train.labels.max()) + 1)]
+        return Source(
+            class_names=names,
+            train=train,
+            val=part(named["val_list"], len(names)) if "val_list" in named else None,
+            test=part(named["test_list"], len(names)),
         )
-        return Part(images, labels)
 
-    train = part("train_list", None if names is None else len(names))
-    if names is None:
-        names = [str(label) for label in range(int(train.labels.max()) + 1)]
-    return Source(
-        class_names=names,
-        train=train,
-        val=part("val_list", len(names)) if "val_list" in options else None,
-        test=part("test_list", len(names)) if "test_list" in options else None,
-    )
+    def _named(self) -> dict[str, str]:
+        parts = ("train_list", "val_list", "test_list", "class_names")
+        files = {part: getattr(self, part) for part in parts}
+        return {part: file for part, file in files.items() if file is not None}
 
 
 def read_list(path: Path, num_classes: int | None = None) -> tuple[list[str], np.ndarray]:

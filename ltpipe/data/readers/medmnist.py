@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
+from ltpipe.config.datasets import ImageDataset
 from ltpipe.config.registry import reader
-from ltpipe.data.download import Remote, fetch_file
+from ltpipe.data.download import DEFAULT_ROOT, FETCH, Remote, fetch_file
 from ltpipe.data.images import Images
-from ltpipe.data.sources import Part, Source, check_options, image_size
+from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError
 
 _URL = "https://zenodo.org/records/10519652/files/"
@@ -66,28 +68,46 @@ class PaddedImages:
 
 
 @reader("medmnist", paper="Yang et al., Scientific Data 2023")
-def read_medmnist(root: Path | None, options: Mapping[str, Any]) -> Source:
+class MedMNISTDataset(ImageDataset):
+    """A MedMNIST file by its name without `.npz`; smaller images are padded to the stored size.
+
+    NAME.npz is looked for under the root and in its folder medmnist.
+    """
+
+    source: Literal["medmnist"]
+    file: str = Field(pattern="^[A-Za-z0-9_-]+$")
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        root = root or DEFAULT_ROOT
+        path = find_medmnist(self.file, root)
+        if path is None:
+            raise InputError(
+                f"{self.file}.npz is not under {root}: put it into {root / _FOLDER}; {FETCH}"
+            )
+        yield path.name, str(path)
+
+    def fetch(self, root: Path | None) -> None:
+        root = root or DEFAULT_ROOT
+        if find_medmnist(self.file, root) is None:
+            _download(self.file, root)
+
+    def read(self, root: Path | None) -> Source:
+        self.fetch(root)
+        path = find_medmnist(self.file, root or DEFAULT_ROOT)
+        assert path is not None
+        return read_medmnist(path, self.input.kept, self.input.channels)
+
+
+def read_medmnist(path: Path, size: tuple[int, int], channels: int) -> Source:
     """Open a MedMNIST file of one-label images with its training, validation and test part.
 
-    Looks for NAME.npz in `root` and in its folder medmnist; if neither has it, downloads it
-    (checked by MD5) to the latter, where the checksum is known. Images are centred in zeros up to
-    the stored size. Grey images are repeated for three channels.
-
-    Args:
-        root: folder of the data sets.
-        options: ``file`` (a name such as octmnist), ``size`` (stored size, no smaller than the
-            images), ``channels`` (3).
+    Images are centred in zeros up to `size`. Grey images are repeated for three channels.
 
     Raises:
-        InputError: the file is missing and not to be had, damaged, or of another kind.
+        InputError: the file is damaged or of another kind, or its images are larger than `size`.
     """
-    check_options("medmnist", options, ("file", "size", "channels"))
-    if "file" not in options:
-        raise InputError("data source 'medmnist' needs the option file, such as octmnist")
-    name, size = options["file"], image_size("medmnist", options)
-    path = find_medmnist(name, root) or _fetch(name, root)
     arrays = _load(path)
-    names = _CLASS_NAMES.get(name)
+    names = _CLASS_NAMES.get(path.stem)
     if names is None:
         names = tuple(str(label) for label in range(int(arrays["train_labels"].max()) + 1))
 
@@ -98,14 +118,12 @@ def read_medmnist(root: Path | None, options: Mapping[str, Any]) -> Source:
                 f"{path}: {split}_labels reach from {labels.min()} to {labels.max()} but the "
                 f"classes are 0 .. {len(names) - 1}: the file is damaged"
             )
-        return Part(_images(path, arrays[f"{split}_images"], size, options), labels)
+        return Part(_images(path, arrays[f"{split}_images"], size, channels), labels)
 
     return Source(list(names), train=part("train"), val=part("val"), test=part("test"))
 
 
-def _images(
-    path: Path, array: np.ndarray, size: tuple[int, int], options: Mapping[str, Any]
-) -> Images:
+def _images(path: Path, array: np.ndarray, size: tuple[int, int], channels: int) -> Images:
     height, width = array.shape[1:3]
     if size[0] < height or size[1] < width:
         raise InputError(
@@ -113,8 +131,7 @@ def _images(
             f"{size[0]} x {size[1]}: raise the data set's size"
         )
     array = array.reshape(len(array), height, width, -1)
-    channels = options.get("channels", 3)
-    if channels not in (1, 3) or array.shape[3] > channels:
+    if array.shape[3] > channels:
         raise InputError(
             f"{path} has images of {array.shape[3]} channels, which {channels} can't hold: "
             "set channels to 3"
@@ -122,21 +139,19 @@ def _images(
     return PaddedImages(array, size, channels)
 
 
-def find_medmnist(name: str, root: Path | None) -> Path | None:
+def find_medmnist(name: str, root: Path) -> Path | None:
     """Return the file called NAME.npz in `root` or its folder medmnist; None if there is none."""
-    folder = root or Path("data/raw")
-    for path in (folder / f"{name}.npz", folder / _FOLDER / f"{name}.npz"):
+    for path in (root / f"{name}.npz", root / _FOLDER / f"{name}.npz"):
         if path.is_file():
             return path
     return None
 
 
-def _fetch(name: str, root: Path | None) -> Path:
-    folder = root or Path("data/raw")
-    path = folder / _FOLDER / f"{name}.npz"
+def _download(name: str, root: Path) -> None:
+    path = root / _FOLDER / f"{name}.npz"
     if name not in _MD5:
         raise InputError(
-            f"{name}.npz is neither in {folder} nor in {folder / _FOLDER}: put it there "
+            f"{name}.npz is neither in {root} nor in {root / _FOLDER}: put it there "
             "(data.root or LTPIPE_DATA sets another folder)"
         )
     remote = Remote(
@@ -146,7 +161,6 @@ def _fetch(name: str, root: Path | None) -> Path:
         advice=f"put {name}.npz into {path.parent}",
     )
     fetch_file(remote, path)
-    return path
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

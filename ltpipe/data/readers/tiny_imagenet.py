@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
+from ltpipe.config.datasets import ImageDataset, InputSettings
 from ltpipe.config.registry import reader
-from ltpipe.data.images import FileImages
-from ltpipe.data.sources import Part, Source, check_options, image_size, locate
+from ltpipe.data.images import stored_images
+from ltpipe.data.sources import Part, Source
+from ltpipe.plan.fingerprints import files_below
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.paths import locate
 
-_OPTIONS = ("path", "size", "channels", "interpolation", "fit")
 _SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 
 
 @reader("tiny-imagenet", paper="Le and Yang, 2015")
-def read_tiny_imagenet(root: Path | None, options: Mapping[str, Any]) -> Source:
+class TinyImageNetDataset(ImageDataset):
+    """Tiny-ImageNet-200 by its standard files; its validation images are the test set."""
+
+    source: Literal["tiny-imagenet"]
+    path: str = "tiny-imagenet-200"
+
+    def locations(self) -> frozenset[str]:
+        return frozenset({"path"})
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        path = locate(self.path, root)
+        yield "wnids.txt", str(path / "wnids.txt")
+        if (path / "words.txt").exists():
+            yield "words.txt", str(path / "words.txt")
+        for split, suffixes in (("train", _SUFFIXES), ("val", _SUFFIXES | {".txt"})):
+            for name, file in files_below(path / split, suffixes):
+                yield f"{split}/{name}", file
+
+    def read(self, root: Path | None) -> Source:
+        return read_tiny_imagenet(locate(self.path, root), self.input)
+
+
+def read_tiny_imagenet(path: Path, stored: InputSettings) -> Source:
     """Open the training images of Tiny-ImageNet, and its validation images to test on.
 
     The labels of the official test images were never published. Class c is the c-th WordNet id in
@@ -27,29 +51,15 @@ def read_tiny_imagenet(root: Path | None, options: Mapping[str, Any]) -> Source:
     image-folder loader. Validation images lie in val/images with val/val_annotations.txt, as
     published, or in class folders below val.
 
-    Args:
-        root: folder that a relative ``path`` is under.
-        options: ``path`` (tiny-imagenet-200), ``size`` (stored size), ``channels`` (3),
-            ``interpolation`` (bilinear), ``fit`` (cover).
-
     Raises:
         InputError: a missing file or folder, a class without images, or a damaged line by file
             and line.
     """
-    check_options("tiny-imagenet", options, _OPTIONS)
-    size = image_size("tiny-imagenet", options)
-    path = locate(options.get("path", "tiny-imagenet-200"), root)
     wnids = _wnids(path / "wnids.txt")
 
     def part(classes: Mapping[str, Sequence[Path]]) -> Part:
         counts = [len(classes[wnid]) for wnid in wnids]
-        images = FileImages(
-            [file for wnid in wnids for file in classes[wnid]],
-            size,
-            options.get("channels", 3),
-            options.get("interpolation", "bilinear"),
-            options.get("fit", "cover"),
-        )
+        images = stored_images([file for wnid in wnids for file in classes[wnid]], stored)
         return Part(images, np.repeat(np.arange(len(wnids), dtype=np.int64), counts))
 
     annotations = path / "val/val_annotations.txt"

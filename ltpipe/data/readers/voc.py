@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
+from ltpipe.config.datasets import ImageDataset, InputSettings
 from ltpipe.config.registry import reader
-from ltpipe.data.images import FileImages
-from ltpipe.data.sources import Part, Source, check_options, image_size, locate
+from ltpipe.data.images import stored_images
+from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.paths import locate
 from ltpipe.utils.progress import say
 
 _NAMES = """
@@ -27,45 +29,72 @@ _COUNTS = "267 98 341 138 98 71 216 422 85 123 13 380 130 77 546 66 130 48 195 9
 TEST_COUNTS = tuple(int(count) for count in _COUNTS.split())
 # Published annotations have a few kilobytes.
 MAX_XML_BYTES = 1 << 20
-_OPTIONS = ("path", "variant", "ids", "size", "channels", "interpolation", "fit")
 
 Objects = Mapping[str, Sequence[tuple[int, bool]]]
 Chosen = tuple[list[str], np.ndarray]
 
 
 @reader("voc", paper="Everingham et al., IJCV 2010")
-def read_voc(root: Path | None, options: Mapping[str, Any]) -> Source:
+class VOCDataset(ImageDataset):
+    """VOC-LT: the images of Pascal VOC 2012 that show one class.
+
+    `variant` says which objects count: all (`objects`), those not difficult (`non-difficult`) or
+    the classes' list files (`image-labels`); `auto` takes the first that gives the published
+    numbers, else `objects`. `ids` is a file with the training images' ids.
+    """
+
+    source: Literal["voc"]
+    path: str = "VOCdevkit/VOC2012"
+    variant: Literal["auto", "objects", "non-difficult", "image-labels"] = "auto"
+    ids: str | None = None
+
+    def locations(self) -> frozenset[str]:
+        return frozenset({"path", "ids"})
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        path = locate(self.path, root)
+        lists = {split: path / f"ImageSets/Main/{split}.txt" for split in ("train", "val")}
+        if self.ids is not None:
+            lists["ids"] = locate(self.ids, root)
+        yield from [(f"{split}.txt", str(file)) for split, file in lists.items()]
+        if self.variant in ("auto", "image-labels"):
+            for name in CLASS_NAMES:
+                for split in ("train", "val"):
+                    file = f"ImageSets/Main/{name}_{split}.txt"
+                    yield file, f"{path}/{file}"
+        # Which of the listed images show one class is known once all annotations are read.
+        images = dict.fromkeys(image for file in lists.values() for image in _read_ids(file))
+        for image in images:
+            yield f"JPEGImages/{image}.jpg", f"{path}/JPEGImages/{image}.jpg"
+            if self.variant != "image-labels":
+                yield f"Annotations/{image}.xml", f"{path}/Annotations/{image}.xml"
+
+    def read(self, root: Path | None) -> Source:
+        ids = None if self.ids is None else locate(self.ids, root)
+        return read_voc(locate(self.path, root), self.input, self.variant, ids)
+
+
+def read_voc(
+    path: Path, stored: InputSettings, variant: str = "auto", ids: Path | None = None
+) -> Source:
     """Open the one-class images of VOC 2012: ImageSets/Main/train.txt, and val.txt to test on.
 
-    HRJBA does not say how its images were chosen. The option ``variant`` decides which are of one
-    class: ``objects`` (all annotated objects are of one class), ``non-difficult`` (likewise
-    without objects marked difficult), ``image-labels`` (the class's list file says 1 and all
-    other classes' say -1). ``auto`` takes the first of them that gives 3,437 training images and
-    the paper's 3,539 test images class by class; if none does, ``objects``, and says so with the
-    numbers.
+    HRJBA does not say how its images were chosen. `variant` decides which are of one class:
+    ``objects`` (all annotated objects are of one class), ``non-difficult`` (likewise without
+    objects marked difficult), ``image-labels`` (the class's list file says 1 and all other classes'
+    say -1). ``auto`` takes the first of them that gives 3,437 training images and the paper's 3,539
+    test images class by class; if none does, ``objects``, and says so with the numbers.
 
     Args:
-        root: folder that a relative ``path`` or ``ids`` is under.
-        options: ``path`` (VOCdevkit/VOC2012), ``variant`` (auto), ``ids`` (a file with an image's
-            id on each line: the training images in place of train.txt, which are then no test
-            images; ``auto`` means ``objects``), ``size`` (stored size), ``channels`` (3),
-            ``interpolation`` (bilinear), ``fit`` (cover).
+        ids: a file with an image's id on each line: the training images in place of train.txt,
+            which are then no test images; ``auto`` means ``objects``.
 
     Raises:
-        InputError: a missing or damaged file, by name and line, or an unknown class or variant.
+        InputError: a missing or damaged file, by name and line, or an unknown class.
     """
-    check_options("voc", options, _OPTIONS)
-    size = image_size("voc", options)
-    variant = options.get("variant", "auto")
-    if variant not in ("auto", *VARIANTS):
-        raise InputError(
-            f"data source 'voc' has no variant {variant!r}{nearest(variant, VARIANTS)}: "
-            f"one of auto, {', '.join(VARIANTS)}"
-        )
-    path = locate(options.get("path", "VOCdevkit/VOC2012"), root)
     train, test = (_read_ids(path / f"ImageSets/Main/{split}.txt") for split in ("train", "val"))
-    if "ids" in options:
-        train = _read_ids(locate(options["ids"], root))
+    if ids is not None:
+        train = _read_ids(ids)
         listed = set(train)
         test = [image for image in test if image not in listed]
         variant = "objects" if variant == "auto" else variant
@@ -79,14 +108,8 @@ def read_voc(root: Path | None, options: Mapping[str, Any]) -> Source:
                 raise InputError(
                     f"{path}/JPEGImages/{image}.jpg does not exist: unpack VOC 2012 again"
                 )
-        files = FileImages(
-            [path / f"JPEGImages/{image}.jpg" for image in images],
-            size,
-            options.get("channels", 3),
-            options.get("interpolation", "bilinear"),
-            options.get("fit", "cover"),
-        )
-        return Part(files, labels)
+        files = [path / f"JPEGImages/{image}.jpg" for image in images]
+        return Part(stored_images(files, stored), labels)
 
     return Source(list(CLASS_NAMES), train=part(chosen_train), test=part(chosen_test))
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ltpipe.data.readers import cifar
-from ltpipe.data.sources import open_source
 from ltpipe.utils.errors import InputError
+from tests.support import open_source
 
 LAYOUTS = {"cifar10": cifar._CIFAR10, "cifar100": cifar._CIFAR100}
 
@@ -89,7 +89,7 @@ def small(monkeypatch, name, records=20):
     layout = replace(
         layout, train=dict.fromkeys(layout.train, records), test=dict.fromkeys(layout.test, records)
     )
-    monkeypatch.setattr(cifar, f"_{name.upper()}", layout)
+    monkeypatch.setitem(cifar.LAYOUTS, name, layout)
     return layout
 
 
@@ -155,10 +155,10 @@ def serve(monkeypatch, tmp_path, name, content, md5=None):
     from dataclasses import replace
 
     (tmp_path / "server").mkdir()
-    layout = getattr(cifar, f"_{name.upper()}")
+    layout = cifar.LAYOUTS[name]
     (tmp_path / "server" / layout.archive).write_bytes(content)
     md5 = md5 or hashlib.md5(content).hexdigest()
-    monkeypatch.setattr(cifar, f"_{name.upper()}", replace(layout, archive_md5=md5))
+    monkeypatch.setitem(cifar.LAYOUTS, name, replace(layout, archive_md5=md5))
     monkeypatch.setattr(cifar, "_URL", (tmp_path / "server").as_uri() + "/")
 
 

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from ltpipe.data.readers.lists import read_list
-from ltpipe.data.sources import open_source
 from ltpipe.utils.errors import InputError
+from tests.support import open_source
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def root(tmp_path):
     return tmp_path
 
 
-OPTIONS = {"train_list": "train.txt", "images": "images", "size": 8}
+OPTIONS = {"train_list": "train.txt", "test_list": "test.txt", "path": "images", "size": 8}
 
 
 def test_lists(root):
@@ -67,13 +67,12 @@ def test_other_mistakes(root):
     (root / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (root / "gap.txt").write_text("x\n\ny\n")
     for options, message in (
-        ({"images": "images", "size": 8}, "needs the option train_list"),
+        ({"path": "images", "test_list": "test.txt"}, "train_list: this key is required"),
         (OPTIONS | {"train_list": "absent.txt"}, r"absent\.txt does not exist"),
         (OPTIONS | {"train_list": "empty.txt"}, r"empty\.txt is empty"),
         (OPTIONS | {"train_list": "binary.txt"}, r"binary\.txt can't be read as text"),
         (OPTIONS | {"class_names": "gap.txt"}, r"gap\.txt:2: a class has no name"),
-        (OPTIONS | {"images": "."}, "the option images must name the folder"),
-        ({"train_list": "train.txt", "images": "images"}, "needs the option size"),
+        (OPTIONS | {"path": "."}, "path must name the folder"),
     ):
         with pytest.raises(InputError, match=message):
             open_source("list", root, options)
