@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ltpipe.init.survey import ImageFacts, Survey
-from ltpipe.runtime.environment import gpu_count
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.machine import gpu_count
 
 # Below this ratio of the largest to the smallest class, rebalancing has next to nothing to do;
 # from the second on, everything of this package is worth its time.
