@@ -9,7 +9,7 @@ from pydantic import create_model, model_validator
 
 from ltpipe.config.base import Settings
 from ltpipe.config.choices import Choice
-from ltpipe.config.registry import find
+from ltpipe.config.registry import Registration, find
 from ltpipe.config.signatures import arguments, fact
 
 # What a loss is given by whoever builds it.
@@ -34,15 +34,16 @@ class LossSettings(Settings):
 
 def loss_class(kind: str, name: str) -> type[LossSettings]:
     """Return the class of the settings of a registered loss."""
-    return _loss_class(name, find(kind, name).attribute)
+    return _loss_class(name, find(kind, name))
 
 
 @functools.cache
-def _loss_class(name: str, title: str) -> type[LossSettings]:
+def _loss_class(name: str, entry: Registration) -> type[LossSettings]:
     fields: dict[str, Any] = {"name": (Literal[name], ...)}
     for argument, setting in arguments("loss", name, _GIVEN).items():
         fields[argument] = (setting.type, setting.default)
-    made = create_model(title, __base__=LossSettings, __module__=__name__, **fields)
+    module = entry.module if entry.file else __name__
+    made = create_model(entry.attribute, __base__=LossSettings, __module__=module, **fields)
     made.takes_cosines = fact("loss", name, "takes_cosines", False)
     made.at_most = fact("loss", name, "at_most", ())
     return made

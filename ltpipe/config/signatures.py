@@ -63,6 +63,13 @@ def arguments(kind: str, name: str, given: tuple[str, ...]) -> Mapping[str, Argu
     return settings
 
 
+def argument_names(kind: str, name: str) -> frozenset[str]:
+    """Return the names of the arguments that a registered class or function takes."""
+    entry = find(kind, name)
+    found = _asked(kind, name) if entry.file else _read(entry)
+    return frozenset(argument for argument, _, _ in found)
+
+
 def fact(kind: str, name: str, attribute: str, default: Any) -> Any:
     """Return a class attribute of a registered class, or `default` where it has none."""
     entry = find(kind, name)

@@ -14,10 +14,6 @@ from pathlib import Path
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path
 
-# Where downloads go while no folder of data sets is set.
-DEFAULT_ROOT = Path("data/raw")
-FETCH = "`ltpipe fetch EXPERIMENT.yaml` downloads it where there is a network"
-
 
 @dataclass(frozen=True)
 class Remote:

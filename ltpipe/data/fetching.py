@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.config.backbones.vision_language import VisionLanguage
-from ltpipe.plan.availability import require_weights
+from ltpipe.plan.availability import require
 from ltpipe.plan.workload import load_workload
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.paths import data_root
@@ -54,7 +54,7 @@ def _fetch_weights(settings: Any) -> None:
     if settings.weights is None:
         return
     try:
-        require_weights(settings)
+        require(settings, None)
     except InputError:
         towers = isinstance(settings, VisionLanguage)
         module = "ltpipe.models.vision_language" if towers else "ltpipe.models.building"

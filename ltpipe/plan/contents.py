@@ -52,8 +52,9 @@ class OutsideContents:
         Raises:
             InputError: they are not there, or can't be read.
         """
-        files = getattr(settings, "files", lambda root: [])(self.root)
-        return fingerprint(files, self.folder / "hashes", title=_title(settings))
+        return fingerprint(
+            settings.files(self.root), self.folder / "hashes", title=_title(settings)
+        )
 
     def _stand_in(self, key: str, error: InputError) -> str:
         known = recorded(self.folder, key)

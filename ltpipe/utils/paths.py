@@ -1,4 +1,4 @@
-"""Where data sets lie."""
+"""Where data sets lie, and how they come there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 from ltpipe.utils.errors import InputError
+
+# Where downloads go while no folder of data sets is set.
+DEFAULT_ROOT = Path("data/raw")
+FETCH = "`ltpipe fetch EXPERIMENT.yaml` downloads it where there is a network"
 
 
 def data_root(configured: str | None) -> Path | None:
@@ -23,8 +27,7 @@ def data_root(configured: str | None) -> Path | None:
             if not folder.is_dir():
                 raise InputError(f"{origin} names {value}, which is not a folder")
             return folder
-    default = Path("data/raw")
-    return default if default.is_dir() else None
+    return DEFAULT_ROOT if DEFAULT_ROOT.is_dir() else None
 
 
 def locate(path: str, root: Path | None) -> Path:

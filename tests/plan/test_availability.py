@@ -11,13 +11,9 @@ from pydantic import TypeAdapter
 from ltpipe.config.backbones import AnyBackbone
 from ltpipe.config.datasets import Dataset
 from ltpipe.config.experiment import read_catalogue
+from ltpipe.config.weights import OPENAI_REPOSITORIES, TORCHVISION_FILES
 from ltpipe.models.compat import import_open_clip, import_torchvision
-from ltpipe.plan.availability import (
-    OPENAI_REPOSITORIES,
-    TORCHVISION_FILES,
-    require_data,
-    require_weights,
-)
+from ltpipe.plan.availability import require
 from ltpipe.utils.errors import InputError
 
 CATALOGUE = read_catalogue(Path(__file__).resolve().parents[2] / "config")
@@ -51,9 +47,9 @@ def towers(**values):
     ],
 )
 def test_an_empty_root_has_nothing_but_digits(tmp_path, name, advice):
-    require_data(dataset("digits-lt"), tmp_path)
+    require(dataset("digits-lt"), tmp_path)
     with pytest.raises(InputError, match=advice):
-        require_data(dataset(name), tmp_path)
+        require(dataset(name), tmp_path)
 
 
 def test_files_in_their_places_are_found(tmp_path):
@@ -71,9 +67,9 @@ def test_files_in_their_places_are_found(tmp_path):
         (tmp_path / file).touch()
     names = ["cifar10-lt", "cifar100-lt", "octmnist", "tiny-imagenet-lt", "voc-lt"]
     for name in names:
-        require_data(dataset(name), tmp_path)
+        require(dataset(name), tmp_path)
     with pytest.raises(InputError, match=r"ImageNet_LT_test.txt does not exist"):
-        require_data(dataset("imagenet-lt"), tmp_path)
+        require(dataset("imagenet-lt"), tmp_path)
 
 
 def test_every_file_of_embeddings_is_looked_for(tmp_path):
@@ -81,7 +77,7 @@ def test_every_file_of_embeddings_is_looked_for(tmp_path):
     settings = TypeAdapter(Dataset).validate_python({"source": "features", "stores": stores})
     np.savez(tmp_path / "train.npz", features=np.ones((2, 2)))
     with pytest.raises(InputError, match=r"test.npz does not exist"):
-        require_data(settings, tmp_path)
+        require(settings, tmp_path)
 
 
 def test_openai_repositories_are_those_of_open_clip():
@@ -104,25 +100,25 @@ def test_weights_in_the_libraries_caches_are_found(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     clip, resnet = towers(weights="openai"), backbone(network="resnet152", weights="IMAGENET1K_V1")
     with pytest.raises(InputError, match=r"resnet50_clip.openai"):
-        require_weights(clip)
+        require(clip, None)
     with pytest.raises(InputError, match=r"resnet152-394f9c45.pth"):
-        require_weights(resnet)
+        require(resnet, None)
     snapshot = tmp_path / "hf/hub/models--timm--resnet50_clip.openai/snapshots/0"
     snapshot.mkdir(parents=True)
     (snapshot / "open_clip_model.safetensors").touch()
     checkpoints = tmp_path / "torch/hub/checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "resnet152-394f9c45.pth").touch()
-    require_weights(clip)
-    require_weights(resnet)
+    require(clip, None)
+    require(resnet, None)
 
 
 def test_weights_files_are_looked_for(tmp_path):
     file = tmp_path / "towers.safetensors"
     for settings in (towers(weights=str(file)), backbone(network="resnet50", weights=str(file))):
         with pytest.raises(InputError, match=r"weights file .* does not exist"):
-            require_weights(settings)
+            require(settings, None)
     file.touch()
-    require_weights(towers(weights=str(file)))
-    require_weights(towers())
-    require_weights(backbone(network="resnet8"))
+    require(towers(weights=str(file)), None)
+    require(towers(), None)
+    require(backbone(network="resnet8"), None)

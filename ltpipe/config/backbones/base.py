@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.base import Float, Settings
+from ltpipe.config.registry import check_name
+from ltpipe.config.signatures import argument_names
+from ltpipe.config.weights import existing_file, torchvision_file
 
 
 class Rule(Settings):
@@ -120,19 +125,14 @@ class BackboneSettings(Settings):
     @field_validator("network")
     @classmethod
     def _network_exists(cls, name: str) -> str:
-        from ltpipe.config.registry import check_name
-
         return check_name("network", name)
 
     @model_validator(mode="after")
     def _network_fits(self) -> BackboneSettings:
-        from ltpipe.config.registry import module_of
-
-        cifar = "ltpipe.models.resnet"
-        if self.attention is not None and module_of("network", self.network) != cifar:
+        takes = argument_names("network", self.network)
+        if self.attention is not None and "attention" not in takes:
             raise ValueError(f"attention: {self.network} has no place for it; take resnet8 to 56")
-        torchvision = "ltpipe.models.torchvision_resnet"
-        if module_of("network", self.network) != torchvision:
+        if "weights" not in takes:
             if self.weights is not None:
                 raise ValueError(f"weights: {self.network} starts from fresh weights only")
             if self.trained != "all":
@@ -166,6 +166,18 @@ class BackboneSettings(Settings):
             (".safetensors", ".bin", ".pt", ".pth")
         )
         return self.weights if is_path else None
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        """Yield the file of the weights that the network starts from: a name, and the path.
+
+        Weights that a job is told to find by a tag yield nothing where the tag is unknown here.
+
+        Raises:
+            InputError: the file is not there; says what to put where.
+        """
+        if self.weights is not None:
+            published = torchvision_file(self.network, self.weights)
+            yield "weights", str(published or existing_file(self.weights))
 
     def locations(self) -> frozenset[str]:
         return frozenset({"weights"}) if self.weights_file() else frozenset()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Schedule
 from ltpipe.config.base import Float, Settings
-from ltpipe.config.registry import system
+from ltpipe.config.registry import check_name, system
+from ltpipe.config.weights import existing_file, openai_file
 
 
 class Ladder(Settings):
@@ -76,8 +79,6 @@ class VisionLanguage(BackboneSettings):
     @field_validator("network")
     @classmethod
     def _network_exists(cls, name: str) -> str:
-        from ltpipe.config.registry import check_name
-
         return check_name("tower", name)
 
     @field_validator("templates")
@@ -99,6 +100,15 @@ class VisionLanguage(BackboneSettings):
         if self.weights is not None and self.network.startswith("small-"):
             raise ValueError(f"weights: {self.network} starts from random numbers only")
         return self
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        path = None
+        if self.weights_file() is not None:
+            path = existing_file(str(self.weights))
+        elif self.weights == "openai":
+            path = openai_file(self.network)
+        if path is not None:
+            yield "weights", str(path)
 
     def origin(self) -> str:
         """Return in words what the towers start from and whether they were trained here."""

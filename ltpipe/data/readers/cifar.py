@@ -12,10 +12,11 @@ import numpy as np
 
 from ltpipe.config.datasets import ImageDataset
 from ltpipe.config.registry import reader
-from ltpipe.data.download import DEFAULT_ROOT, FETCH, Remote, fetch_folder
+from ltpipe.data.download import Remote, fetch_folder
 from ltpipe.data.images import ArrayImages
 from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.paths import DEFAULT_ROOT, FETCH
 
 _PIXELS = 3 * 32 * 32
 _URL = "https://www.cs.toronto.edu/~kriz/"

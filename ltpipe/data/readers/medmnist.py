@@ -13,10 +13,11 @@ from pydantic import Field
 
 from ltpipe.config.datasets import ImageDataset
 from ltpipe.config.registry import reader
-from ltpipe.data.download import DEFAULT_ROOT, FETCH, Remote, fetch_file
+from ltpipe.data.download import Remote, fetch_file
 from ltpipe.data.images import Images
 from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.paths import DEFAULT_ROOT, FETCH
 
 _URL = "https://zenodo.org/records/10519652/files/"
 _MD5 = {
