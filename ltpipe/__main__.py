@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from ltpipe.runtime.server import hand_over
+from ltpipe.runtime.client import hand_over
 
 
 def main() -> int:

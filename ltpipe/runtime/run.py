@@ -14,8 +14,9 @@ from ltpipe.plan.frozen import VARIABLE, Run, freeze, frozen, plan_file, run_of
 from ltpipe.plan.layout import ArtifactSpec
 from ltpipe.plan.stages import RESULTS
 from ltpipe.plan.workload import build_workload
-from ltpipe.runtime.environment import prepare_jobs, start_server
+from ltpipe.runtime.environment import prepare_jobs
 from ltpipe.runtime.lock import hold
+from ltpipe.runtime.server import start_server
 from ltpipe.utils.machine import gpu_count
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from ltpipe.cli import jobs
 from ltpipe.config.experiment import load_experiment
 from ltpipe.plan.layout import build_plan
-from ltpipe.runtime import server
-from ltpipe.runtime.environment import start_server
+from ltpipe.runtime import client
+from ltpipe.runtime.server import start_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -29,7 +28,7 @@ JOBS = """
 import os, signal, sys, time
 
 def main(arguments):
-    kind, *rest = arguments[1:]
+    kind, *rest = arguments[3:] if arguments[1] == "--spec" else arguments[1:]
     print("parent", os.getppid(), flush=True)
     if kind == "last":
         if rest:
@@ -47,6 +46,9 @@ def main(arguments):
 """
 
 
+JOB = ("subset", "--spec", "{}")
+
+
 class Running:
     """A server and the environment of its clients."""
 
@@ -54,11 +56,11 @@ class Running:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LTPIPE_DEVICE", "cpu")
             patch.setenv("PYTHONPATH", str(source))
-            patch.setenv(server.VARIABLE, "")
+            patch.setenv(client.VARIABLE, "")
             self.process = start_server(idle_seconds)
             assert self.process is not None
             self.environment = {**os.environ, **ONE_THREAD}
-        self.socket = Path(self.environment[server.VARIABLE])
+        self.socket = Path(self.environment[client.VARIABLE])
 
     def start(self, *arguments: str, **options) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -101,25 +103,25 @@ def real():
 
 
 def copy_package(folder: Path) -> Path:
-    """Copy what clients and server import, with stand-in jobs and one library to import."""
-    package = folder / "ltpipe"
+    """Copy what clients and server import, with stand-in jobs and no library to import."""
+    package, source = folder / "ltpipe", REPOSITORY / "ltpipe"
     package.mkdir(parents=True)
     for name in ("__init__.py", "__main__.py"):
-        shutil.copy(REPOSITORY / "ltpipe" / name, package)
-    text = (REPOSITORY / "ltpipe/runtime/server.py").read_text()
-    text, count = re.subn(r"MODULES = \(\n.*?\n\)", 'MODULES = ("torch",)', text, flags=re.DOTALL)
-    assert count == 1
+        shutil.copy(source / name, package)
+    for room in ("runtime", "utils"):
+        shutil.copytree(source / room, package / room)
+    path = package / "runtime/server.py"
     text, count = re.subn(
-        r"(def _import_package\(\).*?\n).*?\n\n\n",
-        r'\1    importlib.import_module("ltpipe.cli.program")\n\n\n',
-        text,
+        r"(def preload\(\).*?\n).*?\n\n\n",
+        r"\1    importlib.import_module(PROGRAM)\n\n\n",
+        path.read_text(),
         flags=re.DOTALL,
     )
     assert count == 1
-    for inner, name, content in (("runtime", "server", text), ("cli", "program", JOBS)):
-        (package / inner).mkdir()
-        (package / inner / "__init__.py").touch()
-        (package / inner / f"{name}.py").write_text(content)
+    path.write_text(text)
+    (package / "cli").mkdir()
+    (package / "cli/__init__.py").touch()
+    (package / "cli/program.py").write_text(JOBS)
     return folder
 
 
@@ -157,28 +159,22 @@ def gone_within(pid: int, seconds: float) -> bool:
 
 
 def plain(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name != server.VARIABLE}
-
-
-def test_the_commands_that_are_handed_over_are_the_jobs():
-    assert tuple(jobs.JOBS) == server.JOBS
+    return {name: value for name, value in environment.items() if name != client.VARIABLE}
 
 
 def test_a_job_leaves_the_same_bytes(real: Running, tmp_path: Path):
     (cell,) = build_plan(load_experiment(REPOSITORY / "config/config.yaml")).of_kind("data")
-    common = ("draw", "--spec", "-")
+    common = ("subset", "--spec", "-")
     for name, environment in (("plain", plain(real.environment)), ("forked", real.environment)):
         with open(tmp_path / "spec", "w+") as spec:
             spec.write(cell.spec_text)
             spec.seek(0)
-            output = str(tmp_path / name)
-            done = real.run(*common, "--output", output, stdin=spec, env=environment)
+            output = tmp_path / name / Path(cell.folder).name
+            done = real.run(*common, "--output", str(output), stdin=spec, env=environment)
         assert (done.returncode, done.stderr) == (0, "")
-    first, second = (tmp_path / name / "subset.h5" for name in ("plain", "forked"))
-    assert first.read_bytes() == second.read_bytes()
-    manifests = [
-        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("plain", "forked")
-    ]
+    first, second = (next((tmp_path / name).iterdir()) for name in ("plain", "forked"))
+    assert (first / "subset.h5").read_bytes() == (second / "subset.h5").read_bytes()
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (first, second)]
     memory = [manifest.pop("peak_memory_mib") for manifest in manifests]
     for manifest in manifests:
         del manifest["wall_s"]
@@ -196,8 +192,8 @@ def test_bad_input_is_the_same_message_and_status(real: Running, tmp_path: Path)
 
 
 def test_help_and_wrong_options_end_as_in_a_process_of_their_own(real: Running):
-    assert real.run("train", "--help").returncode == 0
-    assert real.run("train", "--no-such-option").returncode == 2
+    assert real.run("train", "--spec", "{}", "--help").returncode == 0
+    assert real.run("train", "--spec", "{}", "--no-such-option").returncode == 2
 
 
 def test_only_the_caller_may_use_the_socket(running: Running):
@@ -206,7 +202,7 @@ def test_only_the_caller_may_use_the_socket(running: Running):
 
 
 def test_a_server_that_forks_has_one_thread(real: Running):
-    real.run("train", "--help")
+    real.run("train", "--spec", "{}", "--help")
     tasks = Path(f"/proc/{real.process.pid}/task")
     if not tasks.is_dir():
         pytest.skip("this system has no /proc")
@@ -215,57 +211,58 @@ def test_a_server_that_forks_has_one_thread(real: Running):
 
 def test_a_job_has_its_callers_folder_environment_and_files(running: Running, tmp_path: Path):
     environment = {**running.environment, "COLOUR": "öker"}
-    done = running.run("draw", "show", "é", cwd=tmp_path, env=environment)
+    done = running.run(*JOB, "show", "é", cwd=tmp_path, env=environment)
     assert done.returncode == 0
     assert running.runs(done)
-    assert f"{tmp_path} öker None ['ltpipe', 'draw', 'show', 'é']\n" in done.stdout
+    assert f"{tmp_path} öker None {['ltpipe', *JOB, 'show', 'é']}\n" in done.stdout
     assert done.stderr == "warned\n"
 
 
 def test_an_error_in_a_job_is_shown_where_it_was_asked_for(running: Running):
-    done = running.run("draw", "fail")
+    done = running.run(*JOB, "fail")
     assert running.runs(done)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.endswith("RuntimeError: this job fails\n")
-    done = running.run("draw", "stop")
+    done = running.run(*JOB, "stop")
     assert (done.returncode, done.stderr) == (1, "no more\n")
 
 
-def test_edited_code_is_read_by_the_next_job(running: Running, package: Path):
+def test_a_job_runs_alone_where_code_has_changed(tmp_path: Path):
+    package = copy_package(tmp_path)
+    running = Running(package)
+    assert running.runs(running.run(*JOB, "show"))
     path = package / "ltpipe/cli/program.py"
     path.write_text(JOBS.replace("warned", "warned anew"))
-    try:
-        done = running.run("draw", "show")
-    finally:
-        path.write_text(JOBS)
-    assert running.runs(done)
-    assert done.stderr == "warned anew\n"
+    done = running.run(*JOB, "show")
+    running.close()
+    assert not running.runs(done)
+    assert (done.returncode, done.stderr) == (0, "warned anew\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_go_on_to_the_job(running: Running, number):
-    process = running.start("draw", "last")
+    process = running.start(*JOB, "last")
     job = job_of(process)
     process.send_signal(number)
     _, err = process.communicate(timeout=10)
-    assert process.returncode == -number
+    assert process.returncode == -number, err
     assert gone_within(job, 10)
     assert err.rstrip().endswith("KeyboardInterrupt") == (number == signal.SIGINT)
 
 
 @pytest.mark.parametrize("stubborn", [(), ("stubborn",)])
 def test_a_job_ends_when_its_caller_is_killed(running: Running, stubborn):
-    process = running.start("draw", "last", *stubborn)
+    process = running.start(*JOB, "last", *stubborn)
     job = job_of(process)
     process.kill()
     process.communicate(timeout=10)
     assert gone_within(job, 8)
-    assert running.runs(running.run("draw", "show"))
+    assert running.runs(running.run(*JOB, "show"))
 
 
 def test_jobs_run_beside_each_other(running: Running):
-    first, second = running.start("draw", "last"), running.start("draw", "last")
+    first, second = running.start(*JOB, "last"), running.start(*JOB, "last")
     jobs = {job_of(first), job_of(second)}
     assert len(jobs) == 2
     for process in (first, second):
@@ -276,15 +273,15 @@ def test_jobs_run_beside_each_other(running: Running):
 @pytest.mark.parametrize(
     "change",
     [
-        {server.VARIABLE: "/nowhere/socket"},
-        {server.VARIABLE: ""},
+        {client.VARIABLE: "/nowhere/socket"},
+        {client.VARIABLE: ""},
         {"OMP_NUM_THREADS": "2"},
         {"PYTHONPATH": "{package}:/elsewhere"},
     ],
 )
 def test_a_job_that_the_server_cannot_take_runs_alone(running: Running, package: Path, change):
     change = {name: value.format(package=package) for name, value in change.items()}
-    done = running.run("draw", "show", env={**running.environment, **change})
+    done = running.run(*JOB, "show", env={**running.environment, **change})
     assert (done.returncode, done.stderr) == (0, "warned\n")
     assert not running.runs(done)
 
@@ -293,24 +290,67 @@ def test_other_commands_are_not_handed_over(running: Running):
     assert not running.runs(running.run("list", "show"))
 
 
-def test_a_server_that_dies_fails_its_jobs_and_no_others(package: Path):
+def test_jobs_go_on_when_their_server_dies(package: Path):
     running = Running(package)
-    processes = [running.start("draw", "last"), running.start("draw", "last")]
-    jobs = [job_of(process) for process in processes]
+    process = running.start(*JOB, "last")
+    job = job_of(process)
     running.process.kill()
     running.process.wait()
-    for process, job in zip(processes, jobs, strict=True):
-        _, err = process.communicate(timeout=10)
-        assert (process.returncode, err.count("\n")) == (1, 1)
-        assert "the server ended before the job did" in err
-        assert gone_within(job, 10)
-    assert running.run("draw", "show").returncode == 0
+    assert running.run(*JOB, "show").returncode == 0
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM
+    process.communicate()
+    assert gone_within(job, 10)
     shutil.rmtree(running.socket.parent)
+
+
+def test_a_job_that_is_killed_is_a_line_and_a_status(running: Running):
+    process = running.start(*JOB, "last")
+    os.kill(job_of(process), signal.SIGKILL)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert err == "ltpipe: error: the job was killed, or crashed; run again\n"
+
+
+def test_the_next_server_sweeps_up_after_killed_ones(running: Running, package: Path):
+    killed = Running(package)
+    killed.process.kill()
+    killed.process.wait()
+    other = killed.socket.parent.with_name("ltpipe-not-a-server")
+    other.mkdir()
+    try:
+        fresh = Running(package)
+        assert not killed.socket.parent.exists()
+        assert other.exists()
+        for alive in (running, fresh):
+            assert alive.runs(alive.run(*JOB, "show"))
+        fresh.close()
+    finally:
+        other.rmdir()
+
+
+@pytest.mark.parametrize("kind", ["long", "missing", "without sockets"])
+def test_without_room_for_a_server_there_is_a_line_and_no_server(
+    monkeypatch, tmp_path, capsys, kind
+):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setenv("LTPIPE_DEVICE", "cpu")
+    monkeypatch.delenv(client.VARIABLE, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "gone" if kind == "missing" else folder))
+    if kind == "without sockets":
+        monkeypatch.delattr("socket.AF_UNIX")
+    assert start_server() is None
+    assert client.VARIABLE not in os.environ
+    assert list(folder.iterdir()) == []
+    line = capsys.readouterr().err
+    assert line.startswith("preload: every job imports its libraries itself")
+    assert line.count("\n") == 1
 
 
 def test_a_job_runs_alone_when_the_server_dies_before_taking_it(package: Path):
     running = Running(package)
-    process = running.start("draw", "show")
+    process = running.start(*JOB, "show")
     running.process.kill()
     running.process.wait()
     out, err = process.communicate(timeout=10)
@@ -323,18 +363,18 @@ def test_an_idle_server_leaves(package: Path):
     running = Running(package, idle_seconds=0.5)
     assert running.process.wait(10) == 0
     assert not running.socket.parent.exists()
-    assert running.run("draw", "show", cwd=package).returncode == 0
+    assert running.run(*JOB, "show", cwd=package).returncode == 0
 
 
 def test_a_server_leaves_with_its_parent(tmp_path: Path):
-    code = "from ltpipe.runtime.environment import start_server; print(start_server().pid); "
-    code += f"import os; print(os.environ['{server.VARIABLE}'])"
+    code = "from ltpipe.runtime.server import start_server; print(start_server().pid); "
+    code += f"import os; print(os.environ['{client.VARIABLE}'])"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "LTPIPE_DEVICE": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
     )
     pid, socket = done.stdout.split()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while Path(socket).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(socket).parent.exists()
@@ -344,6 +384,6 @@ def test_a_server_leaves_with_its_parent(tmp_path: Path):
 def test_there_is_no_server_beside_gpus(monkeypatch):
     monkeypatch.setenv("LTPIPE_DEVICE", "auto")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.delenv(server.VARIABLE, raising=False)
+    monkeypatch.delenv(client.VARIABLE, raising=False)
     assert start_server() is None
-    assert server.VARIABLE not in os.environ
+    assert client.VARIABLE not in os.environ

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ltpipe.runtime import server
+from ltpipe.runtime import client
 from tests.workflow.workspace import PRELOADED, Workspace
 
 pytestmark = pytest.mark.workflow
@@ -23,10 +23,10 @@ def preloaded(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspac
     """The workspace before its first run, with jobs that log who started them."""
     monkeypatch.setenv("LTPIPE_DEVICE", "cpu")
     monkeypatch.setenv("TMPDIR", str(workspace.work / "tmp"))
-    monkeypatch.delenv(server.VARIABLE, raising=False)
+    monkeypatch.delenv(client.VARIABLE, raising=False)
     (workspace.work / "tmp").mkdir()
     workspace.edit(
-        "commands/jobs.py",
+        "cli/jobs.py",
         "    spec = _read_spec(options)\n",
         '    print("started by", os.getppid())\n    spec = _read_spec(options)\n',
     )
