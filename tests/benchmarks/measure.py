@@ -30,7 +30,7 @@ GOALS: dict[str, float] = {
     "stage one, ResNet-32": 2.2,
     "stage one, compiled": 2.7,
     "embedding, ResNet-32": 3.0,
-    "FFN sweep, 33 models": 15.0,
+    "FFN sweep, 11 models": 10.0,
     "large stage two, equal recipe": 3.0,
     "DLSA filter step": 15.0,
     "ECVL phase II, small-resnet": 50.0,

@@ -79,7 +79,7 @@ def main() -> None:
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="smaller sizes, no compile")
     extent.add_argument(
-        "--full", action="store_true", help="all 33 peers of the sweep, and the default experiment"
+        "--full", action="store_true", help="all 11 peers of the sweep, and the default experiment"
     )
     parser.add_argument("--only", nargs="+", choices=SUITES, help="default: all but demo")
     parser.add_argument("--csv", type=Path, help="add the rows to this file")

@@ -39,7 +39,7 @@ def test_every_path_runs_on_tiny_sizes(tmp_path):
     assert len(rows) == 4
     assert all(name in printed for name in rows["name"])
     assert (rows["value"] > 0).all()
-    for part in ("ResNet-32", "FFN sweep, 33 models", "DLSA"):
+    for part in ("ResNet-32", "FFN sweep, 11 models", "DLSA"):
         assert rows["name"].str.contains(part, regex=False).any()
     # What is tiny or on a CPU says nothing of the goals.
     assert rows["goal_s"].isna().all()

