@@ -44,8 +44,8 @@ def run(job: Job) -> dict[str, Any]:
     task = BranchTask(
         training.network, loss, training.data, settings, job.spec["seed"], job.device, classes
     )
-    facts = train_task(job, training, task, samples=sum(counts[label] for label in classes))
-    return {**facts, "group_classes": classes}
+    run_info = train_task(job, training, task, samples=sum(counts[label] for label in classes))
+    return {**run_info, "group_classes": classes}
 
 
 class BranchTask(NetworkTask):

@@ -21,7 +21,7 @@ from ltpipe.models.building import build_network, save_weights
 from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint
 from ltpipe.training.devices import describe, precision
-from ltpipe.training.engine import Epoch, Task, TrainingSet, run_epochs
+from ltpipe.training.engine import Epoch, Task, TrainingSet, learning_rates, run_epochs
 from ltpipe.utils.io import write_text_atomic
 from ltpipe.utils.progress import say
 from ltpipe.utils.seeding import stream_seed
@@ -100,7 +100,7 @@ def train_task(
     settings = training.settings
     history = run_epochs(
         task,
-        settings,
+        learning_rates(settings),
         samples or len(training.data.labels),
         checkpoint=training.checkpoint,
         description=f"{settings.network} ({settings.system}), seed {job.spec['seed']}",

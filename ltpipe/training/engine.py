@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -100,7 +100,7 @@ class Task(Protocol):
 
 def run_epochs(
     task: Task,
-    settings: BackboneSettings,
+    rates: Sequence[float],
     samples: int,
     *,
     checkpoint: Checkpoint | None = None,
@@ -111,6 +111,7 @@ def run_epochs(
     A run whose loss is no longer a number ends there: its history's last loss is not finite.
 
     Args:
+        rates: the learning rate of each epoch, as many as there are to be.
         samples: how many samples an epoch sees, by which its sums are divided.
         checkpoint: where to leave the state every few epochs, and from where to go on.
 
@@ -118,9 +119,10 @@ def run_epochs(
         The history.
     """
     history = _resume(task, checkpoint)
-    bar = track(range(len(history), settings.epochs), description, settings.epochs, len(history))
+    epochs = len(rates)
+    bar = track(range(len(history), epochs), description, epochs, len(history))
     for epoch in bar:
-        rate = _rate(settings, epoch)
+        rate = rates[epoch]
         started = time.perf_counter()
         total, correct = task.run_epoch(epoch, rate)
         record = Epoch(
@@ -131,7 +133,7 @@ def run_epochs(
             break
         bar.set_postfix(loss=f"{record.loss:.3f}", accuracy=f"{record.accuracy:.1%}")
         done = epoch + 1
-        wanted = checkpoint is not None and checkpoint.due(done) and done < settings.epochs
+        wanted = checkpoint is not None and checkpoint.due(done) and done < epochs
         if checkpoint is not None and wanted and distributed.rank() == 0:
             checkpoint.save(task.state(), {"history": [asdict(record) for record in history]})
     return history
@@ -156,7 +158,8 @@ def train(
     """
     task = SupervisedTask(network, loss, data, settings, seed, device)
     samples = len(data.labels)
-    return run_epochs(task, settings, samples, checkpoint=checkpoint, description=description)
+    rates = learning_rates(settings)
+    return run_epochs(task, rates, samples, checkpoint=checkpoint, description=description)
 
 
 class NetworkTask:
@@ -278,17 +281,21 @@ def training_state(network: nn.Module, optimizer: HasBuffers) -> dict[str, Tenso
     return {**tensors, **momenta}
 
 
-def _rate(settings: BackboneSettings, epoch: int) -> float:
+def learning_rates(settings: BackboneSettings) -> list[float]:
+    """Return the learning rate of each epoch by the settings' schedule."""
     schedule = settings.schedule
-    return learning_rate(
-        schedule.kind,
-        settings.learning_rate,
-        epoch,
-        settings.epochs,
-        warmup=schedule.warmup,
-        milestones=schedule.milestones,
-        factors=schedule.factors,
-    )
+    return [
+        learning_rate(
+            schedule.kind,
+            settings.learning_rate,
+            epoch,
+            settings.epochs,
+            warmup=schedule.warmup,
+            milestones=schedule.milestones,
+            factors=schedule.factors,
+        )
+        for epoch in range(settings.epochs)
+    ]
 
 
 def _resume(task: Task, checkpoint: Checkpoint | None) -> list[Epoch]:

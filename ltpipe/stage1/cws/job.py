@@ -53,8 +53,8 @@ def run(job: Job) -> dict[str, Any]:
     task = SplittingTask(
         training.network, training.data, settings, subclasses, job.spec["seed"], job.device
     )
-    facts = train_task(job, training, task, functools.partial(_conclude, job, task))
-    return {"subclasses": subclasses, **facts}
+    run_info = train_task(job, training, task, functools.partial(_conclude, job, task))
+    return {"subclasses": subclasses, **run_info}
 
 
 def _conclude(job: Job, task: SplittingTask, history: list[Epoch]) -> str:
