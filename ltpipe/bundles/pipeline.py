@@ -22,6 +22,7 @@ from ltpipe.models.vision_language import build_towers
 from ltpipe.stage2.core.filters import flow_of
 from ltpipe.stage2.core.inference import Embedded, Filter, Fitted, Logits, Samples
 from ltpipe.stage2.core.results import under
+from ltpipe.stage2.core.settings import FlowFilter
 from ltpipe.stage2.core.texts import text_logits
 from ltpipe.training.devices import precision
 from ltpipe.utils.errors import InputError
@@ -111,10 +112,11 @@ class Pipeline(nn.Module):
         self.flows = nn.ModuleList()
         cascade = self.settings.filters()
         if cascade is not None:
+            flow_filter = FlowFilter.model_validate(cascade[0])
             dimension = self.dimensions[self.settings.filter_role()]
             for number in range(1, len(self.thresholds) + 1):
                 state = self.tensors.under(f"filter{number}")
-                self.flows.append(flow_of(state, cascade[0], dimension))
+                self.flows.append(flow_of(state, flow_filter, dimension))
         self.to(device).eval().requires_grad_(False)
 
     @property

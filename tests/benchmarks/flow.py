@@ -19,8 +19,8 @@ import torch
 from measure import in_own_process, status_megabytes
 from torch import nn
 
-from ltpipe.config.methods import FlowFilter
 from ltpipe.models.flow import FlowMixture
+from ltpipe.stage2.core.settings import FlowFilter
 from ltpipe.stage2.dlsa.filter import train_flow
 from ltpipe.stage2.dlsa.losses import BalanceLoss, likelihood_weights, weighted_likelihood_loss
 from ltpipe.training.devices import precision

@@ -28,7 +28,6 @@ from stage2 import centred_features, sweep_fit
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import Backbone
-from ltpipe.config.methods import DLSA
 from ltpipe.data.augment import Augmentation
 from ltpipe.data.batches import open_batches
 from ltpipe.data.images import ArrayImages
@@ -38,6 +37,7 @@ from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet8, resnet32
 from ltpipe.stage2.dlsa import filter as flow_filter
 from ltpipe.stage2.dlsa import job as dlsa
+from ltpipe.stage2.dlsa.settings import DLSA
 from ltpipe.training.devices import describe, lease, precision
 from ltpipe.training.engine import TrainingSet, train
 from ltpipe.utils.io import write_json_atomic

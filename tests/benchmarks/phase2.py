@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import ECVL
 from ltpipe.data import drawing
 from ltpipe.features import vision_language as dump
 from ltpipe.features.store import FeatureStore
@@ -29,6 +28,7 @@ from ltpipe.stage2.core.texts import class_texts
 from ltpipe.stage2.ecvl.job import Adapter, Phase2
 from ltpipe.stage2.ecvl.ladder import CachedViews
 from ltpipe.stage2.ecvl.online import OnlineViews
+from ltpipe.stage2.ecvl.settings import ECVL
 from ltpipe.utils.io import write_json_atomic
 
 CPU = torch.device("cpu")

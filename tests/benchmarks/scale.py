@@ -32,7 +32,6 @@ from measure import CPU, REPOSITORY, PeakMemory, machine, one_thread, seconds_of
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import FeatureSettings
-from ltpipe.config.methods import FlowFilter
 from ltpipe.data.loading import ImageSplit
 from ltpipe.data.subset import Subset
 from ltpipe.features import extract
@@ -43,6 +42,7 @@ from ltpipe.models.resnet import resnet32
 from ltpipe.stage2.core.batches import Rows, Sampling
 from ltpipe.stage2.core.classifiers import fit_classifiers
 from ltpipe.stage2.core.fit import Recipe
+from ltpipe.stage2.core.settings import FlowFilter
 from ltpipe.stage2.dlsa.filter import train_flow
 from ltpipe.training.devices import precision
 from ltpipe.utils.memory import keep_freed_memory

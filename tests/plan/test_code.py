@@ -203,8 +203,8 @@ NEW = "ONE = 1\n\n\n"
         ("losses/margin.py", "def _subtract", NEW + "def _subtract", True),
         ("losses/weights.py", "def _sum_to", NEW + "def _sum_to", False),
         ("cli/program.py", "def main(", NEW + "def main(", False),
-        ("config/methods/fusion.py", "class CeAndKps(", NEW + "class CeAndKps(", True),
-        ("config/methods/dlsa.py", '@method("dlsa"', NEW + '@method("dlsa"', False),
+        ("stage2/ffn/settings.py", "class CeAndKps(", NEW + "class CeAndKps(", True),
+        ("stage2/dlsa/settings.py", '@method("dlsa"', NEW + '@method("dlsa"', False),
         ("config/base.py", "def digest(", NEW + "def digest(", True),
     ],
 )

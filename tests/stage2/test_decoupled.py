@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import TauNorm
 from ltpipe.config.registry import registered
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.building import build_loss
@@ -22,15 +21,16 @@ from ltpipe.losses.smoothing import LabelAwareSmoothingLoss
 from ltpipe.losses.softmax import BalancedSoftmaxLoss, CrossEntropyLoss
 from ltpipe.losses.weights import effective_number_weights
 from ltpipe.stage2.core.batches import Sampling, SquashedRows, UnitRows
+from ltpipe.stage2.core.class_means import class_means, closeness
 from ltpipe.stage2.core.classifiers import backbone_head, fit_classifiers, fit_scaled
 from ltpipe.stage2.core.experts import DiversityGradient, fit_experts
 from ltpipe.stage2.core.fit import Recipe
-from ltpipe.stage2.core.heads import CosineModel, LinearModel
+from ltpipe.stage2.core.heads import CosineModel, LinearModel, normalised
 from ltpipe.stage2.core.logit_gradients import AutogradGradient, SoftmaxGradient, logit_gradient
 from ltpipe.stage2.core.retraining import training_batches
-from ltpipe.stage2.core.translation import TranslatedBatches, Translation
-from ltpipe.stage2.simple import ncm, tau_norm
-from ltpipe.stage2.simple.m2m import fit_translated
+from ltpipe.stage2.core.translation import TranslatedBatches, Translation, fit_translated
+from ltpipe.stage2.simple import tau_norm
+from ltpipe.stage2.simple.tau_norm import TauNorm
 from ltpipe.testing import make_store
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import generator
@@ -258,18 +258,18 @@ def test_nearest_class_means_by_loops():
         for c, mean in enumerate(means):
             expected[i, c] = -sum((unit - mean) ** 2)
     units = F.normalize(torch.from_numpy(train - centre), dim=1)
-    found = ncm.class_means(units.float(), torch.from_numpy(labels), 3)
+    found = class_means(units.float(), torch.from_numpy(labels), 3)
     np.testing.assert_allclose(found.numpy(), np.stack(means), atol=1e-6)
-    scores = ncm.closeness(
+    measured = closeness(
         F.normalize(torch.from_numpy(test - centre), dim=1).float(), found, "euclidean"
     )
-    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(measured.numpy(), expected, atol=1e-6)
 
 
 def test_tau_normalised_rows_by_loops():
     weight = np.random.default_rng(1).normal(size=(4, 3))
     for tau in (0.0, 0.7, 2.0):
-        found = tau_norm.normalised(torch.from_numpy(weight), tau).numpy()
+        found = normalised(torch.from_numpy(weight), tau).numpy()
         for row, expected in zip(found, weight, strict=True):
             np.testing.assert_allclose(row, expected / np.linalg.norm(expected) ** tau)
     assert TauNorm.model_validate({"kind": "tau-norm", **ROLE}).tau == [

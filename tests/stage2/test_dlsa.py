@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import DLSA, FlowFilter
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.base import SoftmaxForm
 from ltpipe.stage2.core.filters import read_flow, write_blocks
 from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
+from ltpipe.stage2.core.settings import FlowFilter
 from ltpipe.stage2.dlsa import filter as flow_filter
 from ltpipe.stage2.dlsa import job as dlsa
 from ltpipe.stage2.dlsa.cosine_parts import CosinePartsModel, cosine_part_logits
+from ltpipe.stage2.dlsa.settings import DLSA
 from ltpipe.testing import check_method
 from ltpipe.utils.errors import InputError
 from tests.support import CPU

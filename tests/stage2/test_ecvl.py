@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import ECVL
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.stage1 import vision_language
 from ltpipe.stage2.core.results import read_predictions
@@ -19,6 +18,7 @@ from ltpipe.stage2.core.texts import class_texts
 from ltpipe.stage2.ecvl import job as ecvl
 from ltpipe.stage2.ecvl.job import Adapter, Phase2, memory_order, text_gradient
 from ltpipe.stage2.ecvl.ladder import CachedViews
+from ltpipe.stage2.ecvl.settings import ECVL
 from ltpipe.stage2.simple import zero_shot
 from ltpipe.testing import check_method, make_store
 from ltpipe.utils.errors import InputError

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -23,3 +25,11 @@ def test_no_method_is_reached_from_another(kind):
 def test_every_method_predicts_by_one_function(kind):
     module = importlib.import_module(METHODS[kind])
     assert list(inspect.signature(module.logits).parameters) == ["fitted", "samples"]
+
+
+def test_planning_reads_the_settings_of_all_methods_without_torch():
+    code = "import sys; from ltpipe.config.registry import load, registered; "
+    code += "[load('method', kind) for kind in registered('method')]; "
+    code += "print(sorted({'torch', 'h5py', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

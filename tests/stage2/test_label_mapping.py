@@ -12,7 +12,6 @@ from torch import nn
 
 from ltpipe.artifacts.divergence import read_divergence
 from ltpipe.config.backbones import CWS, Rule
-from ltpipe.config.methods import CachedSplitting, LabelMapping
 from ltpipe.data import drawing
 from ltpipe.data.loading import open_split
 from ltpipe.data.sampling import epoch_order
@@ -29,6 +28,7 @@ from ltpipe.stage2.core.fit import Recipe
 from ltpipe.stage2.cws import cached_splitting, label_mapping
 from ltpipe.stage2.cws.label_mapping import view_logits
 from ltpipe.stage2.cws.perceptron import Phased, fit_mapping
+from ltpipe.stage2.cws.settings import CachedSplitting, LabelMapping
 from ltpipe.training.engine import TrainingSet
 from ltpipe.training.rules import phases
 from ltpipe.utils.errors import InputError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ltpipe.config.methods import OracleMask
 from ltpipe.config.registry import registered
 from ltpipe.stage2.core.inference import Embedded
 from ltpipe.stage2.ffn import logit_fusion
+from ltpipe.stage2.hrjba.settings import OracleMask
 from ltpipe.testing import MethodError, check_method
 
 # The released settings are for features of 2,048 dimensions and 100,000 samples.

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from ltpipe.config.experiment import resolve
 from ltpipe.plan.entries import code_entries
 from ltpipe.plan.layout import build_plan
-from ltpipe.stage2.simple.stacked import cross_fitted, fit_weights, pool
+from ltpipe.stage2.stacked.job import cross_fitted, fit_weights, pool
 from ltpipe.utils.errors import InputError
 from tests.config.test_experiment import CATALOGUE
 
@@ -181,7 +181,7 @@ def test_identity_holds_the_members_and_not_their_backbones_names():
     assert cell.spec["method"] == {"kind": "stacked", "members": MEMBERS}
     entries = code_entries(cell.spec)
     assert {
-        "ltpipe.stage2.simple.stacked",
+        "ltpipe.stage2.stacked.job",
         "ltpipe.stage2.ffn.job",
         "ltpipe.stage2.simple.own_classifier",
     } <= set(entries)

@@ -8,8 +8,7 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.losses.base import Loss
 from ltpipe.stage2.core.batches import Rows, Sampling
 from ltpipe.stage2.core.fit import Parameters, Recipe, fit, repeated
-from ltpipe.stage2.core.heads import LinearModel, classifier_model, linear_logits, random_classifier
-from ltpipe.stage2.core.inference import Fitted, Samples
+from ltpipe.stage2.core.heads import LinearModel, classifier_model, random_classifier
 from ltpipe.stage2.core.logit_gradients import logit_gradient
 from ltpipe.stage2.core.results import linear_classifier_of
 from ltpipe.stage2.core.retraining import training_batches
@@ -89,8 +88,3 @@ def backbone_head(store: FeatureStore) -> Parameters:
     """Return weight and bias of the stage-one classifier; see `linear_classifier_of`."""
     weight, bias = linear_classifier_of(store)
     return {"weight": weight, "bias": bias}
-
-
-def logits(fitted: Fitted, samples: Samples) -> torch.Tensor:
-    """Return the logits (N, C) of a linear classifier on features, with scales or without."""
-    return linear_logits(fitted.weights, samples["features"].features)

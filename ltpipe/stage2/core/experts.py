@@ -15,9 +15,15 @@ from torch.nn import functional as F
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.base import Loss
 from ltpipe.losses.weights import effective_number_weights
-from ltpipe.stage2.core.batches import Rows, Sampling, UnitRows
+from ltpipe.stage2.core.batches import Rows, Sampling, UnitRows, unit_rows
 from ltpipe.stage2.core.fit import Parameters, Recipe, fit
-from ltpipe.stage2.core.heads import classifier_model, linear_logits, model_at, random_classifier
+from ltpipe.stage2.core.heads import (
+    classifier_model,
+    cosines,
+    linear_logits,
+    model_at,
+    random_classifier,
+)
 from ltpipe.stage2.core.retraining import training_batches
 from ltpipe.utils.seeding import generator
 
@@ -122,6 +128,12 @@ def mean_logits(experts: Parameters, inputs: Tensor) -> Tensor:
     """Return the mean logits (N, C) of linear experts (E, ...) for inputs (N, D)."""
     number = len(experts["weight"])
     return torch.stack([linear_logits(model_at(experts, e), inputs) for e in range(number)]).mean(0)
+
+
+def mean_cosines(experts: Parameters, inputs: Tensor, scale: float) -> Tensor:
+    """Return the mean scaled cosines (N, C) of cosine experts (E, ...) with inputs (N, D)."""
+    rows = unit_rows(inputs)
+    return torch.stack([scale * cosines(weight, rows) for weight in experts["weight"]]).mean(0)
 
 
 def temperatures(class_counts: Sequence[int], share: float) -> Tensor:

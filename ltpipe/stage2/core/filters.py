@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import FlowFilter
 from ltpipe.models.flow import FlowMixture
 from ltpipe.stage2.core.inference import Filter
+from ltpipe.stage2.core.settings import FlowFilter
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path
 from ltpipe.utils.seeding import generator

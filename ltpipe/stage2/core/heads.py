@@ -11,9 +11,6 @@ from torch.nn import functional as F
 from ltpipe.stage2.core.fit import Parameters
 from ltpipe.stage2.core.logit_gradients import LogitGradient
 
-# By which cosines are multiplied under losses without a scale of their own, as OLTR does.
-COSINE_SCALE = 16.0
-
 
 class LinearModel:
     """Logits ``scale_c (W_c . x + b_c)`` from weight (M, C, D), bias (M, C) and scale (M, C).
@@ -132,3 +129,9 @@ def random_directions(classes: int, dimension: int, generator: torch.Generator) 
     """Return a fresh weight (C, D) of unit rows, drawn uniformly and normalised."""
     uniform = torch.rand((classes, dimension), generator=generator) * 2 - 1
     return F.normalize(uniform, dim=1)
+
+
+def normalised(weight: Tensor, tau: float) -> Tensor:
+    """Return a weight (C, D) with row c divided by its norm to the power of tau."""
+    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(1e-12)
+    return weight / norms**tau

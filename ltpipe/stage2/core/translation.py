@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from ltpipe.features.store import FeatureStore
-from ltpipe.stage2.core.fit import EpochBatches, Parameters
+from ltpipe.losses.softmax import CrossEntropyLoss
+from ltpipe.stage2.core.batches import Sampling
+from ltpipe.stage2.core.classifiers import backbone_head
+from ltpipe.stage2.core.fit import EpochBatches, Parameters, Recipe, fit, repeated
+from ltpipe.stage2.core.heads import LinearModel, random_classifier
+from ltpipe.stage2.core.logit_gradients import logit_gradient
+from ltpipe.stage2.core.retraining import training_batches
 from ltpipe.utils.seeding import generator
 
 
@@ -39,6 +45,46 @@ class Translation:
 def mean_norm(store: FeatureStore) -> float:
     """Return the mean length of a store's features."""
     return float(torch.linalg.vector_norm(torch.from_numpy(store.features), dim=1).mean())
+
+
+def fit_translated(
+    store: FeatureStore,
+    translation: Translation,
+    recipe: Recipe,
+    sampling: Sampling,
+    seed: int,
+    device: torch.device,
+    *,
+    initial: str,
+) -> Parameters:
+    """Return weight and bias of the recipe's P points, fitted together: (P, ...).
+
+    Raises:
+        InputError: the store carries no stage-one classifier.
+    """
+    judge = start = backbone_head(store)
+    if initial == "random":
+        classes, dimension = judge["weight"].shape
+        draws = generator(seed, "classifier")
+        start = random_classifier(classes, dimension, draws, cosine=False)
+    parameters = repeated(start, recipe.points, device)
+    batches = TranslatedBatches(
+        training_batches(store, sampling, recipe.batch_size, seed, device),
+        parameters["weight"],
+        judge,
+        torch.tensor(store.class_counts),
+        mean_norm(store),
+        translation,
+        seed,
+        non_negative=bool((store.features >= 0).all()),
+    )
+    return fit(
+        parameters,
+        LinearModel(logit_gradient(CrossEntropyLoss(), device=device), ("weight", "bias")),
+        batches,
+        recipe,
+        description=f"M2m, {recipe.points} models",
+    )
 
 
 class TranslatedBatches:

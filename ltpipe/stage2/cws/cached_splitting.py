@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import CachedSplitting
 from ltpipe.losses.base import Loss
 from ltpipe.losses.building import build_loss
 from ltpipe.models.mapping import mapped, marginal_scores, owners
@@ -32,6 +31,7 @@ from ltpipe.stage2.core.inference import Fitted, Samples
 from ltpipe.stage2.core.one_backbone import Features, finish, open_features
 from ltpipe.stage2.core.retraining import recipe_of
 from ltpipe.stage2.cws.perceptron import Phased, fit_mapping
+from ltpipe.stage2.cws.settings import CachedSplitting
 from ltpipe.training.rules import phases
 from ltpipe.utils.seeding import generator
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import LabelMapping
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.building import build_loss
 from ltpipe.models.mapping import mapped, marginal_scores, owners, read_splitting
@@ -23,6 +22,7 @@ from ltpipe.stage2.core.inference import Fitted, Samples
 from ltpipe.stage2.core.one_backbone import Features, finish, open_features
 from ltpipe.stage2.core.retraining import recipe_of
 from ltpipe.stage2.cws.perceptron import fit_mapping
+from ltpipe.stage2.cws.settings import LabelMapping
 from ltpipe.training.rules import phases
 from ltpipe.utils.errors import InputError
 

@@ -15,8 +15,9 @@ from ltpipe.stage2.core.batches import Draws, FeatureBatches, Rows
 from ltpipe.stage2.core.classifiers import backbone_head
 from ltpipe.stage2.core.experts import DiversityGradient, mean_logits
 from ltpipe.stage2.core.fit import EpochBatches, Model, Parameters, Recipe, fit
-from ltpipe.stage2.core.heads import COSINE_SCALE, LinearModel, random_classifier
+from ltpipe.stage2.core.heads import LinearModel, random_classifier
 from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
+from ltpipe.stage2.core.settings import COSINE_SCALE
 from ltpipe.stage2.core.translation import TranslatedBatches, Translation, mean_norm
 from ltpipe.stage2.dlsa.cosine_parts import CosinePartsModel, cosine_part_logits
 from ltpipe.utils.seeding import generator

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import FlowFilter
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.flow import FlowMixture
 from ltpipe.stage2.core.filters import Block, new_flow, read_block, write_blocks
+from ltpipe.stage2.core.settings import FlowFilter
 from ltpipe.stage2.dlsa.clusters import cluster_shares
 from ltpipe.stage2.dlsa.losses import (
     BalanceLoss,

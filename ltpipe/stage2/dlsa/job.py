@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import DLSA
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.flow import FlowMixture, FlowOutput
 from ltpipe.stage2.core.filters import Block, read_block, read_filters
@@ -30,6 +29,7 @@ from ltpipe.stage2.core.results import metric_rows, metrics_of, read_predictions
 from ltpipe.stage2.core.retraining import recipe_of
 from ltpipe.stage2.dlsa.clusters import cluster_shares, purity
 from ltpipe.stage2.dlsa.embedded import GroupData, fit_group, group_logits
+from ltpipe.stage2.dlsa.settings import DLSA
 from ltpipe.utils.io import write_text_atomic
 from ltpipe.utils.progress import say
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import ECVL
 from ltpipe.data.sampling import epoch_order
 from ltpipe.features.store import FeatureStore
 from ltpipe.stage2.core.heads import random_linear
@@ -26,6 +25,7 @@ from ltpipe.stage2.core.texts import class_texts, text_logits, towers_of
 from ltpipe.stage2.ecvl.ladder import CachedViews
 from ltpipe.stage2.ecvl.losses import instance_contrast
 from ltpipe.stage2.ecvl.memory import Memory
+from ltpipe.stage2.ecvl.settings import ECVL
 from ltpipe.training.optimizers import SGD, AdamW
 from ltpipe.training.schedules import learning_rate
 from ltpipe.utils.progress import track

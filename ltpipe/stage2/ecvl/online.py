@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import Ladder, backbone_settings
-from ltpipe.config.methods import ECVL
 from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
 from ltpipe.features.store import FeatureStore
 from ltpipe.features.vision_language import ladder_augment, open_towers, tower_embedder
 from ltpipe.stage2.ecvl.ladder import Batch
+from ltpipe.stage2.ecvl.settings import ECVL
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import stream_seed
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import FFN
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.margin import LDAMLoss
 from ltpipe.stage2.core.batches import Draws, FusedBatches, drawn_views, unit_rows
@@ -36,6 +35,7 @@ from ltpipe.stage2.core.results import (
     open_stores,
 )
 from ltpipe.stage2.core.retraining import recipe_of
+from ltpipe.stage2.ffn.settings import FFN
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import generator
 

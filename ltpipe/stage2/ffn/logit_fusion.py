@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import LogitFusion
 from ltpipe.stage2.core.inference import Fitted, Samples, evaluate_points
 from ltpipe.stage2.core.results import class_logits, method_settings, open_stores
+from ltpipe.stage2.ffn.settings import LogitFusion
 from ltpipe.utils.errors import InputError
 
 

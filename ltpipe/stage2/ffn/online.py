@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import backbone_settings
-from ltpipe.config.methods import FFN
 from ltpipe.data.loading import open_split
 from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import read_subset
 from ltpipe.features.extract import Embed, embedder, train_bn_embedder
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.building import build_network, load_weights
+from ltpipe.stage2.ffn.settings import FFN
 from ltpipe.utils.seeding import generator
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import HRJBA
 from ltpipe.data.head_tail import group_classes, tail_classes
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.base import SoftmaxForm
@@ -34,6 +33,7 @@ from ltpipe.stage2.core.results import method_settings, open_stores
 from ltpipe.stage2.core.retraining import recipe_of, sampling_of, training_batches
 from ltpipe.stage2.hrjba.groups import group_rows, masked, sample_groups
 from ltpipe.stage2.hrjba.routing import energy_gap, fit_bias, fit_temperature, tempered
+from ltpipe.stage2.hrjba.settings import HRJBA
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.progress import say
 from ltpipe.utils.seeding import generator

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import OracleMask
 from ltpipe.data.head_tail import tail_classes
 from ltpipe.stage2.core.inference import Fitted, Samples
 from ltpipe.stage2.core.one_backbone import finish, open_features
 from ltpipe.stage2.core.results import class_logits, linear_classifier_of
 from ltpipe.stage2.hrjba.groups import group_rows, masked
+from ltpipe.stage2.hrjba.settings import OracleMask
 from ltpipe.utils.errors import InputError
 
 

@@ -9,27 +9,64 @@ section 4.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import Classifier
-from ltpipe.losses.base import Loss
-from ltpipe.losses.building import build_loss
-from ltpipe.losses.weights import effective_number_weights, inverse_frequency_weights
-from ltpipe.stage2.core.batches import Rows, SquashedRows, UnitRows, squashed_rows, unit_rows
-from ltpipe.stage2.core.classifiers import fit_classifiers
-from ltpipe.stage2.core.heads import COSINE_SCALE, cosines, linear_logits
-from ltpipe.stage2.core.inference import Fitted, Samples
-from ltpipe.stage2.core.one_backbone import finish, open_features
-from ltpipe.stage2.core.retraining import recipe_of, sampling_of
+from ltpipe.config.base import Float
+from ltpipe.config.losses import Loss, check_head, loss_settings
+from ltpipe.config.registry import method
+from ltpipe.stage2.core.settings import COSINE_SCALE, Retrained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ltpipe.artifacts.job import Job
+    from ltpipe.losses.base import Loss as LossModule
+    from ltpipe.stage2.core.inference import Fitted, Samples
+
+
+@method("classifier", paper="Kang et al., ICLR 2020")
+class Classifier(Retrained):
+    """A classifier retrained on frozen features: any head, loss and sampler.
+
+    With its defaults it is cRT. `weights` are class weights in the loss. A cosine head sees
+    features of unit length, or squashed ones (`rows: squashed`), and its cosines are multiplied by
+    `scale` (16 unless given) except under the losses that have a scale of their own.
+    """
+
+    kind: Literal["classifier"]
+    head: Literal["linear", "cosine"] = "linear"
+    loss: Loss = loss_settings("ce")
+    weights: Literal["none", "inverse", "effective"] = "none"
+    initial: Literal["random", "backbone"] = "random"
+    rows: Literal["unit", "squashed"] | None = None
+    scale: Float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Classifier:
+        check_head(self.head, self.loss)
+        if self.head == "linear" and (self.rows is not None or self.scale is not None):
+            raise ValueError("rows and scale belong to head: cosine")
+        if self.loss.takes_cosines and self.scale is not None:
+            raise ValueError(f"scale: loss {self.loss.name!r} has its own")
+        return self
+
+    def reads_classifier(self, role: str) -> bool:
+        return self.initial == "backbone"
 
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the classifiers of all sweep points at once and evaluate their last epoch."""
+    from ltpipe.stage2.core.batches import Rows, SquashedRows, UnitRows
+    from ltpipe.stage2.core.classifiers import fit_classifiers
+    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.retraining import recipe_of, sampling_of
+
     features = open_features(job, Classifier)
     settings, train = features.settings, features.train
+    cosine = settings.head == "cosine"
+    rows = SquashedRows if settings.rows == "squashed" else UnitRows
     weights = fit_classifiers(
         train,
         _loss(settings, train.class_counts),
@@ -37,8 +74,8 @@ def run(job: Job) -> dict[str, Any]:
         sampling_of(settings),
         job.spec["seed"],
         job.device,
-        cosine=settings.head == "cosine",
-        rows=_rows(settings),
+        cosine=cosine,
+        rows=rows if cosine else Rows,
         scale=_scale(settings),
         initial=settings.initial,
     )
@@ -47,6 +84,9 @@ def run(job: Job) -> dict[str, Any]:
 
 def logits(fitted: Fitted[Classifier], samples: Samples) -> Tensor:
     """Return the logits (N, C) at test time, as the loss has them."""
+    from ltpipe.stage2.core.batches import squashed_rows, unit_rows
+    from ltpipe.stage2.core.heads import cosines, linear_logits
+
     settings, inputs = fitted.settings, samples["features"].features
     loss = _loss(settings, fitted.class_counts)
     if settings.head == "linear":
@@ -55,7 +95,10 @@ def logits(fitted: Fitted[Classifier], samples: Samples) -> Tensor:
     return loss.logits(_scale(settings) * cosines(fitted.weights["weight"], rows))
 
 
-def _loss(settings: Classifier, class_counts: Sequence[int]) -> Loss:
+def _loss(settings: Classifier, class_counts: Sequence[int]) -> LossModule:
+    from ltpipe.losses.building import build_loss
+    from ltpipe.losses.weights import effective_number_weights, inverse_frequency_weights
+
     loss = build_loss(settings.loss, class_counts)
     if settings.weights == "inverse":
         loss.reweight(inverse_frequency_weights(class_counts))
@@ -68,9 +111,3 @@ def _scale(settings: Classifier) -> float:
     if settings.head == "linear" or settings.loss.takes_cosines:
         return 1.0
     return settings.scale or COSINE_SCALE
-
-
-def _rows(settings: Classifier) -> type[Rows]:
-    if settings.head == "linear":
-        return Rows
-    return SquashedRows if settings.rows == "squashed" else UnitRows

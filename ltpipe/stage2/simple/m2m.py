@@ -6,27 +6,49 @@ Kim et al., "M2m: Imbalanced Classification via Major-to-Minor Translation", CVP
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from pydantic import Field
 
-from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import M2M
-from ltpipe.features.store import FeatureStore
-from ltpipe.losses.softmax import CrossEntropyLoss
-from ltpipe.stage2.core.batches import Sampling
-from ltpipe.stage2.core.classifiers import backbone_head, logits
-from ltpipe.stage2.core.fit import Parameters, Recipe, fit, repeated
-from ltpipe.stage2.core.heads import LinearModel, random_classifier
-from ltpipe.stage2.core.logit_gradients import logit_gradient
-from ltpipe.stage2.core.one_backbone import finish, open_features
-from ltpipe.stage2.core.retraining import recipe_of, sampling_of, training_batches
-from ltpipe.stage2.core.translation import TranslatedBatches, Translation, mean_norm
-from ltpipe.utils.seeding import generator
+from ltpipe.config.base import Float
+from ltpipe.config.registry import method
+from ltpipe.stage2.core.settings import Retrained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ltpipe.artifacts.job import Job
+    from ltpipe.stage2.core.inference import Fitted, Samples
+
+
+@method("m2m", paper="Kim et al., CVPR 2020")
+class M2M(Retrained):
+    """Major-to-minor translation of features.
+
+    `beta` shapes the choice of seeds, `penalty` weighs the seed class's logit, `steps` of
+    `step_size` times the mean feature norm are taken from a start disturbed by `noise` times a
+    step, and a sample is kept that the stage-one classifier is sure of by `confidence`.
+    """
+
+    kind: Literal["m2m"]
+    initial: Literal["random", "backbone"] = "backbone"
+    beta: Float = Field(default=0.999, ge=0, lt=1)
+    penalty: Float = Field(default=0.5, ge=0)
+    steps: int = Field(default=10, ge=1)
+    step_size: Float = Field(default=0.1, gt=0)
+    noise: Float = Field(default=0.5, ge=0)
+    confidence: Float = Field(default=0.9, ge=0, lt=1)
+
+    def reads_classifier(self, role: str) -> bool:
+        return True
 
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the classifiers of all sweep points at once and evaluate their last epoch."""
+    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.retraining import recipe_of, sampling_of
+    from ltpipe.stage2.core.translation import Translation, fit_translated
+
     features = open_features(job, M2M)
     settings = features.settings
     weights = fit_translated(
@@ -48,41 +70,8 @@ def run(job: Job) -> dict[str, Any]:
     return finish(job, features, logits, weights)
 
 
-def fit_translated(
-    store: FeatureStore,
-    translation: Translation,
-    recipe: Recipe,
-    sampling: Sampling,
-    seed: int,
-    device: torch.device,
-    *,
-    initial: str,
-) -> Parameters:
-    """Return weight and bias of the recipe's P points, fitted together: (P, ...).
+def logits(fitted: Fitted[M2M], samples: Samples) -> Tensor:
+    """Return the logits (N, C)."""
+    from ltpipe.stage2.core.heads import linear_logits
 
-    Raises:
-        InputError: the store carries no stage-one classifier.
-    """
-    judge = start = backbone_head(store)
-    if initial == "random":
-        classes, dimension = judge["weight"].shape
-        draws = generator(seed, "classifier")
-        start = random_classifier(classes, dimension, draws, cosine=False)
-    parameters = repeated(start, recipe.points, device)
-    batches = TranslatedBatches(
-        training_batches(store, sampling, recipe.batch_size, seed, device),
-        parameters["weight"],
-        judge,
-        torch.tensor(store.class_counts),
-        mean_norm(store),
-        translation,
-        seed,
-        non_negative=bool((store.features >= 0).all()),
-    )
-    return fit(
-        parameters,
-        LinearModel(logit_gradient(CrossEntropyLoss(), device=device), ("weight", "bias")),
-        batches,
-        recipe,
-        description=f"M2m, {recipe.points} models",
-    )
+    return linear_logits(fitted.weights, samples["features"].features)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+from ltpipe.config.methods import MethodSettings, OneBackbone
+from ltpipe.config.registry import method
 
-from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import OwnClassifier
-from ltpipe.stage2.core.inference import Fitted, Samples
-from ltpipe.stage2.core.one_backbone import finish, open_features
-from ltpipe.stage2.core.results import class_logits, classifier_of
-from ltpipe.utils.errors import InputError
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ltpipe.artifacts.job import Job
+    from ltpipe.stage2.core.inference import Fitted, Samples
+
+
+@method("own-classifier", paper="joint training in Kang et al., ICLR 2020")
+class OwnClassifier(MethodSettings):
+    """The classifier that stage one trained, as it stands."""
+
+    kind: Literal["own-classifier"]
+    backbones: OneBackbone
+
+    def reads_classifier(self, role: str) -> bool:
+        return True
 
 
 def run(job: Job) -> dict[str, Any]:
     """Evaluate the cached logits of the backbone's own classifier."""
+    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.results import class_logits, classifier_of
+    from ltpipe.utils.errors import InputError
+
     features = open_features(job, OwnClassifier)
     if class_logits(features.test) is None:
         raise InputError(

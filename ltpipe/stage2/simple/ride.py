@@ -7,34 +7,81 @@ they are classifiers, as DLSA embeds them. Logits are the experts' mean; there i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import RIDE
-from ltpipe.losses.building import build_loss
-from ltpipe.stage2.core.batches import unit_rows
-from ltpipe.stage2.core.experts import DiversityGradient, fit_experts, mean_logits
-from ltpipe.stage2.core.heads import cosines
-from ltpipe.stage2.core.inference import Fitted, Samples
-from ltpipe.stage2.core.one_backbone import finish, open_features
-from ltpipe.stage2.core.retraining import recipe_of, sampling_of
+from ltpipe.config.base import Float
+from ltpipe.config.losses import Loss, check_head, loss_settings
+from ltpipe.config.registry import method
+from ltpipe.stage2.core.settings import Retrained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ltpipe.artifacts.job import Job
+    from ltpipe.stage2.core.inference import Fitted, Samples
+
+
+@method("ride", paper="Wang et al., ICLR 2021")
+class RIDE(Retrained):
+    """Several experts on the same features, kept apart by a diversity term.
+
+    `diversity` weighs the divergence from the experts' mean (negative: apart), `reweight_from`
+    is the 0-based epoch from which class weights and class-wise temperatures act (four fifths of
+    all epochs unless given), `temperature_share` how far temperatures follow class counts.
+    """
+
+    kind: Literal["ride"]
+    experts: int = Field(default=2, ge=1)
+    head: Literal["linear", "cosine"] = "cosine"
+    loss: Loss = loss_settings("ldam")
+    scale: Float = Field(default=30.0, gt=0)
+    diversity: Float = -0.2
+    temperature_share: Float = Field(default=0.05, ge=0, le=1)
+    reweight_from: int | None = Field(default=None, ge=0)
+    sampler: Literal["balanced", "shuffle", "effective", "sqrt"] = "shuffle"
+
+    @model_validator(mode="after")
+    def _fits(self) -> RIDE:
+        if self.loss.name not in ("ce", "ldam"):
+            raise ValueError(f"loss: experts are trained by ce or ldam, not by {self.loss.name}")
+        check_head(self.head, self.loss)
+        if self.head == "linear" and "scale" in self.model_fields_set:
+            raise ValueError("scale belongs to head: cosine")
+        return self
 
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the experts of all sweep points at once and evaluate their last epoch."""
+    from ltpipe.losses.building import build_loss
+    from ltpipe.stage2.core.experts import DiversityGradient, fit_experts
+    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.retraining import recipe_of, sampling_of
+
     features = open_features(job, RIDE)
     settings, train = features.settings, features.train
+    cosine, loss, start = settings.head == "cosine", settings.loss, settings.reweight_from
+    if loss.takes_cosines:
+        loss = loss.model_copy(update={"scale": settings.scale})
+    gradient = DiversityGradient(
+        build_loss(loss, train.class_counts),
+        train.class_counts,
+        job.device,
+        experts=settings.experts,
+        reweight_from=4 * settings.epochs // 5 if start is None else start,
+        diversity=settings.diversity,
+        temperature_share=settings.temperature_share,
+        scale=settings.scale if cosine else 1.0,
+    )
     weights = fit_experts(
         train,
-        diversity_gradient(settings, train.class_counts, job.device),
+        gradient,
         recipe_of(settings),
         sampling_of(settings),
         job.spec["seed"],
         job.device,
-        cosine=settings.head == "cosine",
+        cosine=cosine,
     )
     experts = {name: value.unflatten(0, (-1, settings.experts)) for name, value in weights.items()}
     return finish(job, features, logits, experts)
@@ -42,28 +89,9 @@ def run(job: Job) -> dict[str, Any]:
 
 def logits(fitted: Fitted[RIDE], samples: Samples) -> Tensor:
     """Return the experts' mean logits (N, C)."""
+    from ltpipe.stage2.core.experts import mean_cosines, mean_logits
+
     settings, inputs = fitted.settings, samples["features"].features
     if settings.head == "linear":
         return mean_logits(fitted.weights, inputs)
-    rows = unit_rows(inputs)
-    each = [settings.scale * cosines(weight, rows) for weight in fitted.weights["weight"]]
-    return torch.stack(each).mean(0)
-
-
-def diversity_gradient(
-    settings: RIDE, class_counts: list[int], device: torch.device
-) -> DiversityGradient:
-    """Return what the experts are trained by."""
-    loss, start = settings.loss, settings.reweight_from
-    if loss.takes_cosines:
-        loss = loss.model_copy(update={"scale": settings.scale})
-    return DiversityGradient(
-        build_loss(loss, class_counts),
-        class_counts,
-        device,
-        experts=settings.experts,
-        reweight_from=4 * settings.epochs // 5 if start is None else start,
-        diversity=settings.diversity,
-        temperature_share=settings.temperature_share,
-        scale=settings.scale if settings.head == "cosine" else 1.0,
-    )
+    return mean_cosines(fitted.weights, inputs, settings.scale)

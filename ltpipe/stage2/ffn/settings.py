@@ -1,4 +1,4 @@
-"""FFN and its ablation."""
+"""Settings of FFN and its ablation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.base import Float, Settings
-from ltpipe.config.methods.base import MethodSettings, different, points
+from ltpipe.config.methods import MethodSettings, different, points
 from ltpipe.config.registry import method
 
 

@@ -1,13 +1,17 @@
-"""What all stage-two methods share, and the grids that they may sweep."""
+"""What the settings of all stage-two methods share, and the grids that they may sweep.
+
+A method's `backbones` maps each role that it gives a feature store to the name of a backbone
+(or, for embeddings from elsewhere, of a store). Names are resolved by the plan and are no part
+of an artifact's identity.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from ltpipe.config.base import Settings
-
-if TYPE_CHECKING:
-    from ltpipe.config.methods.dlsa import FlowFilter
+from ltpipe.config.choices import Choice
+from ltpipe.config.registry import load
 
 
 class MethodSettings(Settings):
@@ -81,8 +85,8 @@ class MethodSettings(Settings):
                 "its classifier knows a part of the classes; method hrjba joins two such parts"
             )
 
-    def filters(self) -> tuple[FlowFilter, int] | None:
-        """Return the filter that the method's cascade is made of, and its number of blocks."""
+    def filters(self) -> tuple[Settings, int] | None:
+        """Return the settings of the filters that the method is given, and how many blocks."""
         return None
 
     def filter_role(self) -> str:
@@ -92,6 +96,19 @@ class MethodSettings(Settings):
 
 class OneBackbone(Settings):
     features: str
+
+
+Method = Annotated[MethodSettings, Choice("method", "kind")]
+
+
+def settings_of(kind: str) -> type[MethodSettings]:
+    """Return the settings class of a method's kind.
+
+    Raises:
+        InputError: no method is called that.
+    """
+    settings: type[MethodSettings] = load("method", kind)
+    return settings
 
 
 def points(name: str, grid: float | list[float]) -> list[dict[str, float]]:

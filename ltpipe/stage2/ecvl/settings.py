@@ -1,4 +1,4 @@
-"""Methods on the features of vision-language towers: zero-shot, BALLAD and ECVL."""
+"""Settings of ECVL and BALLAD."""
 
 from __future__ import annotations
 
@@ -7,25 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.base import Float, Settings
-from ltpipe.config.methods.base import MethodSettings, OneBackbone, different
+from ltpipe.config.methods import different
 from ltpipe.config.registry import method
-
-
-@method("zero-shot", paper="Radford et al., ICML 2021", runs="ltpipe.stage2.simple.zero_shot")
-class ZeroShot(MethodSettings):
-    """The nearest class text of each image; nothing is trained."""
-
-    kind: Literal["zero-shot"]
-    backbones: OneBackbone
-
-    def check_backbone(self, role: str, backbone: Any) -> None:
-        super().check_backbone(role, backbone)
-        _check_texts(backbone)
-
-
-def _check_texts(backbone: Any) -> None:
-    if backbone.system != "vision-language":
-        raise ValueError("it has no class texts; use a backbone of system: vision-language")
+from ltpipe.stage2.core.settings import OnTexts
 
 
 def _shares(value: float | list[float]) -> float | list[float]:
@@ -49,7 +33,7 @@ class Adapter(Settings):
 
 
 @method("ecvl", paper="ECVL; BALLAD: Ma et al., 2021", runs="ltpipe.stage2.ecvl.job")
-class ECVL(MethodSettings):
+class ECVL(OnTexts):
     """ECVL's phase II, and with `momentum` and `randaugment` off BALLAD.
 
     `momentum` trains on the contrastive loss of two views of an image, too, `mu` times (a list is
@@ -62,7 +46,6 @@ class ECVL(MethodSettings):
     """
 
     kind: Literal["ecvl"]
-    backbones: OneBackbone
     adapter: Adapter = Adapter()
     momentum: bool = True
     randaugment: bool = True
@@ -122,7 +105,6 @@ class ECVL(MethodSettings):
 
     def check_backbone(self, role: str, backbone: Any) -> None:
         super().check_backbone(role, backbone)
-        _check_texts(backbone)
         if self.randaugment and backbone.features.ladder is None:
             raise ValueError(
                 "it has no ladder of RandAugment views; set features.ladder there, or "

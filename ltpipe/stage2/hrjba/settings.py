@@ -1,4 +1,4 @@
-"""HRJBA: two branches joined, and its fair comparator."""
+"""Settings of HRJBA, and of its fair comparator."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pydantic import Field, model_validator
 
 from ltpipe.config.base import Float, Settings
 from ltpipe.config.losses import Loss, loss_settings
-from ltpipe.config.methods.base import MethodSettings, OneBackbone
-from ltpipe.config.methods.decoupled import Retrained
-from ltpipe.config.methods.dlsa import FlowFilter
+from ltpipe.config.methods import MethodSettings, OneBackbone
 from ltpipe.config.registry import method
+from ltpipe.stage2.core.settings import FlowFilter, Retrained
 
 
 class Branches(Settings):

@@ -1,4 +1,4 @@
-"""CWS's label mapping, and its cached ablation."""
+"""Settings of CWS's label mapping, and of its ablation on cached features."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ltpipe.config.backbones import Rule
 from ltpipe.config.backbones.cws import MappingInput, SubclassPreset
 from ltpipe.config.base import Float
 from ltpipe.config.losses import Loss, loss_settings
-from ltpipe.config.methods.decoupled import Retrained
 from ltpipe.config.registry import method
+from ltpipe.stage2.core.settings import Retrained
 
 _NAMES = {"kind", "backbones", "label", "description", "mapping"}
 

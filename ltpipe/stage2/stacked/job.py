@@ -31,11 +31,11 @@ from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.methods import Stacked
 from ltpipe.config.registry import module_of
 from ltpipe.features.store import FeatureStore
 from ltpipe.stage2.core.inference import Fitted, Samples, evaluate_points
 from ltpipe.stage2.core.results import method_settings, open_stores, read_predictions, under
+from ltpipe.stage2.stacked.settings import Stacked
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import write_text_atomic
 from ltpipe.utils.progress import say

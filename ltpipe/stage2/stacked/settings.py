@@ -1,4 +1,4 @@
-"""Several methods' predictions in one."""
+"""Settings of the stack."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from ltpipe.config.base import Float
 from ltpipe.config.choices import Choice
-from ltpipe.config.methods.base import MethodSettings
+from ltpipe.config.methods import MethodSettings
 from ltpipe.config.registry import method
 
 
-@method("stacked", paper="ltpipe", runs="ltpipe.stage2.simple.stacked")
+@method("stacked", paper="ltpipe", runs="ltpipe.stage2.stacked.job")
 class Stacked(MethodSettings):
     """Predictions of several methods multiplied, each to the power of a weight of its own.
 

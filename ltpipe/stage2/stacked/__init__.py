@@ -1,0 +1,1 @@
+"""Several methods' predictions in one."""
