@@ -208,7 +208,7 @@ def _methods(survey: Survey, fused: bool, reasons: list[str]) -> list[Method]:
         return Method(name, [f"use: {use}", role, *length], why)
 
     if survey.images is not None:
-        methods = [Method("CE", ["use: own-classifier", role], "stage one's own classifier")]
+        methods = [Method("CE", ["use: backbone-head", role], "stage one's own classifier")]
     else:
         plain = ["kind: classifier", role, "sampler: shuffle", *length]
         methods = [Method("CE", plain, "a linear classifier without rebalancing")]

@@ -28,7 +28,7 @@ GOOD: dict[str, Any] = {
     "datasets": {"digits-lt": {}},
     "backbones": {"ce": {"use": "resnet8-ce"}, "kps": {"use": "resnet8-kps"}},
     "methods": {
-        "CE": {"use": "own-classifier", "backbones": {"features": "ce"}},
+        "CE": {"use": "backbone-head", "backbones": {"features": "ce"}},
         "FFN": {"use": "ffn", "backbones": {"ce": "ce", "kps": "kps"}, "w1": [0.0, 0.5]},
     },
     "tables": {"main": {"rows": [{"method": "CE"}, {"method": "FFN", "at": {"w1": 0.5}}]}},

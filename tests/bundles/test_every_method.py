@@ -22,7 +22,7 @@ SMALL = {
         "backbones": {"ce": "ce", "kps": "kps"},
         "members": {
             "fused": {"kind": "ffn", "backbones": {"ce": "ce", "kps": "kps"}, "epochs": 2},
-            "own": {"kind": "own-classifier", "backbones": {"features": "kps"}},
+            "own": {"kind": "backbone-head", "backbones": {"features": "kps"}},
             "means": {"kind": "ncm", "backbones": {"features": "ce"}},
         },
     },
@@ -30,9 +30,9 @@ SMALL = {
 ORACLES = {"oracle-mask"}
 CASES = [(kind, SMALL.get(kind, {})) for kind in registered("method") if kind not in ORACLES]
 CASES += [
-    ("own-classifier", {"played": {"features": "kps"}}),
-    ("own-classifier", {"played": {"features": "paco"}}),
-    ("own-classifier", {"played": {"features": "towers"}}),
+    ("backbone-head", {"played": {"features": "kps"}}),
+    ("backbone-head", {"played": {"features": "paco"}}),
+    ("backbone-head", {"played": {"features": "towers"}}),
     ("classifier", {"played": {"features": "towers"}, "epochs": 2}),
     ("classifier", {"head": "cosine", "loss": {"name": "ldam"}, "epochs": 2}),
     ("classifier", {"head": "cosine", "rows": "squashed", "epochs": 2}),

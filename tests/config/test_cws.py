@@ -22,7 +22,7 @@ def experiment(method, figures=(), backbone=None):
             "split": {"use": "resnet8-cws-alternating", **(backbone or {})},
             "ce": {"use": "resnet8-ce"},
         },
-        "methods": {"M": method, "CE": {"use": "own-classifier", "backbones": {"features": "ce"}}},
+        "methods": {"M": method, "CE": {"use": "backbone-head", "backbones": {"features": "ce"}}},
         "figures": list(figures),
     }
 
@@ -38,7 +38,7 @@ def on(name, **settings):
 @pytest.mark.parametrize(
     "method",
     [
-        on("own-classifier"),
+        on("backbone-head"),
         on("lws"),
         on("mislas"),
         on("m2m"),

@@ -7,6 +7,7 @@ default: run this file as a program.
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ GOLDEN = Path(__file__).with_name("defaults.json")
 
 def defaults() -> dict[str, dict[str, Any]]:
     """Return the default of every setting that has one, by class and name."""
+    importlib.import_module("ltpipe.config.experiment")
     for kind in ("source", "system", "method"):
         for name in registered(kind):
             load(kind, name)

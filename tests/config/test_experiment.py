@@ -19,7 +19,7 @@ SMALL = {
     "seeds": [0, 1],
     "datasets": {"digits-lt": None},
     "methods": {
-        "CE": {"use": "own-classifier", "backbones": {"features": "resnet8-ce"}},
+        "CE": {"use": "backbone-head", "backbones": {"features": "resnet8-ce"}},
         "FFN": {"use": "ffn", "backbones": {"ce": "resnet8-ce", "kps": "resnet8-kps"}},
     },
     "tables": {"main": {"rows": [{"method": "CE"}, {"method": "FFN", "at": {"w1": 0.5}}]}},
@@ -105,7 +105,7 @@ def test_for_fills_braces_and_nothing_else():
     }
     values["methods"] = {
         "{loss}, {rule}".replace(", ", "+"): {
-            "use": "own-classifier",
+            "use": "backbone-head",
             "label": "{loss} under {rule}",
             "backbones": {"features": "{loss}+{rule}"},
             "for": {"loss": ["ce", "focal"], "rule": ["none", "drw"]},

@@ -65,7 +65,7 @@ experiment: own
 plugins: {plugins}
 datasets: {{digits-lt: }}
 backbones: {{b: {{use: resnet8-ce, loss: {loss}}}}}
-methods: {{M: {{use: own-classifier, backbones: {{features: b}}}}}}
+methods: {{M: {{use: backbone-head, backbones: {{features: b}}}}}}
 """
     )
     return path
@@ -153,7 +153,7 @@ def test_list_shows_a_kind_and_the_names_of_plug_ins(tmp_path, capsys):
     assert "resnet32" not in said and "dlsa" not in said
     assert main(["list", "methods", *catalogue]) == 0
     said = capsys.readouterr().out
-    assert "ffn-paper" in said and "own-classifier" in said and "resnet32" not in said
+    assert "ffn-paper" in said and "backbone-head" in said and "resnet32" not in said
     assert main(["list", "lossses", *catalogue]) == 2
     assert "did you mean 'losses'" in capsys.readouterr().err
 

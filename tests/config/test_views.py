@@ -70,7 +70,7 @@ def test_views_that_are_not_cached_are_missed_at_planning(method):
         {"use": "label-mapping-marginal"},
         {"use": "ncm"},
         {"use": "tau-norm-sweep"},
-        {"use": "own-classifier"},
+        {"use": "backbone-head"},
         {"use": "hrjba", "backbones": BRANCHES, "routing": "concat"},
         {"use": "dlsa-small"},
     ],

@@ -104,7 +104,7 @@ def plan_of(changes):
     values = {
         "experiment": "x",
         "datasets": {"digits-lt": None},
-        "methods": {"own-classifier": {"backbones": {"features": "resnet8-ce"}}},
+        "methods": {"backbone-head": {"backbones": {"features": "resnet8-ce"}}},
     }
     return build_plan(resolve(copy.deepcopy(values) | changes, CATALOGUE))
 

@@ -22,7 +22,7 @@ def fetch(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.chdir(tmp_path)
 
-    def fetch(*datasets, backbone="resnet8-ce", method="own-classifier"):
+    def fetch(*datasets, backbone="resnet8-ce", method="backbone-head"):
         root = tmp_path / "root"
         root.mkdir(exist_ok=True)
         values = {

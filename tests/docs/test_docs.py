@@ -108,7 +108,7 @@ def test_settings_load(page):
         if language != "yaml":
             continue
         part = yaml.safe_load(text)
-        own = {"use": "own-classifier", "backbones": {"features": "resnet8-ce"}}
+        own = {"use": "backbone-head", "backbones": {"features": "resnet8-ce"}}
         whole = {"experiment": "part", "datasets": {"digits-lt": None}, "methods": {"CE": own}}
         plan = build_plan(resolve({**whole, **part}, ROOT / "config"))
         assert plan.of_kind("stage2")

@@ -20,7 +20,7 @@ from ltpipe.evaluation.artifacts import STEPS, draw_graph, group_artifacts, read
 from ltpipe.evaluation.report import write_report
 from ltpipe.stage2.core.results import read_predictions
 from ltpipe.stage2.ffn import job as ffn
-from ltpipe.stage2.simple import own_classifier
+from ltpipe.stage2.simple import backbone_head
 from ltpipe.utils.errors import InputError
 from tests.support import CE, CPU, KPS, Job, draw, embed, train
 
@@ -131,7 +131,7 @@ def experiment(tmp_path_factory):
             spec["stage1"].append({**row, "folder": str(stage1.relative_to(base))})
             spec["features"].append({**row, "folder": str(store.relative_to(base))})
         for name, module, method, inputs in (
-            ("CE", own_classifier, {"kind": "own-classifier"}, {"features": stores["ce"]}),
+            ("CE", backbone_head, {"kind": "backbone-head"}, {"features": stores["ce"]}),
             ("FFN", ffn, {"kind": "ffn", "w1": [0.0, 0.5, 1.0], "epochs": 3}, stores),
         ):
             output = base / f"s2/{name}/{seed}"
@@ -223,7 +223,7 @@ def test_each_system_has_a_section_with_its_figures(report):
     assert "sweep-ffn-digits" in names["ffn"] and "confusion-ffn-digits" in names["ffn"]
     assert names["calibration"] == {"reliability-ce-ffn-digits"}
     assert names["backbones"] == {"class-distribution-digits", "training-digits"}
-    assert "own-classifier" in parts["baselines"] and "epochs: 3" in parts["ffn"]
+    assert "backbone-head" in parts["baselines"] and "epochs: 3" in parts["ffn"]
 
 
 def test_the_graph_shows_what_was_made_from_what(experiment):

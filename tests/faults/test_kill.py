@@ -21,7 +21,7 @@ DIGITS = {
     "seeds": [0],
     "datasets": {"digits-lt": {"max_count": 20, "imbalance": 10.0}},
     "backbones": {"ce": {"use": "resnet8-ce", "epochs": 2, "features": {"views": 1}}},
-    "methods": {"CE": {"use": "own-classifier", "backbones": {"features": "ce"}}},
+    "methods": {"CE": {"use": "backbone-head", "backbones": {"features": "ce"}}},
     "tables": {"main": {"rows": [{"method": "CE"}]}},
 }
 

@@ -186,7 +186,7 @@ def test_a_loss_of_a_classifier_counts_as_its_code():
 )
 def test_a_backbones_system_runs_its_training(backbone, system, loss):
     values = copy.deepcopy(SMALL)
-    values["methods"] = {"x": {"use": "own-classifier", "backbones": {"features": backbone}}}
+    values["methods"] = {"x": {"use": "backbone-head", "backbones": {"features": backbone}}}
     entries = code_entries(only(build_plan(resolve(values, CATALOGUE)), "stage1").spec)
     assert entries[0] == f"ltpipe.stage1.{system}"
     assert [name for name in entries if name.startswith("ltpipe.losses")] == (

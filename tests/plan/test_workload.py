@@ -19,7 +19,7 @@ def experiment(name, datasets=("digits-lt",), **more):
         "experiment": name,
         "seeds": [0],
         "datasets": dict.fromkeys(datasets),
-        "methods": {"CE": {"use": "own-classifier", "backbones": {"features": "resnet8-ce"}}},
+        "methods": {"CE": {"use": "backbone-head", "backbones": {"features": "resnet8-ce"}}},
         "tables": {"main": {"rows": [{"method": "CE"}]}},
         **more,
     }
@@ -132,7 +132,7 @@ def test_absent_data_is_left_out_where_the_file_says_skip(write):
 def test_absent_weights_take_only_the_methods_that_need_them(write):
     values = experiment("a", missing="skip")
     values["backbones"] = {"other": {"use": "resnet8-kps"}}
-    values["methods"]["KPS"] = {"use": "own-classifier", "backbones": {"features": "other"}}
+    values["methods"]["KPS"] = {"use": "backbone-head", "backbones": {"features": "other"}}
     values["figures"] = [
         {"kind": "per_class_accuracy", "dataset": "digits-lt", "methods": ["CE", "KPS"]},
         {"kind": "tsne", "dataset": "digits-lt", "backbones": ["resnet8-ce"]},

@@ -19,7 +19,7 @@ from ltpipe.models.mapping import read_splitting
 from ltpipe.stage1.cws import job as cws
 from ltpipe.stage1.cws.job import SplittingTask, occupancy_table
 from ltpipe.stage1.cws.subclasses import subclass_counts
-from ltpipe.stage2.simple import own_classifier
+from ltpipe.stage2.simple import backbone_head
 from ltpipe.training import distributed
 from ltpipe.training.rules import phases
 from ltpipe.utils.errors import InputError
@@ -209,9 +209,9 @@ def test_a_job_learns_and_its_store_is_over_subclasses(data, tmp_path):
 def test_methods_for_classes_refuse_a_store_over_subclasses(data, tmp_path):
     stage1, _ = train(data, tmp_path / "stage1", epochs=1)
     features = embed(tmp_path / "features", {**SPEC, "epochs": 1}, stage1, data, seed=3)
-    spec = {"kind": "stage2", "method": {"kind": "own-classifier"}, "groups": "ranks", "seed": 0}
+    spec = {"kind": "stage2", "method": {"kind": "backbone-head"}, "groups": "ranks", "seed": 0}
     with pytest.raises(InputError, match="over subclasses; method label-mapping"):
-        run_job(own_classifier, spec, tmp_path / "out", features_features=features)
+        run_job(backbone_head, spec, tmp_path / "out", features_features=features)
 
 
 def test_a_run_without_a_finite_loss_ends_with_a_record(data, tmp_path):

@@ -12,7 +12,7 @@ from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.margin import LDAMLoss
 from ltpipe.stage2.ffn import job as ffn
-from ltpipe.stage2.simple import own_classifier
+from ltpipe.stage2.simple import backbone_head
 from ltpipe.testing import make_store
 from ltpipe.utils.errors import InputError
 from tests.support import CE, CPU, DIGITS, KPS, draw, embed, train
@@ -141,16 +141,16 @@ def test_features_of_other_size_are_refused(stores):
         run(stores)
 
 
-def test_own_classifier_needs_logits(stores):
+def test_backbone_head_needs_logits(stores):
     for split in ("train", "test"):
         rewrite(stores / "ce" / f"{split}.h5", logits=None)
-    spec = {"kind": "stage2", "groups": "ranks", "seed": 0, "method": {"kind": "own-classifier"}}
+    spec = {"kind": "stage2", "groups": "ranks", "seed": 0, "method": {"kind": "backbone-head"}}
     (stores / "out").mkdir()
     job = Job(
         spec=spec, inputs={"features.features": stores / "ce"}, output=stores / "out", device=CPU
     )
     with pytest.raises(InputError, match="has no logits"):
-        own_classifier.run(job)
+        backbone_head.run(job)
 
 
 def test_online_equals_the_cache_where_nothing_is_augmented(tmp_path):

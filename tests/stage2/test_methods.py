@@ -32,7 +32,7 @@ SMALL = {
         "members": {
             "ffn": {"kind": "ffn", "backbones": {"ce": "a", "kps": "b"}, "epochs": 3},
             "probe": {"kind": "classifier", "backbones": {"features": "b"}, "epochs": 3},
-            "own": {"kind": "own-classifier", "backbones": {"features": "a"}},
+            "own": {"kind": "backbone-head", "backbones": {"features": "a"}},
         },
     },
 }

@@ -117,7 +117,7 @@ def test_cross_fitted_predictions_ignore_the_samples_own_label():
 
 MEMBERS = {
     "ffn": {"kind": "ffn", "backbones": {"ce": "a", "kps": "b"}},
-    "own": {"kind": "own-classifier", "backbones": {"features": "a"}},
+    "own": {"kind": "backbone-head", "backbones": {"features": "a"}},
 }
 
 
@@ -183,7 +183,7 @@ def test_identity_holds_the_members_and_not_their_backbones_names():
     assert {
         "ltpipe.stage2.stacked.job",
         "ltpipe.stage2.ffn.job",
-        "ltpipe.stage2.simple.own_classifier",
+        "ltpipe.stage2.simple.backbone_head",
     } <= set(entries)
     named = experiment()
     named["methods"]["stack"]["members"] = {

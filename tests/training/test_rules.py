@@ -154,7 +154,7 @@ def test_settings_that_are_refused(rule, message):
         "seeds": [0],
         "datasets": {"digits-lt": None},
         "backbones": {"b": {**CE, "epochs": 6, "rule": rule}},
-        "methods": {"CE": {"use": "own-classifier", "backbones": {"features": "b"}}},
+        "methods": {"CE": {"use": "backbone-head", "backbones": {"features": "b"}}},
     }
     with pytest.raises(InputError) as caught:
         resolve(experiment, CATALOGUE)

@@ -101,7 +101,7 @@ CODE = [
     ("features/extract.py", EMBED_CE | EMBED_KPS | ON_CE | ON_KPS),
     ("features/importing.py", IMPORT | NCM),
     ("stage2/flow_filter.py", FILTERS | DLSA),
-    ("stage2/own_classifier.py", CE),
+    ("stage2/backbone_head.py", CE),
     ("stage2/ncm.py", NCM),
     ("evaluation/report.py", set()),
     # Shared helpers, and what nothing here uses.

@@ -24,7 +24,7 @@ EXPERIMENT: dict[str, Any] = {
         "kps": {"use": "resnet8-kps", "epochs": 2, "features": {"views": 2}},
     },
     "methods": {
-        "CE": {"use": "own-classifier", "backbones": {"features": "ce"}},
+        "CE": {"use": "backbone-head", "backbones": {"features": "ce"}},
         "FFN": {
             "use": "ffn",
             "backbones": {"ce": "ce", "kps": "kps"},

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ltpipe.stage2.core.inference import Fitted, Samples
 
 
-@method("own-classifier", paper="joint training in Kang et al., ICLR 2020")
-class OwnClassifier(MethodSettings):
+@method("backbone-head", paper="joint training in Kang et al., ICLR 2020")
+class BackboneHead(MethodSettings):
     """The classifier that stage one trained, as it stands."""
 
-    kind: Literal["own-classifier"]
+    kind: Literal["backbone-head"]
     backbones: OneBackbone
 
     def reads_classifier(self, role: str) -> bool:
@@ -31,7 +31,7 @@ def run(job: Job) -> dict[str, Any]:
     from ltpipe.stage2.core.results import class_logits, classifier_of
     from ltpipe.utils.errors import InputError
 
-    features = open_features(job, OwnClassifier)
+    features = open_features(job, BackboneHead)
     if class_logits(features.test) is None:
         raise InputError(
             f"{features.test.path}: has no logits, so there is no classifier to evaluate"
@@ -41,7 +41,7 @@ def run(job: Job) -> dict[str, Any]:
     return finish(job, features, logits, weights)
 
 
-def logits(fitted: Fitted[OwnClassifier], samples: Samples) -> Tensor:
+def logits(fitted: Fitted[BackboneHead], samples: Samples) -> Tensor:
     """Return the backbone's own logits (N, C)."""
     own = samples["features"].logits
     assert own is not None
