@@ -24,11 +24,11 @@ from ltpipe.data import drawing
 from ltpipe.features import vision_language as dump
 from ltpipe.features.store import FeatureStore
 from ltpipe.stage1 import vision_language
-from ltpipe.stage2.core.texts import class_texts
-from ltpipe.stage2.ecvl.job import Adapter, Phase2
-from ltpipe.stage2.ecvl.ladder import CachedViews
+from ltpipe.stage2.ecvl.cached_views import CachedViews
+from ltpipe.stage2.ecvl.job import prepare
 from ltpipe.stage2.ecvl.online import OnlineViews
 from ltpipe.stage2.ecvl.settings import ECVL
+from ltpipe.stage2.ecvl.training import Phase2
 from ltpipe.utils.io import write_json_atomic
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def phase2_epoch(network: str) -> Comparison:
         store = features_of(network, base)
         inputs = {"stage1.features": base / "stage1", "data": base / "data"}
         looped = {"dataset": dataset, "backbones": {"features": _backbone(network)}, "seed": 0}
-        online = OnlineViews(Job(looped, inputs, base, CPU), _settings(online=True), store)
+        online = OnlineViews(Job(looped, inputs, base, CPU), store, randaugment=True)
         seconds = [_epoch(cached_fit(store)), _epoch(_fit(store, online))]
         facts = json.loads((base / "features/manifest.json").read_text())
     return Comparison(*seconds, facts["latency_s_per_100_images"])
@@ -78,7 +78,7 @@ def features_of(network: str, base: Path) -> FeatureStore:
     _run(drawing.run, {"dataset": bare}, base / "data", {})
     spec = {"dataset": dataset, "backbone": _backbone(network), "seed": 0}
     _run(vision_language.run, spec, base / "stage1", {"data": base / "data"})
-    # One draw a rung: what is cached does not change how long an epoch takes.
+    # One draw a level: what is cached does not change how long an epoch takes.
     features = {"views": 1, "ladder": {"strengths": 2, "draws": 1}}
     inputs = {"stage1": base / "stage1", "data": base / "data"}
     _run(dump.run, {**spec, "features": features}, base / "features", inputs)
@@ -87,7 +87,7 @@ def features_of(network: str, base: Path) -> FeatureStore:
 
 def cached_fit(store: FeatureStore) -> Phase2:
     """Return the training of an adapter on cached views, before its first epoch."""
-    return _fit(store, CachedViews(store, CPU, plain=False, ladder=True))
+    return _fit(store, CachedViews(store, CPU, plain=False, by_strength=True))
 
 
 def _dataset(network: str) -> dict[str, Any]:
@@ -117,10 +117,7 @@ def _run(
 
 
 def _fit(store: FeatureStore, views: Any) -> Phase2:
-    settings = _settings()
-    text, scale = class_texts(store)
-    adapter = Adapter(settings, store.features.shape[1], 0, CPU)
-    return Phase2(settings, store, views, adapter, text, scale, 0, CPU)
+    return prepare(_settings(), store, views, 0, CPU)
 
 
 def _epoch(fit: Phase2) -> float:

@@ -1,4 +1,4 @@
-"""ECVL's phase II: adapter, gradients, ladder, sampling, sweeps, and what online changes."""
+"""ECVL's phase II: adapter, gradients, strengths, sampling, sweeps, and what online changes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from ltpipe.stage1 import vision_language
 from ltpipe.stage2.core.results import read_predictions
 from ltpipe.stage2.core.texts import class_texts
 from ltpipe.stage2.ecvl import job as ecvl
-from ltpipe.stage2.ecvl.job import Adapter, Phase2, memory_order, text_gradient
-from ltpipe.stage2.ecvl.ladder import CachedViews
+from ltpipe.stage2.ecvl.adapter import Adapter, adapt
+from ltpipe.stage2.ecvl.cached_views import CachedViews
+from ltpipe.stage2.ecvl.losses import text_gradient
+from ltpipe.stage2.ecvl.memory import memory_order
 from ltpipe.stage2.ecvl.settings import ECVL
 from ltpipe.stage2.simple import zero_shot
 from ltpipe.testing import check_method, make_store
@@ -52,10 +54,14 @@ def run(module, stores, output, seed=0, **method):
 
 def phase2_of(store, seed=0, **values):
     settings = settings_of(**values)
-    text, scale = class_texts(store)
-    source = CachedViews(store, CPU, plain=settings.views == "plain", ladder=settings.randaugment)
-    adapter = Adapter(settings, store.features.shape[1], seed, CPU)
-    return Phase2(settings, store, source, adapter, text, scale, seed, CPU)
+    plain = settings.views == "plain"
+    source = CachedViews(store, CPU, plain=plain, by_strength=settings.randaugment)
+    return ecvl.prepare(settings, store, source, seed, CPU)
+
+
+def adapted_by(adapter, place, features):
+    bias = None if adapter.bias is None else adapter.bias[place]
+    return adapt(features, adapter.weight[place], bias, adapter.share[place], adapter.relu)
 
 
 def test_without_a_share_the_adapter_is_the_identity(stores, tmp_path):
@@ -67,16 +73,15 @@ def test_without_a_share_the_adapter_is_the_identity(stores, tmp_path):
     assert np.array_equal(adapted.scores, plain.scores)
     assert weights["share"].tolist() == [0.0]
     features = torch.randn(2, 7, 8)
-    adapter = Adapter(settings_of(adapter={"lambda": 0.0}), 8, 0, CPU)
-    assert torch.equal(adapter.at(0, features[0]), features[0])
+    adapter = Adapter(8, [0.0], 0, CPU)
+    assert torch.equal(adapted_by(adapter, 0, features[0]), features[0])
     torch.testing.assert_close(adapter.units(features[:1]).units, F.normalize(features[:1], dim=2))
 
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_eq_7_in_numpy(relu, bias):
-    settings = settings_of(adapter={"lambda": [0.2, 0.7], "relu": relu, "bias": bias})
-    adapter = Adapter(settings, 8, 3, CPU)
+    adapter = Adapter(8, [0.2, 0.7], 3, CPU, relu=relu, bias=bias)
     features = torch.randn(5, 8, generator=generator(0, "f"))
     assert (adapter.bias is None) == (not bias)
     for place, share in enumerate((0.2, 0.7)):
@@ -87,7 +92,8 @@ def test_eq_7_in_numpy(relu, bias):
         if relu:
             hidden = np.maximum(hidden, 0)
         expected = share * hidden + (1 - share) * features.double().numpy()
-        np.testing.assert_allclose(adapter.at(place, features), expected, rtol=1e-4, atol=1e-6)
+        found = adapted_by(adapter, place, features)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
         units = adapter.units(features.expand(2, -1, -1)).units[place]
         norms = np.linalg.norm(expected, axis=1, keepdims=True)
         np.testing.assert_allclose(units, expected / norms, rtol=1e-4, atol=1e-6)
@@ -104,33 +110,34 @@ def test_eq_7_in_numpy(relu, bias):
 )
 def test_a_step_follows_autograds_gradient(store, values):
     """The step's gradient by hand against a plain forward pass of eqs. 6, 7 and 11."""
-    fit = phase2_of(store, learning_rate=0.1, **values)
-    points = len(fit.points)
+    fit, settings = phase2_of(store, learning_rate=0.1, **values), settings_of(**values)
+    points = fit.points
     stream = generator(5, "batch")
     index = torch.randint(len(store.labels), (points, 12), generator=stream)
-    target = fit.labels[index]
+    target = fit.samples.labels[index]
     features = torch.randn(points, fit.views, 12, 8, generator=stream)
     adapter = fit.adapter
     leaves = {"weight": adapter.weight.detach().clone().requires_grad_()}
     if adapter.bias is not None:
         leaves["bias"] = adapter.bias.detach().clone().requires_grad_()
     total = 0.0
-    for place, point in enumerate(fit.points):
+    for place, point in enumerate(settings.points()):
         views = []
         for view in features[place]:
             hidden = view @ leaves["weight"][place].T
             hidden = hidden + leaves["bias"][place] if "bias" in leaves else hidden
-            hidden = hidden.relu() if fit.settings.adapter.relu else hidden
+            hidden = hidden.relu() if settings.adapter.relu else hidden
             share = adapter.share[place].item()
             views.append(F.normalize(share * hidden + (1 - share) * view, dim=1))
-        total = total + F.cross_entropy(fit.scale * views[0] @ fit.text.T, target[place])
-        if fit.settings.momentum:
+        cosines = views[0] @ fit.texts.units.T
+        total = total + F.cross_entropy(fit.texts.scale * cosines, target[place])
+        if settings.momentum:
             both = torch.cat(views)
             images = torch.cat([index[place], index[place]])
             partner = torch.arange(24).roll(12)
             same = (images[:, None] == images) & ~F.one_hot(partner, 24).bool()
-            logits = (both @ both.T / fit.settings.temperature).masked_fill(same, -torch.inf)
-            mu = point.get("mu", fit.settings.mu)
+            logits = (both @ both.T / settings.temperature).masked_fill(same, -torch.inf)
+            mu = point.get("mu", settings.mu)
             total = total + mu * F.cross_entropy(logits, partner)
     total.backward()
     seen = {}
@@ -158,16 +165,17 @@ def test_the_text_gradient_against_a_loop():
 
 def test_models_fitted_together_are_those_alone(store):
     values = {"epochs": 4, "batch_size": 16}
-    both = phase2_of(store, mu=[0.5, 2.0], adapter={"lambda": [0.2, 0.6]}, **values)
+    sweep = {"mu": [0.5, 2.0], "adapter": {"lambda": [0.2, 0.6]}}
+    both = phase2_of(store, **sweep, **values)
     both.run()
-    for place, point in enumerate(both.points):
+    for place, point in enumerate(settings_of(**sweep).points()):
         alone = phase2_of(store, mu=point["mu"], adapter={"lambda": point["lambda"]}, **values)
         alone.run()
         torch.testing.assert_close(
             both.adapter.weight[place], alone.adapter.weight[0], rtol=1e-3, atol=1e-5
         )
         torch.testing.assert_close(
-            both.memory.scores()[place], alone.memory.scores()[0], rtol=1e-3, atol=1e-4
+            both.memory.values()[place], alone.memory.values()[0], rtol=1e-3, atol=1e-4
         )
 
 
@@ -186,7 +194,7 @@ def test_randaugment_alone_measures_the_contrast_and_does_not_train_on_it(store)
     assert fit.memory.known.any()
 
 
-def test_the_first_epoch_has_standard_views_and_later_ones_the_ladders(store):
+def test_the_first_epoch_has_standard_views_and_later_ones_stronger_ones(store):
     seen = []
     fit = phase2_of(store, epochs=3, batch_size=16)
     epoch = fit.source.epoch
@@ -201,9 +209,10 @@ def test_the_first_epoch_has_standard_views_and_later_ones_the_ladders(store):
     assert (seen[1] > 0).any()
 
 
-def ladder_store(folder, samples=40, rungs=5, draws=3, standard=2):
+def store_of_levels(folder, samples=40, levels=5, draws=3, standard=2):
     """A store whose features say which view and sample they are."""
-    strengths = [0.0] * standard + [r / rungs for r in range(1, rungs + 1) for _ in range(draws)]
+    stronger = [level / levels for level in range(1, levels + 1) for _ in range(draws)]
+    strengths = [0.0] * standard + stronger
     views = np.zeros((len(strengths), samples, 3), np.float32)
     views[..., 0] = np.array(strengths)[:, None]
     views[..., 1] = np.arange(samples)
@@ -221,9 +230,9 @@ def ladder_store(folder, samples=40, rungs=5, draws=3, standard=2):
     return FeatureStore.open(folder / "train.h5")
 
 
-def test_the_ladder_picks_the_rung_nearest_to_each_memory(tmp_path):
-    store = ladder_store(tmp_path)
-    source = CachedViews(store, CPU, plain=False, ladder=True)
+def test_views_are_of_the_strength_level_nearest_to_each_memory(tmp_path):
+    store = store_of_levels(tmp_path)
+    source = CachedViews(store, CPU, plain=False, by_strength=True)
     memory = torch.rand((2, 40), generator=generator(0, "m"))
     order = torch.randint(40, (2, 200), generator=generator(0, "o"))
     used = set()
@@ -234,17 +243,17 @@ def test_the_ladder_picks_the_rung_nearest_to_each_memory(tmp_path):
             assert torch.equal(views[:, view, :, 1].long(), index)
             strength = views[:, view, :, 0]
             asked = memory.gather(1, index)
-            rungs = torch.arange(6) / 5
-            nearest = (asked.unsqueeze(-1) - rungs).abs().min(-1).values
+            levels = torch.arange(6) / 5
+            nearest = (asked.unsqueeze(-1) - levels).abs().min(-1).values
             torch.testing.assert_close((asked - strength).abs(), nearest)
         used |= set(views[..., 2].flatten().long().tolist())
-    # All draws of a rung come up, and both standard views.
+    # All draws of a level come up, and both standard views.
     assert used == set(range(17))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.09, 0.5, 1.0])
 def test_equal_memory_picks_one_strength_for_all(tmp_path, value):
-    source = CachedViews(ladder_store(tmp_path), CPU, plain=False, ladder=True)
+    source = CachedViews(store_of_levels(tmp_path), CPU, plain=False, by_strength=True)
     order = torch.arange(40).unsqueeze(0)
     memory = torch.full((1, 40), value)
     (batch,) = source.epoch(order, memory, 2, 40, generator(0, "d"))
@@ -252,7 +261,7 @@ def test_equal_memory_picks_one_strength_for_all(tmp_path, value):
 
 
 def test_without_memory_views_are_the_standard_ones(tmp_path):
-    source = CachedViews(ladder_store(tmp_path), CPU, plain=False, ladder=True)
+    source = CachedViews(store_of_levels(tmp_path), CPU, plain=False, by_strength=True)
     order = torch.arange(40).unsqueeze(0)
     (batch,) = source.epoch(order, None, 2, 40, generator(0, "d"))
     assert set(batch[2][..., 2].flatten().tolist()) == {0.0, 1.0}
@@ -269,7 +278,7 @@ def test_a_store_without_what_is_asked_for_is_named(tmp_path, store):
         views=store.views,
     )
     with pytest.raises(InputError, match=r"bare.h5: no RandAugment views .* features.ladder"):
-        CachedViews(bare, CPU, plain=False, ladder=True)
+        CachedViews(bare, CPU, plain=False, by_strength=True)
     with pytest.raises(InputError, match=r"bare.h5: holds no class texts"):
         class_texts(bare)
 
@@ -382,7 +391,7 @@ def test_online_features_are_those_that_are_cached(digits, tmp_path, monkeypatch
         batches, "augment", lambda batch, plan, draws: batches.centre_crop(batch, plan.size)
     )
     store = FeatureStore.open(digits / "features/train.h5")
-    views = OnlineViews(online_job(digits, tmp_path / "a"), settings_of(online=True), store)
+    views = OnlineViews(online_job(digits, tmp_path / "a"), store, randaugment=True)
     order = torch.arange(len(store.labels)).flip(0).unsqueeze(0)
     plain = torch.from_numpy(store.features)
     none, full = torch.zeros(order.shape), torch.ones(order.shape)
@@ -405,4 +414,4 @@ def test_online_randaugment_needs_a_described_ladder(digits, tmp_path):
     store.attributes["ladder"] = ""
     job = online_job(digits, tmp_path / "a")
     with pytest.raises(InputError, match=r"has no features.ladder, which says how"):
-        OnlineViews(job, settings_of(online=True), store)
+        OnlineViews(job, store, randaugment=True)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from ltpipe.stage2.ecvl.memory import Memory, memory_scores
+from ltpipe.stage2.ecvl.memory import Memory, memory_values
 
 CPU = torch.device("cpu")
 
 
 def scores(deviations, signed=False):
     values = torch.tensor(deviations) + 5.0
-    return memory_scores(values, torch.ones_like(values, dtype=torch.bool), signed=signed)
+    return memory_values(values, torch.ones_like(values, dtype=torch.bool), signed=signed)
 
 
 def test_eq_9_and_its_printed_form():
@@ -38,15 +38,15 @@ def test_scores_lie_in_0_to_1_with_mean_one_half(seed):
 def test_samples_that_were_never_measured_have_none_and_do_not_count():
     values = torch.tensor([1.0, 3.0, 99.0])
     known = torch.tensor([True, True, False])
-    torch.testing.assert_close(memory_scores(values, known), torch.tensor([0.0, 1.0, 0.0]))
-    assert torch.equal(memory_scores(values, torch.zeros(3, dtype=torch.bool)), torch.zeros(3))
+    torch.testing.assert_close(memory_values(values, known), torch.tensor([0.0, 1.0, 0.0]))
+    assert torch.equal(memory_values(values, torch.zeros(3, dtype=torch.bool)), torch.zeros(3))
 
 
 def test_eq_8_against_a_loop():
     stream = np.random.default_rng(0)
     memory = Memory(2, 6, 0.9, signed=False, device=CPU)
     expected = np.full((2, 6), np.nan)
-    assert torch.equal(memory.scores(), torch.zeros(2, 6))
+    assert torch.equal(memory.values(), torch.zeros(2, 6))
     for _ in range(5):
         noted = [[[] for _ in range(6)] for _ in range(2)]
         for _ in range(3):
@@ -66,7 +66,7 @@ def test_eq_8_against_a_loop():
         known = ~np.isnan(expected)
         assert np.array_equal(memory.known.numpy(), known)
         np.testing.assert_allclose(memory.averages.numpy()[known], expected[known], rtol=1e-5)
-    assert (memory.scores()[:, 5] == 0).all()
+    assert (memory.values()[:, 5] == 0).all()
 
 
 def test_memory_rises_for_samples_whose_loss_stays_high():
@@ -79,7 +79,7 @@ def test_memory_rises_for_samples_whose_loss_stays_high():
         losses[0, 90:] = 1.0
         memory.add(index, losses)
         memory.end_epoch()
-        found = memory.scores()[0]
+        found = memory.values()[0]
         hard.append(found[90:].mean().item())
         easy.append(found[:90].mean().item())
     assert hard[0] == easy[0] == 0.5
@@ -94,7 +94,7 @@ def test_memory_rises_for_samples_whose_loss_stays_high():
             losses[0, 0] = 3.0
         late.add(index, losses)
         late.end_epoch()
-        path.append(late.scores()[0, 0].item())
+        path.append(late.values()[0, 0].item())
     assert path[9] == pytest.approx(0.0)
     assert all(after >= before for before, after in itertools.pairwise(path[9:]))
     assert path[-1] > 0.9

@@ -1,4 +1,4 @@
-"""Contrast of images with themselves: two views of an image against those of others."""
+"""What adapters are trained by, with gradients by hand: contrast of views, and class texts."""
 
 from __future__ import annotations
 
@@ -36,3 +36,16 @@ def instance_contrast(views: Tensor, index: Tensor, temperature: float) -> tuple
         torch.diagonal(shares, offset, -2, -1).sub_(1)
     gradient = (shares + shares.transpose(-1, -2)) @ views
     return losses.div_(-2), gradient.div_(2 * batch * temperature)
+
+
+@torch.no_grad()
+def text_gradient(units: Tensor, text: Tensor, target: Tensor, scale: float) -> Tensor:
+    """Return the gradient (P, B, D) of each model's mean cross-entropy over the prompts (eq. 6).
+
+    Args:
+        units: adapted features of unit length (P, B, D).
+        text: the classes' texts (C, D).
+        target: (P, B) int64.
+    """
+    shares = torch.softmax(units @ (scale * text).T, dim=-1)
+    return (shares @ text).sub_(text[target]).mul_(scale / target.shape[1])

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ltpipe.data.sampling import epoch_order
 
-def memory_scores(averages: Tensor, known: Tensor, *, signed: bool = False) -> Tensor:
+
+def memory_values(averages: Tensor, known: Tensor, *, signed: bool = False) -> Tensor:
     """Return M (..., N) in 0 .. 1: ``((L - mean) / max |L - mean| + 1) / 2`` (eq. 9).
 
     As printed, `signed`, the divisor has no absolute value, and M is cut off below 0. Samples that
@@ -62,6 +64,36 @@ class Memory:
         self._sums.zero_()
         self._numbers.zero_()
 
-    def scores(self) -> Tensor:
+    def values(self) -> Tensor:
         """Return each sample's M, (P, N); 0 before anything was measured."""
-        return memory_scores(self.averages, self.known, signed=self.signed)
+        return memory_values(self.averages, self.known, signed=self.signed)
+
+
+def memory_order(
+    labels: Tensor, memory: Tensor, classes: int, per_class: int, draws: torch.Generator
+) -> Tensor:
+    """Return N positions: classes alike, and of a class its samples in proportion to their memory.
+
+    Where a class's memory is all zero its samples are alike.
+
+    Args:
+        labels, memory: (N,) on the CPU.
+    """
+    weight = memory.double()
+    sums = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, weight)
+    weight = torch.where(sums[labels] > 0, weight, 1.0)
+    total = len(labels)
+    drawn = epoch_order(labels, classes, "balanced", draws, per_class)
+    # Within each class: the place where its share of a uniform number falls in the running sum.
+    by_class = torch.argsort(labels, stable=True)
+    running = weight[by_class].cumsum(0)
+    counts = torch.bincount(labels, minlength=classes)
+    last = counts.cumsum(0) - 1
+    ends = running[last.clamp_min(0)]
+    starts = torch.cat([running.new_zeros(1), running])[counts.cumsum(0) - counts]
+    label = labels[drawn]
+    uniform = torch.rand(total, dtype=torch.float64, generator=draws)
+    at = starts[label] + uniform * (ends - starts)[label]
+    places = torch.searchsorted(running, at, right=True)
+    places = places.minimum(last[label]).maximum((counts.cumsum(0) - counts)[label])
+    return by_class[places]

@@ -14,8 +14,7 @@ from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
 from ltpipe.features.store import FeatureStore
 from ltpipe.features.vision_language import ladder_augment, open_towers, tower_embedder
-from ltpipe.stage2.ecvl.ladder import Batch
-from ltpipe.stage2.ecvl.settings import ECVL
+from ltpipe.stage2.ecvl.training import Batch
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import stream_seed
 
@@ -27,9 +26,9 @@ class OnlineViews:
         InputError: RandAugment is asked for and the store's backbone says nothing of it.
     """
 
-    def __init__(self, job: Job, settings: ECVL, store: FeatureStore) -> None:
+    def __init__(self, job: Job, store: FeatureStore, *, randaugment: bool) -> None:
         described = str(store.attributes.get("ladder", ""))
-        if settings.randaugment and not described:
+        if randaugment and not described:
             raise InputError(
                 f"{store.path}: the backbone has no features.ladder, which says how RandAugment is "
                 "drawn; set it, or randaugment: false in the method"
@@ -59,12 +58,12 @@ class OnlineViews:
             stream = torch.Generator(device).manual_seed(stream_seed(base, "augment", view))
             streams.append(self.split.batches.epoch(order[0], batch_size, stream))
         batches = zip(*streams, strict=True)
-        for chosen, images in zip(order.to(device).split(batch_size, 1), batches, strict=True):
+        for index, images in zip(order.to(device).split(batch_size, 1), batches, strict=True):
             features = []
             with torch.no_grad():
                 for batch in images:
                     if memory is not None:
-                        asked = memory[0, chosen[0]]
+                        asked = memory[0, index[0]]
                         batch = ladder_augment(batch, asked, self.ladder, draws)
                     features.append(self.embed(batch))
-            yield chosen, self.labels[chosen], torch.stack(features).unsqueeze(0)
+            yield index, self.labels[index], torch.stack(features).unsqueeze(0)

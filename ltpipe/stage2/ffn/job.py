@@ -100,7 +100,14 @@ def _batches(
     if settings.online:
         # Imported only here: whoever uses the cache does not depend on how images are run.
         online = importlib.import_module("ltpipe.stage2.ffn.online")
-        return online.OnlineBatches(job, settings, train["kps"], coefficients)
+        return online.OnlineBatches(
+            job,
+            train["kps"],
+            coefficients,
+            sampler=settings.sampler,
+            batch_size=settings.batch_size,
+            train_bn=settings.train_bn,
+        )
     tables = {
         role: drawn_views(store, settings.views).to(job.device) for role, store in train.items()
     }

@@ -16,16 +16,26 @@ from ltpipe.data.subset import read_subset
 from ltpipe.features.extract import Embed, embedder, train_bn_embedder
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.building import build_network, load_weights
-from ltpipe.stage2.ffn.settings import FFN
 from ltpipe.utils.seeding import generator
 
 
 class OnlineBatches:
     """The batches of `FusedBatches` for one seed, each image augmented and embedded afresh."""
 
-    def __init__(self, job: Job, settings: FFN, kps: FeatureStore, coefficients: Tensor) -> None:
+    def __init__(
+        self,
+        job: Job,
+        kps: FeatureStore,
+        coefficients: Tensor,
+        *,
+        sampler: str,
+        batch_size: int,
+        train_bn: bool,
+    ) -> None:
         self.job = job
-        self.settings = settings
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.train_bn = train_bn
         self.coefficients = coefficients
         self.classes = len(kps.class_names)
         subset = read_subset(job.inputs["data"] / "subset.h5")
@@ -36,7 +46,7 @@ class OnlineBatches:
         backbone = backbone_settings({**self.job.spec["backbones"][role], "weights": None})
         network = build_network(backbone, self.classes, self.split.channels)
         load_weights(network, self.job.inputs[f"stage1.{role}"] / "model.safetensors")
-        if role == "ce" and self.settings.train_bn:
+        if role == "ce" and self.train_bn:
             return train_bn_embedder(network, self.split.pixels, self.job.device)
         return embedder(network, self.split.pixels, torch.float32, self.job.device)
 
@@ -44,13 +54,13 @@ class OnlineBatches:
         """Yield inputs (P, B, D) and targets (P, B)."""
         seed = self.job.spec["seed"]
         draws = generator(seed, "stage2", epoch)
-        order = epoch_order(self.split.labels, self.classes, self.settings.sampler, draws)
+        order = epoch_order(self.split.labels, self.classes, self.sampler, draws)
         targets = self.split.labels[order].to(self.job.device)
         augmentation = generator(seed, "online", epoch, device=self.job.device)
         w1 = self.coefficients.view(-1, 1, 1)
         start = 0
         with torch.no_grad():
-            for images in self.split.batches.epoch(order, self.settings.batch_size, augmentation):
+            for images in self.split.batches.epoch(order, self.batch_size, augmentation):
                 ce = F.normalize(self.embed["ce"](images), dim=1)
                 kps = F.normalize(self.embed["kps"](images), dim=1)
                 target = targets[start : start + len(images)]

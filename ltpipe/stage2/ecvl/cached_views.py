@@ -9,28 +9,26 @@ import torch
 from torch import Tensor
 
 from ltpipe.features.store import FeatureStore
+from ltpipe.stage2.ecvl.training import Batch
 from ltpipe.utils.errors import InputError
-
-# Which samples (P, B), their classes (P, B), and K views of each (P, K, B, D).
-Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class CachedViews:
-    """The views of a training store, in rungs of equal strength from the standard ones up.
+    """The views of a training store by strength level, from the standard ones up.
 
     Raises:
         InputError: views are asked for that the store lacks.
     """
 
     def __init__(
-        self, store: FeatureStore, device: torch.device, *, plain: bool, ladder: bool
+        self, store: FeatureStore, device: torch.device, *, plain: bool, by_strength: bool
     ) -> None:
         if plain:
             views, strength = store.features[None], np.zeros(1, np.float32)
         else:
             standard = store.standard_views()
             views, strength = standard, np.zeros(len(standard), np.float32)
-            if ladder:
+            if by_strength:
                 if store.view_strength is None or not (store.view_strength > 0).any():
                     raise InputError(
                         f"{store.path}: no RandAugment views are cached; set features.ladder of "
@@ -41,17 +39,17 @@ class CachedViews:
         order = np.argsort(strength, kind="stable")
         if not np.array_equal(order, np.arange(len(order))):
             views, strength = views[order], strength[order]
-        rungs, first, numbers = np.unique(strength, return_index=True, return_counts=True)
+        levels, first, numbers = np.unique(strength, return_index=True, return_counts=True)
         self.samples = len(store.labels)
         self.labels = torch.from_numpy(store.labels).to(device)
         self.rows = torch.from_numpy(views).to(device).flatten(0, 1)
-        strengths = torch.from_numpy(rungs).float().to(device)
+        strengths = torch.from_numpy(levels).float().to(device)
         self.middles = (strengths[1:] + strengths[:-1]) / 2
         self.first = torch.from_numpy(first).to(device)
         self.numbers = torch.from_numpy(numbers).to(device)
 
     def nearest(self, memory: Tensor) -> Tensor:
-        """Return the rung whose strength is nearest to what each memory asks for."""
+        """Return the strength level that is nearest to what each memory asks for."""
         return torch.bucketize(memory.contiguous(), self.middles)
 
     def epoch(
@@ -64,7 +62,7 @@ class CachedViews:
     ) -> Iterator[Batch]:
         """Yield the samples of `order` batch by batch, `views` views of each.
 
-        A sample's views are drawn independently from the rung that its memory asks for, or from
+        A sample's views are drawn independently from the level that its memory asks for, or from
         the standard ones where `memory` is None.
 
         Args:
@@ -75,14 +73,14 @@ class CachedViews:
         device = self.rows.device
         uniform = torch.rand((views, order.shape[1]), generator=draws).to(device)
         order = order.to(device)
-        rung = torch.zeros_like(order) if memory is None else self.nearest(memory.gather(1, order))
-        order, rung = order.unsqueeze(1), rung.unsqueeze(1)
-        numbers = self.numbers[rung]
-        which = self.first[rung] + (uniform * numbers).long().minimum(numbers - 1)
+        level = torch.zeros_like(order) if memory is None else self.nearest(memory.gather(1, order))
+        order, level = order.unsqueeze(1), level.unsqueeze(1)
+        numbers = self.numbers[level]
+        which = self.first[level] + (uniform * numbers).long().minimum(numbers - 1)
         rows = which * self.samples + order
         order = order.squeeze(1)
         labels = self.labels[order]
         parts = zip(*(part.split(batch_size, -1) for part in (order, labels, rows)), strict=True)
-        for index, target, chosen in parts:
-            features = self.rows.index_select(0, chosen.flatten()).float()
-            yield index, target, features.view(*chosen.shape, -1)
+        for index, target, places in parts:
+            features = self.rows.index_select(0, places.flatten()).float()
+            yield index, target, features.view(*places.shape, -1)
