@@ -127,6 +127,7 @@ def _launch(processes: int, arguments: Sequence[str]) -> int:
 
 def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
     """Return the spec, held against the code that is here now and the folder that it is to fill."""
+    from ltpipe.config.plugins import load_plugins
     from ltpipe.plan.code import code_identity
     from ltpipe.plan.entries import code_entries
     from ltpipe.plan.layout import digest_of
@@ -138,6 +139,7 @@ def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--spec: not JSON: {error}") from None
     if not isinstance(spec, dict) or spec.get("kind") != options.stage.kind:
         raise InputError(f'--spec: must be a JSON object with "kind": "{options.stage.kind}"')
+    load_plugins(spec.get("locations", {}).get("plugins", []))
     code = code_identity(code_entries(spec))
     if spec.get("code") != code:
         raise InputError(

@@ -175,9 +175,10 @@ class StoreFiles(Settings):
     def locations(self) -> frozenset[str]:
         return frozenset(StoreFiles.model_fields)
 
-    def files(self) -> dict[str, str]:
-        """Return every file that is named, by the part that it plays."""
-        return {part: file for part, file in self.model_dump().items() if file is not None}
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        """Yield every file that is named: the part that it plays, and the path."""
+        named = {part: file for part, file in self.model_dump().items() if file is not None}
+        yield from [(part, str(locate(file, root))) for part, file in named.items()]
 
 
 @reader("features")
@@ -195,14 +196,14 @@ class FeaturesDataset(DatasetSettings):
         return frozenset({"stores", "class_names"})
 
     def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
-        named = {
-            f"{name}/{part}": file
+        files = [
+            (f"{name}/{part}", file)
             for name, store in self.stores.items()
-            for part, file in store.files().items()
-        }
+            for part, file in store.files(root)
+        ]
         if self.class_names is not None:
-            named["class_names"] = self.class_names
-        yield from [(name, str(locate(file, root))) for name, file in named.items()]
+            files.append(("class_names", str(locate(self.class_names, root))))
+        yield from files
 
 
 Dataset = Annotated[DatasetSettings, Choice("source", "source")]

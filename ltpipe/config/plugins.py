@@ -19,6 +19,11 @@ from ltpipe.utils.errors import InputError
 _PACKAGE = "ltpipe_plugins"
 
 
+def is_plugin(module: str) -> bool:
+    """Return whether a module is a plug-in, or a neighbour that one imports."""
+    return module.startswith(f"{_PACKAGE}.")
+
+
 def locate_plugins(names: Iterable[str], folder: Path) -> tuple[Path, ...]:
     """Return the files that are named relative to `folder`, absolute and each once.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.config.backbones import backbone_settings
-from ltpipe.config.methods import settings_of
-from ltpipe.config.registry import module_of
+from ltpipe.config.plugins import is_plugin
+from ltpipe.config.registry import code_of, load, module_of
 from ltpipe.plan.stages import STAGES
 
 # Systems whose networks are dumped in a way of their own.
@@ -21,7 +21,7 @@ def job_module(spec: Mapping[str, Any]) -> str:
     kind = spec["kind"]
     if kind == "stage2":
         return module_of("method", spec["method"]["kind"])
-    system = spec.get("backbone", {}).get("system", "supervised")
+    system = _system(spec.get("backbone", {}))
     if kind == "stage1":
         return module_of("system", system)
     module = STAGES[kind].module
@@ -40,29 +40,36 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str | Path, ...]:
     if STAGES[kind].is_page:
         return (*entries, *sorted(path for path in _TEMPLATES.iterdir() if path.is_file()))
     if kind == "stage2":
-        entries += _loss_modules(spec["method"])
+        entries += [*code_of("method", spec["method"]["kind"]), *_loss_code(spec["method"])]
         for member in spec["method"].get("members", {}).values():
-            entries += [module_of("method", member["kind"]), *_loss_modules(member)]
+            entries += [*code_of("method", member["kind"]), *_loss_code(member)]
         if "dataset" in spec:
             entries.append(f"{str(entries[0]).rpartition('.')[0]}.online")
-        entries += [_network_module(backbone) for backbone in spec.get("backbones", {}).values()]
+        for backbone in spec.get("backbones", {}).values():
+            entries += _network_code(backbone)
     if "dataset" in spec:
-        entries.append(module_of("source", spec["dataset"]["source"]))
+        entries += code_of("source", spec["dataset"]["source"])
     if backbone := spec.get("backbone"):
-        entries.append(_network_module(backbone))
+        entries += _network_code(backbone)
+        entries += code_of("system", _system(backbone)) if kind == "stage1" else ()
         loss = backbone_settings(backbone).loss
-        entries += [] if loss is None else [module_of("loss", loss.name)]
-    return tuple(dict.fromkeys(entries))
+        entries += [] if loss is None else code_of("loss", loss.name)
+    # A plug-in counts by its file, which is named beside it.
+    return tuple(dict.fromkeys(entry for entry in entries if not is_plugin(str(entry))))
 
 
-def _network_module(backbone: Mapping[str, Any]) -> str:
-    towers = backbone.get("system") == "vision-language"
-    return module_of("tower" if towers else "network", backbone["network"])
+def _system(backbone: Mapping[str, Any]) -> str:
+    return str(backbone.get("system", "supervised"))
 
 
-def _loss_modules(method: Mapping[str, Any]) -> list[str]:
-    """Return the module of the loss that a method is told to use, or uses unless told."""
-    field = settings_of(method["kind"]).model_fields.get("loss")
+def _network_code(backbone: Mapping[str, Any]) -> tuple[str, ...]:
+    towers = _system(backbone) == "vision-language"
+    return code_of("tower" if towers else "network", backbone["network"])
+
+
+def _loss_code(method: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the code of the loss that a method is told to use, or uses unless told."""
+    field = load("method", method["kind"]).model_fields.get("loss")
     if field is None:
-        return []
-    return [module_of("loss", method["loss"]["name"] if "loss" in method else field.default.name)]
+        return ()
+    return code_of("loss", method["loss"]["name"] if "loss" in method else field.default.name)

@@ -182,12 +182,16 @@ class _Layout:
         whole["inputs"] = {role: needed.digest for role, needed in inputs.items()}
         if outside:
             whole["outside"] = dict(outside)
-        whole["code"] = self.identify(code_entries(whole))
+        entries = code_entries(whole)
+        whole["code"] = self.identify(entries)
         folder = "/".join([RESULTS, STAGES[kind].folder, *names, digest_of(whole)])
         if seed is not None:
             folder += f"/seed{seed}"
             whole["seed"] = seed
-        if used := {section: value for section, value in (locations or {}).items() if value}:
+        plugins = [str(path) for path in self.experiment.plugins]
+        is_needed = any(str(entry).endswith(".py") for entry in entries)
+        used = {**(locations or {}), "plugins": plugins if is_needed else []}
+        if used := {section: value for section, value in used.items() if value}:
             whole["locations"] = used
         made = ArtifactSpec(kind, folder, title, whole, inputs)
         return self.artifacts.setdefault(folder, made)
@@ -372,6 +376,8 @@ class _Layout:
             "missing": [missing.as_json() for missing in experiment.missing],
         }
         whole: dict[str, Any] = {"kind": "report", **spec, **self.published(file.tables)}
+        if plugins := [str(path) for path in experiment.plugins]:
+            whole["locations"] = {**whole.get("locations", {}), "plugins": plugins}
         whole["code"] = self.identify(code_entries(whole))
         return ArtifactSpec(
             "report",

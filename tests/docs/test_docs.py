@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -199,10 +201,30 @@ def test_the_picture_of_the_report_is_small_and_no_blank():
         assert image.width > 600 and len(image.convert("RGB").getcolors(1 << 20)) > 50
 
 
-def test_the_worked_example_runs(tmp_path):
-    for part in ("ltpipe", "config"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=ignored)
+# Runs every job of an experiment as its rules do, one after another.
+_RUN_ALL = """
+from pathlib import Path
+from ltpipe.cli.program import main
+from ltpipe.plan.workload import load_workload
+
+def make(artifact):
+    for needed in artifact.inputs.values():
+        if not Path(needed.folder, "manifest.json").exists():
+            make(needed)
+    inputs = [] if artifact.stage.is_page else [
+        f"--input={role}={needed.folder}" for role, needed in artifact.inputs.items()
+    ]
+    arguments = [artifact.stage.command, "--spec", artifact.spec_text, *inputs]
+    assert main([*arguments, "--output", artifact.folder]) == 0
+
+for artifact in load_workload(Path("my/experiment.yaml")).everything.values():
+    if not Path(artifact.folder, "manifest.json").exists():
+        make(artifact)
+"""
+
+
+def test_plug_ins_of_the_page_run_outside_the_repository(tmp_path):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
     scripts, commands = [], []
     for language, text in _BLOCK.findall((DOCS / "extending.md").read_text()):
         first, _, rest = text.partition("\n")
@@ -210,37 +232,70 @@ def test_the_worked_example_runs(tmp_path):
             commands += text.strip().splitlines()
         elif first == "# run":
             scripts.append(rest)
-        elif first.startswith("# new: "):
-            target = tmp_path / first.removeprefix("# new: ")
-            assert not target.exists()
-            target.write_text(rest)
         else:
-            name, before = re.fullmatch(r"# in: (\S+), before: (.*)", first).groups()
-            target = tmp_path / name
-            assert target.read_text().count(f"\n{before}\n") == 1, before
-            target.write_text(target.read_text().replace(f"\n{before}\n", f"\n{rest}{before}\n"))
-    assert len(scripts) == 1 and len(commands) == 1
+            target = tmp_path / first.removeprefix("# ")
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(rest)
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 40), ("test", 20)):
+        labels = np.arange(count) % 2
+        pixels = rng.integers(0, 100, (count, 8, 8, 1)) + 120 * labels[:, None, None, None]
+        arrays |= {f"{split}_images": pixels.astype(np.uint8), f"{split}_labels": labels}
+    np.savez(tmp_path / "my/squares.npz", **arrays)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(code):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = [
+        run(f"from ltpipe.cli.program import main; raise SystemExit(main({line.split()[1:]!r}))")
+        for line in commands
+    ]
+    assert "generalized-ce" in said[0]
+    assert "Run Prototypes on squares, seed 0" in said[1]
     loss = """
 import torch
 from ltpipe.config.losses import loss_settings
+from ltpipe.config.plugins import load_plugins, locate_plugins
 from ltpipe.losses.building import build_loss
+load_plugins(locate_plugins(["my/generalized.py"], Path()))
 logits, target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
 built = build_loss(loss_settings("generalized-ce", q=0.5), [3, 1])
 p = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
 wanted = sum((1 - float(p[n, 0]) ** 0.5) / 0.5 for n in range(2)) / 2
 assert abs(float(built(logits, target)) - wanted) < 1e-6
 """
-    show = (
-        f"from ltpipe.cli.program import main; raise SystemExit(main({commands[0].split()[1:]!r}))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([*scripts, loss, show])],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Run Prototypes on pets-lt, seed 0" in done.stdout
+    (script,) = scripts
+    run(script + loss)
+    run(_RUN_ALL)
+    (metrics,) = (tmp_path / "results/stage2").rglob("metrics.csv")
+    rows = pd.read_csv(metrics)
+    assert rows.loc[rows["metric"] == "accuracy", "value"].item() > 0.9
+    for stage, plugin in (("stage1", "tiny"), ("stage1", "generalized"), ("stage2", "prototypes")):
+        (manifest,) = (tmp_path / "results" / stage).rglob("manifest.json")
+        assert f"my/{plugin}.py" in manifest.read_text()
+    show = "from ltpipe.cli.program import main; main(['show', 'my/experiment.yaml'])"
+    assert "\n  - " not in run(show)
+    # Where plug-ins lie changes nothing; what one says, what it makes.
+    (tmp_path / "my/own").mkdir()
+    for path in (tmp_path / "my").glob("*.py"):
+        path.rename(tmp_path / "my/own" / path.name)
+    experiment = tmp_path / "my/experiment.yaml"
+    values = yaml.safe_load(experiment.read_text())
+    values["plugins"] = [f"own/{name}" for name in values["plugins"]]
+    experiment.write_text(yaml.safe_dump(values))
+    assert "\n  - " not in run(show)
+    method = tmp_path / "my/own/prototypes.py"
+    method.write_text(method.read_text().replace("units @", "2 * units @"))
+    todo = [line.split("/")[1] for line in run(show).splitlines() if line.startswith("  - ")]
+    assert todo == ["stage2", "experiments"]
