@@ -10,9 +10,9 @@ import numpy as np
 import yaml
 
 from ltpipe.cli.program import main
-from ltpipe.config.experiment import load_experiment
-from ltpipe.plan.layout import ArtifactSpec, Plan, build_plan
+from ltpipe.plan.layout import ArtifactSpec, Plan
 from ltpipe.plan.stages import STAGES
+from ltpipe.plan.workload import load_workload
 
 CATALOGUE = Path(__file__).resolve().parents[1] / "config"
 
@@ -64,7 +64,7 @@ def write_experiment(folder: Path, values: dict[str, Any] = EXPERIMENT, name: st
 
 def plan_of(path: Path) -> Plan:
     """Return the plan of an experiment file on the real catalogue."""
-    return build_plan(load_experiment(path, CATALOGUE))
+    return load_workload(path, CATALOGUE).plans[0]
 
 
 def run_cell(cell: ArtifactSpec, *more: str) -> int:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltpipe.config.base import canonical_json
+from ltpipe.plan.stages import RESUME
+
 if TYPE_CHECKING:
     import torch
 
@@ -35,3 +38,20 @@ class Job:
     def seed(self) -> int:
         """The seed of all that is drawn; 0 for an artifact that has none."""
         return int(self.spec.get("seed", 0))
+
+    @property
+    def resume(self) -> Path:
+        """The folder of what an interrupted job goes on from."""
+        return self.output / RESUME
+
+
+def run_identity(spec: Mapping[str, Any], draw: str, processes: int) -> str:
+    """Return the text that says to which run a checkpoint belongs.
+
+    Args:
+        spec: the job's.
+        draw: the digest of the samples that are trained on.
+        processes: how many train together.
+    """
+    together = {"processes": processes} if processes > 1 else {}
+    return canonical_json({"spec": spec, "draw": draw, **together})

@@ -13,7 +13,7 @@ from typing import Any
 
 from ltpipe import __version__
 from ltpipe.config.base import canonical_json
-from ltpipe.plan.stages import MANIFEST
+from ltpipe.plan.stages import MANIFEST, RESUME
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import file_sha256, is_temporary, write_json_atomic
 
@@ -50,7 +50,7 @@ def artifact_files(folder: Path) -> list[Path]:
         and path != folder / MANIFEST
         and path.name != _TIMESTAMP
         and not is_temporary(path)
-        and "resume" not in path.relative_to(folder).parts[:-1]
+        and RESUME not in path.relative_to(folder).parts[:-1]
     )
 
 
@@ -104,11 +104,18 @@ def input_beside(folder: Path, named: Path) -> Path:
 def content_of(manifest: Mapping[str, Any]) -> str:
     """Return the SHA-256 of what an artifact is: its spec and its files, not when it was made.
 
-    An artifact that was made again and came out the same has the same content.
+    An artifact that was made again and came out the same has the same content, wherever the data
+    lay.
     """
-    outputs = {name: value for name, value in manifest["outputs"].items() if name not in _RECORDS}
-    text = canonical_json({"spec": manifest["spec"], "outputs": outputs})
+    spec = {key: value for key, value in manifest["spec"].items() if key != "locations"}
+    text = canonical_json({"spec": spec, "outputs": outputs_of(manifest)})
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def outputs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of an artifact's files by name, records of the run aside."""
+    outputs = manifest["outputs"].items()
+    return {name: value for name, value in outputs if name not in _RECORDS}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

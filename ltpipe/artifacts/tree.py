@@ -1,4 +1,4 @@
-"""Where artifacts lie below a results folder."""
+"""Where artifacts lie below a results folder: DESIGN's paths, and those of version 0.1.0."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from ltpipe.artifacts.manifest import MANIFEST
-from ltpipe.plan.layout import RESULTS
+from ltpipe.plan.stages import MANIFEST, NAMES, RESULTS
 from ltpipe.utils.errors import InputError
 
-# How many folders deep the artifacts of a stage lie below it; DESIGN: stage/names/digest/seed.
 _DIGEST = re.compile(r"[0-9a-f]{10}")
-DEPTHS = {"data": 2, "stage1": 4, "features": 4, "filters": 4, "stage2": 4, "experiments": 1}
+_SEED = re.compile(r"seed\d+")
+# What names of artifacts have in common that differ in their digests only: stage, names, seed.
+Kin = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Place:
-    """An artifact folder: `folder` on disk, `name` as plans call it (results/...)."""
+    """An artifact's folder: `folder` on disk, `name` as plans call it (results/...)."""
 
     folder: Path
     name: str
@@ -28,6 +29,29 @@ class Place:
     def finished(self) -> bool:
         """Whether its manifest, the last file to be written, is there."""
         return (self.folder / MANIFEST).is_file()
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The stage's folder, the names, the digest and the seed, of which it may have no seed."""
+        return tuple(self.name.split("/")[1:])
+
+    @property
+    def digest(self) -> str:
+        """The 10 hex digits in its name; empty where the name has none."""
+        at = 1 + NAMES[self.parts[0]]
+        return self.parts[at] if len(self.parts) > at else ""
+
+    @property
+    def kin(self) -> Kin:
+        """All of its name but the digest."""
+        return kin_of(self.name)
+
+
+def kin_of(name: str) -> Kin:
+    """Return all of an artifact's name but the digest: its stage's folder, its names, its seed."""
+    parts = name.split("/")[1:]
+    at = 1 + NAMES[parts[0]]
+    return (*parts[:at], *parts[at + 1 :])
 
 
 def find_tree(path: Path) -> Path:
@@ -41,63 +65,102 @@ def find_tree(path: Path) -> Path:
     for folder in (path / RESULTS, path, *path.absolute().parents):
         if is_tree(folder):
             return folder
-    raise InputError(
-        f"{path}: no results folder (one with {', '.join(DEPTHS)} in it) here or above"
-    )
+    raise InputError(f"{path}: no results folder (one with {', '.join(NAMES)} in it) here or above")
 
 
 def is_tree(folder: Path) -> bool:
     """Return whether a folder is named or laid out like a results folder."""
-    inside = any((folder / stage).is_dir() for stage in DEPTHS)
+    inside = any((folder / stage).is_dir() for stage in NAMES)
     return inside and (folder.name == RESULTS or not (folder / "Snakefile").exists())
 
 
 def places(tree: Path) -> Iterator[Place]:
-    """Yield every artifact folder of a results folder, finished or not; links are not followed."""
-    for stage, depth in DEPTHS.items():
-        for folder in sorted(_below(tree / stage, depth)):
-            inside = folder.relative_to(tree)
-            if _is_artifact(folder, depth):
-                yield Place(folder, f"{RESULTS}/{inside.as_posix()}")
+    """Yield every artifact's folder in a results folder, finished or not; links are not followed.
+
+    Networks that are not trained, imported embeddings, subsets and pages have no seed. Pages of
+    version 0.1.0 have no digest either.
+    """
+    for stage, names in NAMES.items():
+        for parent in _below([tree / stage], names):
+            if stage == "experiments" and (parent / MANIFEST).is_file():
+                yield _place(parent, tree)
+            for folder in _folders(parent):
+                if _DIGEST.fullmatch(folder.name):
+                    yield from _versions(folder, tree)
 
 
-def _is_artifact(folder: Path, depth: int) -> bool:
-    """Return whether a folder at the depth of artifacts is one, and not something else's."""
-    if depth == 1:
-        return (folder / MANIFEST).is_file()
-    named = folder if depth == 2 else folder.parent
-    return _DIGEST.fullmatch(named.name) is not None
+def _versions(folder: Path, tree: Path) -> Iterator[Place]:
+    """Yield the artifacts of one digest: those of its seeds, or the one that has none."""
+    seeds = [inner for inner in _folders(folder) if _SEED.fullmatch(inner.name)]
+    if not seeds or (folder / MANIFEST).is_file():
+        yield _place(folder, tree)
+    for inner in seeds:
+        yield _place(inner, tree)
+
+
+def _place(folder: Path, tree: Path) -> Place:
+    return Place(folder, f"{RESULTS}/{folder.relative_to(tree).as_posix()}")
 
 
 def place_of(path: Path, tree: Path) -> Place:
     """Return the artifact that a path inside `tree` is, or is part of.
 
     Raises:
-        InputError: the path is above every artifact.
+        InputError: the path is no artifact's.
     """
-    inside = Path(os.path.abspath(path)).relative_to(os.path.abspath(tree))  # noqa: PTH100
-    depth = DEPTHS.get(inside.parts[0], 0) if inside.parts else 0
-    if not depth or len(inside.parts) <= depth:
+    inside = Path(os.path.abspath(path)).relative_to(os.path.abspath(tree)).parts  # noqa: PTH100
+    length = _length(inside)
+    if not length and inside[:1] == ("experiments",) and len(inside) > 1:
+        # An experiment's newest report, or a report of version 0.1.0.
+        named = tree.joinpath(*inside[:2])
+        latest = (named / "latest").resolve()
+        if (named / MANIFEST).is_file():
+            length = 2
+        elif (latest / MANIFEST).is_file() and latest.parent == named.resolve():
+            return Place(named / latest.name, f"{RESULTS}/experiments/{inside[1]}/{latest.name}")
+    if not length:
         raise InputError(f"{path}: no artifact; name a folder such as {RESULTS}/stage2/.../seed0")
-    inside = Path(*inside.parts[: depth + 1])
-    return Place(tree / inside, f"{RESULTS}/{inside.as_posix()}")
+    found = inside[:length]
+    return Place(tree.joinpath(*found), "/".join([RESULTS, *found]))
 
 
-def recorded_place(path: str) -> str:
+def recorded_name(path: str) -> str:
     """Return what plans call the artifact that lay at `path` when it was read."""
     parts = Path(path).parts
     for start in range(len(parts) - 1, 0, -1):
-        if parts[start] in DEPTHS and parts[start - 1] == RESULTS:
+        if parts[start] in NAMES and parts[start - 1] == RESULTS:
             return "/".join([RESULTS, *parts[start:]])
     return Path(path).as_posix()
 
 
-def _below(folder: Path, depth: int) -> list[Path]:
-    if depth == 0:
-        return [folder]
+def side_name(inside: str) -> str | None:
+    """Return the artifact whose log or benchmark lies at `inside` below its folder, or None."""
+    stem = Path(inside).with_suffix("").as_posix().removesuffix(".published")
+    parts = tuple(stem.split("/"))
+    page = parts[0] == "experiments" and len(parts) == 2
+    return f"{RESULTS}/{stem}" if page or _length(parts) == len(parts) else None
+
+
+def _length(parts: tuple[str, ...]) -> int:
+    """Return how many parts of a path below the results folder name an artifact; 0 if none do."""
+    if not parts or parts[0] not in NAMES:
+        return 0
+    at = 1 + NAMES[parts[0]]
+    if len(parts) <= at or not _DIGEST.fullmatch(parts[at]):
+        return 0
+    return at + (2 if len(parts) > at + 1 and _SEED.fullmatch(parts[at + 1]) else 1)
+
+
+def _below(folders: list[Path], depth: int) -> list[Path]:
+    for _ in range(depth):
+        folders = [inner for folder in folders for inner in _folders(folder)]
+    return folders
+
+
+def _folders(folder: Path) -> list[Path]:
     try:
-        entries = list(os.scandir(folder))
+        with os.scandir(folder) as listed:
+            inner = [Path(entry.path) for entry in listed if entry.is_dir(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    inner = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return [found for path in inner for found in _below(path, depth - 1)]
+    return sorted(inner)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ltpipe.artifacts.manifest import (
-    MANIFEST,
-    artifact_files,
-    content_of,
-    identity_of_modules,
-    read_manifest,
-)
-from ltpipe.artifacts.tree import Place, find_tree, places, recorded_place
-from ltpipe.config.base import digest
+from ltpipe.artifacts.earlier import Record, read_record
+from ltpipe.artifacts.manifest import artifact_files, content_of
+from ltpipe.artifacts.tree import Place, find_tree, places
+from ltpipe.plan.layout import digest_of
+from ltpipe.plan.stages import MANIFEST
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import file_sha256
 
@@ -34,9 +30,8 @@ class Findings:
 def verify(path: Path) -> Findings:
     """Check every hash of one artifact, or of all below a results folder or a part of it.
 
-    For each artifact: the hash of every file; the checksums inside feature stores and subsets;
-    what it was made from, where that is in the tree; that the folder's name is the digest of its
-    settings; that the code identity is that of its modules. Nothing is written.
+    For each artifact: that the folder's name is the digest of what its manifest says defines it;
+    the hash of every file; what it was made from, where that is in the tree. Nothing is written.
 
     Raises:
         InputError: there are no artifacts here.
@@ -62,77 +57,64 @@ def _concerns(artifact: Path, wanted: Path) -> bool:
 
 def _check(place: Place, tree: Path, findings: Findings) -> Iterator[str]:
     try:
-        manifest = read_manifest(place.folder)
+        record = read_record(place)
     except InputError:
         yield f"{MANIFEST} is damaged"
         return
-    spec, outputs = manifest["spec"], manifest["outputs"]
-    if identity_of_modules(manifest["modules"]) != manifest.get("code"):
-        yield "the code identity is not that of the modules listed"
-    if not _is_named_after(place, spec):
-        yield "the settings are not those that the folder's digest stands for"
+    if record.is_earlier:
+        findings.notes.append(f"{place.name}: made by an earlier version; only files are checked")
+    else:
+        if not _is_named_after(record):
+            yield "what its manifest says defines it is not what the digest in its name stands for"
+        yield from _check_inputs(record, tree, findings)
+    outputs = record.manifest["outputs"]
     for name, expected in outputs.items():
-        path = place.folder / name
-        try:
-            found = file_sha256(path)
-            findings.size += path.stat().st_size
-        except OSError as error:
-            yield f"{name} can't be read ({error.strerror})"
-            continue
-        findings.files += 1
-        if found != expected:
-            yield f"{name} is damaged (its SHA-256 differs)"
-        elif path.suffix == ".h5":
-            yield from _check_inside(path, name)
-    for path in artifact_files(place.folder):
-        name = path.relative_to(place.folder).as_posix()
-        if name not in outputs:
-            findings.notes.append(f"{place.name}: {name} is no part of the artifact")
-    for role, entry in manifest["inputs"].items():
-        yield from _check_input(role, entry, tree, place, findings)
+        yield from _check_file(place.folder / name, name, expected, findings)
+    if place.digest:
+        for path in artifact_files(place.folder):
+            name = path.relative_to(place.folder).as_posix()
+            if name not in outputs:
+                findings.notes.append(f"{place.name}: {name} is no part of the artifact")
 
 
-def _is_named_after(place: Place, spec: dict[str, Any]) -> bool:
-    if spec.get("kind") in ("report", "overview"):
-        return place.folder.name == spec.get("experiment")
-    parts = place.name.split("/")
-    settings = {key: value for key, value in spec.items() if key not in ("kind", "seed")}
-    if "seed" in spec and parts.pop() != f"seed{spec['seed']}":
-        return False
-    return parts[-1] == digest(settings)
+def _is_named_after(record: Record) -> bool:
+    spec = record.manifest["spec"]
+    ending = [digest_of(spec), *([f"seed{spec['seed']}"] if "seed" in spec else [])]
+    return record.place.name.split("/")[-len(ending) :] == ending
 
 
-def _check_input(
-    role: str, entry: dict[str, str], tree: Path, place: Place, findings: Findings
-) -> Iterator[str]:
-    name = recorded_place(entry["path"])
-    path = tree.joinpath(*Path(name).parts[1:], MANIFEST)
-    if not path.is_file():
-        findings.notes.append(f"{place.name}: its input {role}, {name}, is not in this tree")
+def _check_file(path: Path, name: str, expected: str, findings: Findings) -> Iterator[str]:
+    try:
+        status = path.stat()
+        # A FIFO would be waited for.
+        if not stat.S_ISREG(status.st_mode):
+            yield f"{name} is not a regular file"
+            return
+        found = file_sha256(path)
+    except OSError as error:
+        yield f"{name} can't be read ({error.strerror})"
         return
-    try:
-        content = content_of(read_manifest(path.parent))
-    except InputError:
-        return  # Said where that artifact is checked.
-    if content != entry.get("content"):
-        yield f"its input {role}, {name}, has been made again since and came out otherwise"
+    findings.files += 1
+    findings.size += status.st_size
+    if found != expected:
+        yield f"{name} is damaged (its SHA-256 differs)"
 
 
-def _check_inside(path: Path, name: str) -> Iterator[str]:
-    """Check the checksums that an HDF5 file carries for its own data sets."""
-    import h5py
+def _check_inputs(record: Record, tree: Path, findings: Findings) -> Iterator[str]:
+    for role, name in record.inputs.items():
+        folder = tree.joinpath(*Path(name).parts[1:])
+        if not (folder / MANIFEST).is_file():
+            line = f"{record.place.name}: its input {_role(role, name)} is not in this tree"
+            findings.notes.append(line)
+            continue
+        try:
+            content = content_of(read_record(Place(folder, name)).manifest)
+        except InputError:
+            continue  # Said where that artifact is checked.
+        if content != record.manifest["inputs"][role].get("content"):
+            yield f"its input {_role(role, name)} is not the one that it was made from"
 
-    from ltpipe.data.subset import FORMAT as SUBSET
-    from ltpipe.data.subset import read_subset
-    from ltpipe.features.store import FORMAT as STORE
-    from ltpipe.features.store import FeatureStore
 
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            kind = file.attrs.get("format")
-        if kind == STORE:
-            FeatureStore.open(path)
-        elif kind == SUBSET:
-            read_subset(path)
-    except (OSError, KeyError, RuntimeError, InputError) as error:
-        yield f"{name} is damaged ({str(error).splitlines()[0]})"
+def _role(role: str, name: str) -> str:
+    """Return how an input is called; pages show artifacts under no other role than their names."""
+    return name if role == name else f"{role}, {name},"

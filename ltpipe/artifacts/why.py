@@ -1,47 +1,56 @@
-"""What an artifact was made from, and what exactly would make it be rebuilt."""
+"""Why an artifact is what it is, and why one that is not there will be made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from ltpipe.artifacts.changes import Artifacts, differences
-from ltpipe.artifacts.manifest import MANIFEST, read_manifest
-from ltpipe.artifacts.tree import DEPTHS, Place, find_tree, place_of, places, recorded_place
+from ltpipe.artifacts.adopt import duration
+from ltpipe.artifacts.earlier import Record, read_record
+from ltpipe.artifacts.relatives import Relative, Tree, nearest, shortened
+from ltpipe.artifacts.tree import Place, find_tree, kin_of, place_of
+from ltpipe.artifacts.unfinished import read_unfinished
 from ltpipe.config.base import canonical_json
 from ltpipe.plan.availability import judge
-from ltpipe.plan.layout import RESULTS, Cell
+from ltpipe.plan.code import code_identity
+from ltpipe.plan.entries import code_entries
+from ltpipe.plan.layout import ArtifactSpec
+from ltpipe.plan.stages import RESULTS, STAGES
 from ltpipe.plan.workload import load_workload
 from ltpipe.utils.errors import InputError
 
+_NOTHING = "nothing of its names and seed is there"
 
-def explain_artifact(path: Path, experiments: Sequence[Path], catalogue: Path | None) -> list[str]:
-    """Return lines on the artifact that `path` is or is part of.
 
-    They say what it was made from; whether it would be rebuilt as things are, and by what: code,
-    inputs, files; and, given experiment files, what they ask for in its place: each setting that
-    differs, old and new.
+def explain(path: Path, experiments: Sequence[Path], catalogue: Path | None) -> list[str]:
+    """Return lines on `path`: an experiment file, or an artifact or something in one.
+
+    Of an experiment, what is missing and why, grouped, in the order in which it will be made. Of an
+    artifact that is there, what it was made from, and whether the experiments ask for it or for
+    what instead. Of one that is not there, what its nearest relative differs in.
 
     Raises:
         InputError: no artifact is there, and no experiment asks for one there.
     """
+    if path.suffix in (".yaml", ".yml") and not path.is_dir():
+        return [*_explain_missing(_planned([path, *experiments], catalogue), Tree(Path(RESULTS)))]
+    planned = _planned(experiments, catalogue)
+    folder, place = _locate(path)
+    tree = Tree(folder)
+    asked = planned.get(place.name)
+    if place.finished:
+        record = read_record(place)
+        lines = [*_origin(record), "", *_code_since(record)]
+        return [*lines, *_wanted(record, asked, planned, tree)] if experiments else lines
+    if asked is None:
+        known = "" if experiments else "; name the experiment file that should need it"
+        raise InputError(f"{path}: there is no finished artifact{known}")
+    return [*_explain_one(asked, tree)]
+
+
+def _planned(experiments: Sequence[Path], catalogue: Path | None) -> dict[str, ArtifactSpec]:
     loads = [load_workload(file, catalogue, judge) for file in experiments]
-    cells = {folder: cell for load in loads for folder, cell in load.everything.items()}
-    tree, place = _locate(path)
-    asked = cells.get(place.name)
-    if not place.finished:
-        if asked is None:
-            known = "" if experiments else "; name the experiment file that should need it"
-            raise InputError(f"{path}: there is no finished artifact{known}")
-        return [*_unfinished(asked, place), *_siblings(asked, tree)]
-    manifest = read_manifest(place.folder)
-    artifacts = Artifacts(tree.parent)
-    recorded = _recorded_cell(place, manifest)
-    lines = [*_origin(place, manifest), "", *_verdict(artifacts, recorded, asked or recorded)]
-    if experiments:
-        lines += ["", *_wanted(place, manifest, asked, list(cells.values()))]
-    return lines
+    return {folder: item for load in loads for folder, item in load.everything.items()}
 
 
 def _locate(path: Path) -> tuple[Path, Place]:
@@ -59,100 +68,131 @@ def _locate(path: Path) -> tuple[Path, Place]:
     return tree, place_of(path, tree)
 
 
-def _recorded_cell(place: Place, manifest: dict[str, Any]) -> Cell:
-    """Return the plan's cell as the artifact itself remembers it."""
-    inputs = {
-        role: Cell(kind="", folder=recorded_place(entry["path"]), title="", spec={})
-        for role, entry in manifest["inputs"].items()
-    }
-    spec = manifest["spec"]
-    return Cell(kind=spec["kind"], folder=place.name, title="", spec=spec, inputs=inputs)
+# ---- an artifact that is there ---------------------------------------------------------------
 
 
-def _origin(place: Place, manifest: dict[str, Any]) -> Iterator[str]:
-    spec = manifest["spec"]
-    yield f"{place.name}: {spec['kind']}"
+def _origin(record: Record) -> Iterator[str]:
+    spec, manifest = record.spec, record.manifest
+    yield f"{record.place.name}: {spec['kind']}"
     yield "made from"
-    for key in sorted(spec):
-        if key != "kind" and spec["kind"] not in ("report", "overview"):
-            yield f"  {key}: {canonical_json(spec[key])}"
-    yield f"  code {manifest['code']}: {len(manifest['modules'])} modules"
-    for role, entry in manifest["inputs"].items():
-        yield f"  {role}: {recorded_place(entry['path'])}"
-    for name, sha256 in manifest.get("files", {}).items():
-        yield f"  file {name}: SHA-256 {sha256[:16]}..."
+    if not STAGES[spec["kind"]].is_page:
+        for key, value in sorted(record.settings.items()):
+            yield f"  {key}: {canonical_json(value)}"
+    for role, contents in (record.outside or {}).items():
+        yield f"  outside {role}: {contents[:10]}"
+    yield f"  code {record.code}: {len(manifest['modules'])} modules"
+    for role, name in record.inputs.items():
+        yield f"  {name}" if role == name else f"  {role}: {name}"
+    if adopted := manifest.get("adopted"):
+        yield (
+            f"adopted on {adopted['date'][:10]} from {adopted['from']}, which code "
+            f"{adopted['code']} made"
+        )
     versions = ", ".join(f"{name} {value}" for name, value in manifest["versions"].items())
     yield f"by {versions}"
-    yield f"on {manifest.get('device', 'no device')}, in {manifest.get('wall_s', '?')} s"
+    yield f"on {manifest.get('device', 'no device')}, in {duration(record.hours)}"
 
 
-def _verdict(artifacts: Artifacts, recorded: Cell, cell: Cell) -> Iterator[str]:
-    changes = list(artifacts.changes(cell))
-    above = list(_above(artifacts, recorded, set()))
-    if not changes and not above:
-        yield "nothing would make it be rebuilt: settings, code and inputs are as they were"
+def _code_since(record: Record) -> Iterator[str]:
+    if record.is_earlier:
+        yield "version 0.1.0 made it; `ltpipe adopt EXPERIMENT.yaml` takes such artifacts over"
         return
-    yield "it would be rebuilt, because"
-    for line in changes:
-        yield f"  {line}"
-    for name, line in above:
-        yield f"  {name}: {line}"
-
-
-def _above(artifacts: Artifacts, cell: Cell, seen: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield what has changed in what the artifact is made from, step by step upwards."""
-    for needed in cell.inputs.values():
-        if needed.folder in seen:
-            continue
-        seen.add(needed.folder)
-        folder = artifacts.base / needed.folder
-        try:
-            inner = _recorded_cell(Place(folder, needed.folder), read_manifest(folder))
-        except InputError as error:
-            yield needed.folder, str(error).removeprefix(f"{folder / MANIFEST}: ")
-            continue
-        for line in artifacts.changes(inner):
-            yield needed.folder, line
-        yield from _above(artifacts, inner, seen)
+    try:
+        now = code_identity(code_entries(record.spec))
+    except InputError as error:
+        yield f"its code is not known here: {error}"
+        return
+    changed = f"has changed since (now {now}), so artifacts made now lie under other digests"
+    yield f"its code {'is as it was' if now == record.code else changed}"
 
 
 def _wanted(
-    place: Place, manifest: dict[str, Any], asked: Cell | None, cells: Sequence[Cell]
+    record: Record, asked: ArtifactSpec | None, planned: Mapping[str, ArtifactSpec], tree: Tree
 ) -> Iterator[str]:
     if asked is not None:
         yield f"the experiment asks for it: {asked.title}"
         return
     yield "no experiment named here asks for it"
-    near = [cell for cell in cells if _kinship(cell.folder) == _kinship(place.name)]
-    for cell in near:
-        yield f"in its place stands {cell.folder}"
-        for line in _differing(manifest["spec"], cell.spec):
-            yield f"  {line}"
+    for item in planned.values():
+        if kin_of(item.folder) == record.place.kin:
+            yield f"in its place stands {item.folder}, which differs in"
+            yield from (f"  {line}" for line in tree.compare(record, item).lines())
 
 
-def _unfinished(cell: Cell, place: Place) -> Iterator[str]:
-    half = place.folder.is_dir() and any(place.folder.iterdir())
-    yield f"{cell.folder}: {'not finished' if half else 'not there'}; it will be made: {cell.title}"
-    for role, needed in cell.inputs.items():
-        yield f"  {role}: {needed.folder}"
+# ---- artifacts that are not there ------------------------------------------------------------
 
 
-def _siblings(cell: Cell, tree: Path) -> Iterator[str]:
-    """Say what differs from artifacts of the same names and seed that are there."""
-    for place in places(tree):
-        if place.finished and _kinship(place.name) == _kinship(cell.folder):
-            yield f"{place.name} is there and differs in"
-            for line in _differing(read_manifest(place.folder)["spec"], cell.spec):
-                yield f"  {line}"
+def _explain_one(planned: ArtifactSpec, tree: Tree) -> Iterator[str]:
+    yield f"{planned.folder}: {_state(planned, tree)}; it will be made: {planned.title}"
+    if not planned.stage.is_page:
+        for role, needed in planned.inputs.items():
+            yield f"  {role}: {needed.folder} ({_state(needed, tree)})"
+    relative = nearest(planned, tree)
+    if relative is None:
+        yield _NOTHING
+        return
+    yield f"its nearest relative that is there, {relative.place.name}, differs in"
+    yield from (f"  {line}" for line in relative.lines())
+    yield from _adoptable(relative)
 
 
-def _kinship(folder: str) -> tuple[str, ...]:
-    """Return an artifact's stage, names and seed: all of its path but the digest."""
-    parts = folder.split("/")
-    at = len(parts) - 1 if DEPTHS[parts[1]] == 2 else len(parts) - 2
-    return (*parts[:at], *parts[at + 1 :])
+def _state(planned: ArtifactSpec, tree: Tree) -> str:
+    if tree.has(planned.folder):
+        return "there"
+    folder = tree.place(planned.folder).folder
+    begun = read_unfinished(folder)
+    if begun is not None:
+        return f"interrupted after {begun.epochs} epochs"
+    return "not finished" if folder.is_dir() and any(folder.iterdir()) else "not there"
 
 
-def _differing(old: Any, new: Any) -> Iterator[str]:
-    for path, before, after in differences(old, new):
-        yield f"setting {path}: {before} -> {after}"
+def _adoptable(relative: Relative) -> Iterator[str]:
+    if relative.only_code and not relative.planned.stage.is_page:
+        yield (
+            f"only code differs: `ltpipe adopt` takes it over ({duration(relative.record.hours)} "
+            "to make)"
+        )
+
+
+def _explain_missing(planned: Mapping[str, ArtifactSpec], tree: Tree) -> Iterator[str]:
+    order = list(STAGES)
+    missing = [item for item in planned.values() if not tree.has(item.folder)]
+    if not missing:
+        yield f"nothing is missing: all {len(planned)} artifacts are there"
+        return
+    yield f"{len(missing)} of {len(planned)} artifacts are missing and will be made"
+    groups: dict[tuple[str, tuple[str, ...]], list[ArtifactSpec]] = {}
+    for item in sorted(missing, key=lambda item: order.index(item.kind)):
+        groups.setdefault((item.kind, tuple(_reasons(item, tree))), []).append(item)
+    for (kind, reasons), items in groups.items():
+        yield f"{kind}: {len(items)}"
+        yield from (f"  {line}" for line in shortened([item.folder for item in items], 3))
+        yield from (f"    {line}" for line in reasons)
+
+
+def _reasons(planned: ArtifactSpec, tree: Tree) -> Iterator[str]:
+    """Yield why an artifact is missing; why its inputs are is said where they are listed."""
+    state = _state(planned, tree)
+    if state != "not there":
+        yield state
+    relative = nearest(planned, tree)
+    if relative is None:
+        yield _NOTHING
+        return
+    yield from shortened(relative.own)
+    yield from shortened(list(_other_inputs(relative, tree)))
+    yield from _adoptable(relative)
+
+
+def _other_inputs(relative: Relative, tree: Tree) -> Iterator[str]:
+    if relative.planned.stage.is_page:
+        if relative.inputs:
+            yield f"{len(relative.inputs)} of what it shows are others"
+        return
+    for item in relative.inputs:
+        if item.planned is None:
+            yield f"not made from {item.role} any more"
+        elif not tree.has(item.planned.folder):
+            yield f"made from {item.role}, which will be made"
+        else:
+            yield f"made from {item.role}, which is another: {item.planned.folder}"

@@ -13,7 +13,8 @@ from ltpipe.utils.errors import InputError
 
 # Below results/: what files held when they were last read, and the fingerprints of data sets.
 FINGERPRINTS = Path(RESULTS, "fingerprints")
-_ABSENT = "absent"
+# What stands for contents that were never seen.
+ABSENT = "absent"
 
 
 class OutsideContents:
@@ -59,7 +60,7 @@ class OutsideContents:
     def _stand_in(self, key: str, error: InputError) -> str:
         known = recorded(self.folder, key)
         if known is None:
-            return _ABSENT
+            return ABSENT
         self.notes.append(f"{error}; taken as last seen, so nothing that opens it can run")
         return known.digest
 
@@ -77,7 +78,7 @@ def check_contents(
         InputError: they are not there, or no longer what `spec` was planned with.
     """
     found = OutsideContents(root, base).fingerprint(settings)
-    planned = spec.get("outside", {}).get("files", found.digest if not found.files else _ABSENT)
+    planned = spec.get("outside", {}).get("files", found.digest if not found.files else ABSENT)
     if planned != found.digest:
         raise InputError(
             f"{_title(settings)}: the files from outside are not those that this job was planned "

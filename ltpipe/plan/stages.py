@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 RESULTS = "results"
 MANIFEST = "manifest.json"
+# Below an artifact's folder: what an interrupted job goes on from.
+RESUME = "resume"
 # Leads to an experiment's newest report.
 LATEST = "latest"
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ltpipe.artifacts.adopt import dear_trainings
 from ltpipe.plan.availability import judge
 from ltpipe.plan.frozen import VARIABLE, Run, freeze, frozen, plan_file, run_of
 from ltpipe.plan.layout import ArtifactSpec
 from ltpipe.plan.stages import RESULTS
 from ltpipe.plan.workload import build_workload
 from ltpipe.runtime.environment import prepare_jobs
-from ltpipe.runtime.lock import hold
 from ltpipe.runtime.server import start_server
+from ltpipe.utils.lock import hold
 from ltpipe.utils.machine import gpu_count
 
 
@@ -84,6 +85,6 @@ def plan_run(config: Mapping[str, Any], home: Path, configfiles: Sequence[Any]) 
 
 def _plan(config: Mapping[str, Any], catalogue: Path, beside: Path) -> Run:
     load = build_workload(config, catalogue, beside, absent=judge)
-    for line in load.notes:
+    for line in (*load.notes, *dear_trainings(load.artifacts, Path(RESULTS))):
         print(line, file=sys.stderr)
     return run_of(load)

@@ -12,9 +12,8 @@ import pandas as pd
 import torch
 
 from ltpipe.artifacts.divergence import write_divergence
-from ltpipe.artifacts.job import Job
+from ltpipe.artifacts.job import Job, run_identity
 from ltpipe.config.backbones import backbone_settings
-from ltpipe.config.base import canonical_json
 from ltpipe.data.loading import ImageSplit, open_split
 from ltpipe.data.subset import Subset, read_subset
 from ltpipe.models.building import build_network, save_weights
@@ -71,16 +70,13 @@ def open_training(
     subset, split = images.subset, images.split
     torch.manual_seed(stream_seed(job.spec["seed"], "weights"))
     network = build(settings, outputs or len(subset.class_names), split.channels)
-    processes = {"processes": distributed.size()} if distributed.size() > 1 else {}
-    identity = canonical_json(
-        {"spec": job.spec, "code": job.spec.get("code", ""), "draw": subset.digest, **processes}
-    )
+    identity = run_identity(job.spec, subset.digest, distributed.size())
     return Training(
         settings=settings,
         split=split,
         data=images.data,
         network=network,
-        checkpoint=Checkpoint(job.output / "resume", identity, job.checkpoint_every),
+        checkpoint=Checkpoint(job.resume, identity, job.checkpoint_every),
     )
 
 

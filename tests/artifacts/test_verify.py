@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -15,6 +16,8 @@ import pytest
 
 from ltpipe.artifacts.verify import verify
 from ltpipe.cli.program import main
+from tests import plans
+from tests.artifacts.older import by_version_0_1_0
 
 
 def only(folder: str, pattern: str) -> Path:
@@ -83,33 +86,44 @@ def test_missing_and_added_files(tiny):
     assert found.notes == [f"{path.parent}: extra.txt is no part of the artifact"]
 
 
-def test_a_store_damaged_before_its_manifest_was_written(tiny):
-    path = only("results/features", "train.h5")
-    with h5py.File(path, "a") as file:
-        file["features"][0, 0] = 7.0
-    manifest = only("results/features", "manifest.json")
-    values = json.loads(manifest.read_text())
-    from ltpipe.utils.io import file_sha256
-
-    values["outputs"]["train.h5"] = file_sha256(path)
-    manifest.write_text(json.dumps(values))
-    wrong = verify(Path("results")).wrong
-    assert any("data set 'features' is damaged" in line for line in wrong)
-    # Those made from it say so as well.
-    assert sum("made again since" in line for line in wrong) >= 2
-
-
 def test_manifests_that_were_tampered_with(tiny):
     path = only("results/features", "manifest.json")
     values = json.loads(path.read_text())
-    values["spec"]["store"]["train"] = "other.npz"
-    values["modules"]["ltpipe.features.store"] = "0" * 64
+    values["spec"]["code"] = "0123456789"
     path.write_text(json.dumps(values))
-    wrong = verify(path.parent).wrong
-    assert any("folder's digest" in line for line in wrong)
-    assert any("code identity" in line for line in wrong)
+    (line,) = verify(path.parent).wrong
+    assert "is not what the digest in its name stands for" in line
+    # What it is called counts with the rest; those made from it say so as well.
+    wrong = verify(Path("results")).wrong
+    assert sum("is not the one that it was made from" in line for line in wrong) >= 2
     path.write_text("{")
     assert verify(path.parent).wrong == [f"{path.parent}: manifest.json is damaged"]
+
+
+def test_an_artifact_under_another_name_or_seed(tiny):
+    folder = only("results/stage2/mine/NCM", "manifest.json").parent
+    folder.rename(folder.with_name("seed1"))
+    (line,) = verify(folder.with_name("seed1")).wrong
+    assert "is not what the digest" in line
+
+
+def test_what_is_no_file_is_not_waited_for(tiny):
+    path = only("results/stage2/mine/NCM", "metrics.csv")
+    path.unlink()
+    os.mkfifo(path)
+    (line,) = verify(path.parent).wrong
+    assert line == f"{path.parent}: metrics.csv is not a regular file"
+
+
+def test_results_of_version_0_1_0(tiny):
+    by_version_0_1_0()
+    found = verify(Path("results"))
+    assert found.wrong == [] and found.artifacts == 5
+    assert all("made by an earlier version" in line for line in found.notes)
+    path = only("results/stage2/mine/NCM", "metrics.csv")
+    path.write_text("changed\n")
+    (line,) = verify(Path("results")).wrong
+    assert "metrics.csv is damaged" in line
 
 
 def test_what_is_not_in_the_tree_is_only_noted(tiny, tmp_path):
@@ -123,8 +137,6 @@ def test_what_is_not_in_the_tree_is_only_noted(tiny, tmp_path):
 
 
 def test_results_made_again_that_came_out_the_same_are_fine(tiny):
-    from tests import plans
-
     plan = plans.plan_of(tiny / "experiment.yaml")
     (cell,) = plan.of_kind("import")
     before = only("results/features", "manifest.json").read_text()

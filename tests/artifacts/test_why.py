@@ -1,4 +1,4 @@
-"""`ltpipe why`: what an artifact was made from and what exactly would make it be rebuilt."""
+"""`ltpipe why`: what an artifact was made from, and what its nearest relative differs in."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltpipe.artifacts import manifest as provenance
+from ltpipe.artifacts.relatives import Tree, differences, nearest
 from ltpipe.cli.program import main
-from ltpipe.plan.entries import code_entries
+from ltpipe.plan.layout import digest_of
 from tests import plans
+from tests.artifacts.older import OLD_CODE, by_older_code, by_version_0_1_0
 
 
 def stage2(method: str) -> Path:
@@ -23,6 +24,7 @@ def stage2(method: str) -> Path:
 
 
 def why(capsys, *arguments) -> str:
+    capsys.readouterr()
     assert main(["why", *map(str, arguments), "--catalogue", str(plans.CATALOGUE)]) == 0
     return capsys.readouterr().out
 
@@ -35,9 +37,16 @@ def test_it_says_what_an_artifact_was_made_from(tiny, capsys):
     assert '"kind":"classifier"' in said
     assert "  features.features: results/features/mine/net/" in said
     assert "on cpu" in said and "torch" in said
-    assert "nothing would make it be rebuilt" in said
-    imported = next(Path("results/features").rglob("manifest.json")).parent
-    assert "  file train.npz: SHA-256 " in why(capsys, imported)
+    assert "its code is as it was" in said
+    imported = next(Path("results/features").rglob("manifest.json"))
+    contents = json.loads(imported.read_text())["spec"]["outside"]["files"]
+    assert f"  outside files: {contents[:10]}\n" in why(capsys, imported.parent)
+
+
+def test_a_report_by_the_path_for_people(tiny, capsys):
+    (folder,) = Path("results/experiments/tiny").glob("*")
+    assert main(["publish", str(folder)]) == 0
+    assert why(capsys, "results/experiments/tiny/latest") == why(capsys, folder)
 
 
 def test_old_and_new_settings(tiny, capsys):
@@ -48,80 +57,131 @@ def test_old_and_new_settings(tiny, capsys):
     assert "  setting method.epochs: 2 -> 5\n" in said
     assert "  setting method.momentum: not set -> 0.5\n" in said
     # The one that is asked for is not there yet, and says the same from its side.
-    (cell,) = [c for c in plans.plan_of(path).of_kind("stage2") if "epochs" in c.spec["method"]]
+    (cell,) = [c for c in plans.plan_of(path).of_kind("stage2") if c.spec["method"].get("momentum")]
     said = why(capsys, cell.folder, path)
     assert "not there; it will be made: Run Linear on mine, seed 0" in said
     assert "  setting method.epochs: 2 -> 5\n" in said
+    assert "adopt" not in said
     assert "the experiment asks for it: Run NCM" in why(capsys, stage2("ncm"), path)
 
 
-def test_a_label_of_the_report(tiny, capsys):
-    path = plans.write_experiment(tiny, {**plans.EXPERIMENT, "title": "Other"}, "new.yaml")
-    assert "nothing would" in why(capsys, "results/experiments/tiny")
-    said = why(capsys, "results/experiments/tiny", path)
-    assert 'it would be rebuilt, because\n  setting title: "tiny" -> "Other"\n' in said
+def test_an_experiment_lists_what_is_missing_and_why(tiny, capsys):
+    assert "nothing is missing: all 5" in why(capsys, tiny / "experiment.yaml")
+    values = plans.changed(methods={"Linear": {"epochs": 5}}, seeds=[0, 1])
+    path = plans.write_experiment(tiny, values, "new.yaml")
+    said = why(capsys, path)
+    plan = plans.plan_of(path)
+    missing = [cell for cell in plan.artifacts.values() if not Path(cell.folder).exists()]
+    assert f"{len(missing) + 1} of {len(plan.artifacts) + 1} artifacts are missing" in said
+    for cell in missing:
+        assert f"  {cell.folder}\n" in said
+    assert said.count("setting method.epochs: 2 -> 5\n") == 1
+    # A seed of its own has no relative.
+    assert "nothing of its names and seed is there" in said
+    # Most upstream first, the report last.
+    assert said.index("stage2: ") < said.index("report: 1\n")
+    assert "of what it shows are others" in said
 
 
-def test_the_changed_module_and_no_other(tiny, capsys, monkeypatch):
-    real = provenance._read
+def test_the_changed_module_and_no_other(tiny, capsys):
+    by_older_code()
+    said = why(capsys, tiny / "experiment.yaml")
+    assert "5 of 5 artifacts are missing" in said
+    assert "data: 1\n" in said and "  made from data, which will be made\n" in said
+    assert said.count(": changed\n") == 5
+    assert said.count("only code differs: `ltpipe adopt` takes it over (") == 4
+    (cell,) = plans.plan_of(tiny / "experiment.yaml").of_kind("import")
+    said = why(capsys, cell.folder, tiny / "experiment.yaml")
+    assert said.count(": changed\n") == 2, "its own module and that of its input"
+    assert f"  data: {cell.inputs['data'].folder} (not there)\n" in said
+    older = stage2("ncm")
+    said = why(capsys, older, tiny / "experiment.yaml")
+    assert f"code {OLD_CODE}" in said and "its code has changed since (now " in said
+    assert "in its place stands " in said
 
-    def edited(path, stamp):
-        value, imported = real(path, stamp)
-        return ("0" * 64 if path.name == "ncm.py" else value), imported
 
-    monkeypatch.setattr(provenance, "_read", edited)
-    said = why(capsys, stage2("ncm"))
-    assert "it would be rebuilt, because\n  module ltpipe.stage2.simple.ncm: changed\n" in said
-    assert said.count("module ltpipe") == 1
-    assert "nothing would" in why(capsys, stage2("classifier"))
-    assert f"{stage2('ncm')}: module ltpipe.stage2.simple.ncm: changed" in why(
-        capsys, "results/experiments/tiny"
-    )
-
-
-def test_modules_that_came_and_went(tiny, capsys):
+def test_modules_that_came_went_and_moved(tiny, capsys):
+    by_older_code()
     path = stage2("ncm") / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["modules"]["ltpipe.stage2.core.one_backbone"]
-    manifest["modules"]["ltpipe.gone"] = "0"
-    manifest["code"] = provenance.identity_of_modules(manifest["modules"])
+    modules = manifest["modules"]
+    name = next(iter(modules))
+    modules["ltpipe.gone"] = "1" * 64
+    came = "ltpipe.stage2.simple.ncm"
+    del modules[came]
+    moved = next(key for key in modules if key.startswith("ltpipe.stage2.core.") and key != name)
+    modules["ltpipe.elsewhere"] = modules.pop(moved)
     path.write_text(json.dumps(manifest))
-    said = why(capsys, path)
-    assert "module ltpipe.stage2.core.one_backbone: new" in said
-    assert "module ltpipe.gone: used no more" in said
+    said = why(capsys, tiny / "experiment.yaml")
+    assert "module ltpipe.gone: used no more\n" in said
+    assert f"module {came}: new\n" in said
+    assert moved not in said and "ltpipe.elsewhere" not in said
 
 
-def test_a_file_from_outside_and_all_that_follows_from_it(tiny, capsys):
+def test_files_from_outside_by_name(tiny, capsys):
     with np.load("train.npz") as file:
         np.savez("train.npz", features=file["features"] + 1, labels=file["labels"])
-    said = why(capsys, stage2("ncm"))
-    assert "it would be rebuilt, because\n" in said
-    assert "results/features/mine/net/" in said
-    assert "file train.npz from outside has changed, or is gone" in said
-    # Made again: now the input is another one.
-    (cell,) = plans.plan_of(tiny / "experiment.yaml").of_kind("import")
-    assert plans.run_cell(cell) == 0
-    said = why(capsys, stage2("ncm"))
-    assert f"input features.features ({cell.folder}) was made again and came out otherwise" in said
+    said = why(capsys, tiny / "experiment.yaml")
+    assert "    file net/train: changed\n" in said
+    assert "test" not in said
+    # Where the listing of what was there is gone, the contents tell that they differ.
+    shutil.rmtree("results/fingerprints")
+    assert "files from outside (files): contents " in why(capsys, tiny / "experiment.yaml")
 
 
-def test_missing_parts(tiny, capsys):
+def test_version_0_1_0(tiny, capsys):
+    by_version_0_1_0()
+    said = why(capsys, stage2("ncm"), tiny / "experiment.yaml")
+    assert "version 0.1.0 made it; `ltpipe adopt EXPERIMENT.yaml` takes" in said
+    said = why(capsys, tiny / "experiment.yaml")
+    assert "setting" not in said
+    assert said.count("`ltpipe adopt` takes it over") == 4
+
+
+def test_begun_and_not_finished(tiny, capsys):
     folder = stage2("ncm")
-    (folder / "metrics.csv").unlink()
-    assert "file metrics.csv is missing" in why(capsys, folder)
-    shutil.rmtree(next(Path("results/features").rglob("manifest.json")).parent)
-    said = why(capsys, folder)
-    assert "input features.features" in said and "is not there" in said
     (folder / "manifest.json").unlink()
     said = why(capsys, folder, tiny / "experiment.yaml")
     assert "not finished; it will be made: Run NCM on mine, seed 0" in said
+    shutil.rmtree(folder)
+    said = why(capsys, folder, tiny / "experiment.yaml")
+    assert "not there; it will be made" in said and "(there)\n" in said
 
 
-def test_the_verdict_is_that_of_the_plan(tiny):
-    """The code identity that `why` compares is what rules pass on."""
-    for cell in plans.plan_of(tiny / "experiment.yaml").artifacts.values():
-        manifest = json.loads(Path(cell.folder, "manifest.json").read_text())
-        assert manifest["code"] == provenance.code_identity(code_entries(cell.spec))
+def test_the_nearest_of_several_relatives(tiny):
+    """The one that differs in code alone stands before those that differ in settings."""
+    plan = plans.plan_of(tiny / "experiment.yaml")
+    (cell,) = [c for c in plan.of_kind("stage2") if c.spec["method"]["kind"] == "ncm"]
+    by_older_code()
+    older = stage2("ncm")
+    manifest = json.loads((older / "manifest.json").read_text())
+    for distance, extra in (("cosine", {}), ("euclidean", {"centred": False})):
+        manifest["spec"]["method"] |= {"distance": distance, **extra}
+        other = older.parents[1] / digest_of(manifest["spec"]) / "seed0"
+        other.mkdir(parents=True)
+        (other / "manifest.json").write_text(json.dumps(manifest))
+    tree = Tree(Path("results"))
+    found = nearest(cell, tree)
+    assert found is not None and found.place.folder == older and found.only_code
+    shutil.rmtree(older)
+    found = nearest(cell, Tree(Path("results")))
+    assert found is not None and not found.only_code
+    assert found.settings == ['setting method.distance: "cosine" -> not set']
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, [("a.c", "2", "3")]),
+        ({"a": 1}, {}, [("a", "1", "not set")]),
+        ({"a": [1, 2]}, {"a": [1, 3]}, [("a", "[1,2]", "[1,3]")]),
+        ({"a": [{"b": 1}, {"b": 2}]}, {"a": [{"b": 1}, {"b": 3}]}, [("a[1].b", "2", "3")]),
+        ({"a": [{"b": 1}]}, {"a": []}, [("a", '[{"b":1}]', "[]")]),
+    ],
+)
+def test_differences_of_settings(old, new, expected):
+    assert list(differences(old, new)) == expected
 
 
 @pytest.mark.parametrize(
@@ -131,10 +191,15 @@ def test_the_verdict_is_that_of_the_plan(tiny):
         ("results/stage2", "no artifact; name a folder such as"),
         ("train.npz", "no results folder"),
         ("/nowhere/at/all", "no results folder"),
+        ("nowhere.yaml", "nowhere.yaml"),
     ],
 )
-def test_paths_that_are_no_artifacts(tiny, capsys, path, message):
-    assert main(["why", path]) == 2
+def test_paths_that_are_no_artifacts(tiny, tmp_path, monkeypatch, capsys, path, message):
+    if "no results" in message:
+        monkeypatch.chdir(tmp_path)
+        Path("train.npz").touch()
+    capsys.readouterr()
+    assert main(["why", path, "--catalogue", str(plans.CATALOGUE)]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
