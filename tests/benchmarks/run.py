@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ceilings
+import gradients
 import history
 import runs
 import stage1
@@ -35,6 +36,7 @@ SUITES: dict[str, Callable[[Run], Iterator[Result]]] = {
     "clustering": stage1.clustering,
     "sweep": stage2.sweep,
     "large": stage2.large,
+    "gradients": gradients.gradients,
     "optimizer": stage2.optimizer,
     "write": storage.writing,
     "read": storage.reading,
