@@ -12,14 +12,17 @@ from pydantic import ValidationError
 
 from ltpipe.artifacts.job import Job
 from ltpipe.artifacts.manifest import MANIFEST, write_manifest
-from ltpipe.config.base import explain
+from ltpipe.config.base import canonical_json, explain
 from ltpipe.data import drawing
 from ltpipe.data.loading import dataset_settings, open_split
 from ltpipe.data.sources import Source
 from ltpipe.data.subset import read_subset
-from ltpipe.plan.entries import job_module
+from ltpipe.plan.code import code_identity
+from ltpipe.plan.entries import code_entries, job_module
+from ltpipe.plan.layout import digest_of
 from ltpipe.stage1 import supervised
 from ltpipe.training.engine import TrainingSet
+from ltpipe.utils.errors import InputError
 
 CPU = torch.device("cpu")
 DIGITS: dict[str, Any] = {
@@ -61,6 +64,21 @@ def open_source(source: str, root: Path | None, options: Mapping[str, Any]) -> S
     except ValidationError as error:
         raise explain(error, source) from None
     return settings.read(root)
+
+
+def command_line(
+    command: str, spec: dict[str, Any], inputs: dict[str, str], parent: str = "."
+) -> list[str]:
+    """Return a job's command as a rule would write it; the last word is its output folder."""
+    spec = {**spec, "inputs": {role: Path(folder).name for role, folder in inputs.items()}}
+    try:
+        spec["code"] = code_identity(code_entries(spec))
+    except (KeyError, InputError):
+        spec["code"] = ""
+    ending = [digest_of(spec), *([f"seed{spec['seed']}"] if "seed" in spec else [])]
+    roles = [f"--input={role}={folder}" for role, folder in inputs.items()]
+    output = str(Path(parent, *ending))
+    return [command, "--spec", canonical_json(spec), *roles, "--output", output]
 
 
 def run_job(module: Any, spec: dict[str, Any], output: Path, **inputs: Path) -> dict[str, Any]:

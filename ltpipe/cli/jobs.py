@@ -188,14 +188,17 @@ def shown_folders(spec: dict[str, Any]) -> list[str]:
 @contextmanager
 def _folder(output: Path) -> Iterator[None]:
     """Make the artifact's folder, unfinished from here on; leave none behind that stayed empty."""
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     output.mkdir(parents=True, exist_ok=True)
     if _torchrun_rank() in (None, 0):
         (output / MANIFEST).unlink(missing_ok=True)
     try:
         yield
     except BaseException:
-        if not any(output.iterdir()):
-            output.rmdir()
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
         raise
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from ltpipe.config.base import canonical_json
 from ltpipe.testing import make_store
 from tests import plans
-from tests.support import CE, DIGITS
+from tests.support import CE, DIGITS, command_line
 
 GOOD: dict[str, Any] = {
     "experiment": "x",
@@ -147,13 +147,13 @@ def _(place: Path) -> list[str]:
 
 
 def job(command: str, spec: dict[str, Any], **inputs: str) -> list[str]:
-    roles = [f"--input={role.replace('__', '.')}={folder}" for role, folder in inputs.items()]
-    return [command, "--spec", canonical_json(spec), "--output", "out", "--device", "cpu", *roles]
+    roles = {role.replace("__", "."): folder for role, folder in inputs.items()}
+    return [*command_line(command, spec, roles), "--device", "cpu"]
 
 
 def draw(dataset: dict[str, Any]) -> list[str]:
     identity = {key: value for key, value in dataset.items() if key != "input"}
-    return job("draw", {"kind": "data", "dataset": identity})
+    return job("subset", {"kind": "data", "dataset": identity})
 
 
 def pets(place: Path) -> None:
@@ -213,10 +213,10 @@ def train(place: Path, dataset: dict[str, Any] = FOLDER) -> list[str]:
     from ltpipe.cli.program import main
 
     identity = {key: value for key, value in dataset.items() if key != "input"}
-    spec = canonical_json({"kind": "data", "dataset": identity})
-    assert main(["draw", "--spec", spec, "--output", "data"]) == 0
+    drawn = command_line("subset", {"kind": "data", "dataset": identity}, {})
+    assert main(drawn) == 0
     spec = {"kind": "stage1", "dataset": dataset, "backbone": CE, "seed": 0}
-    return job("train", spec, data="data")
+    return job("train", spec, data=drawn[-1])
 
 
 @case("images", "an image cut short")
@@ -412,7 +412,9 @@ def weights(what: str) -> Callable[[Callable[[Path], None]], None]:
             write(place / "stage1/model.safetensors")
             (place / "stage1/manifest.json").write_text("{}")
             spec = {"kind": "features", "dataset": DIGITS, "backbone": CE, "features": {}}
-            return job("embed", {**spec, "seed": 0}, stage1="stage1", data="data")
+            data = next(word for word in command if word.startswith("--input=data="))
+            folder = data.removeprefix("--input=data=")
+            return job("embed", {**spec, "seed": 0}, stage1="stage1", data=folder)
 
         CASES.append(Case("weights", what, prepare))
 
@@ -453,21 +455,25 @@ def _(place: Path) -> list[str]:
     command = train(place, dataset)
     backbone = {**CE, "network": "resnet50", "weights": "w.pth"}
     spec = {"kind": "stage1", "dataset": dataset, "backbone": backbone, "seed": 0}
-    return job(command[0], spec, data="data")
+    data = next(word for word in command if word.startswith("--input=data="))
+    return job(command[0], spec, data=data.removeprefix("--input=data="))
 
 
 def line(what: str, *command: str) -> None:
     CASES.append(Case("command line", what, lambda place: list(command)))
 
 
-SPEC = canonical_json({"kind": "data", "dataset": {"source": "digits"}})
-line("a spec that is no JSON", "draw", "--spec", "{", "--output", "out")
-line("a spec of another kind", "draw", "--spec", '{"kind":"stage1"}', "--output", "out")
-line("other code than was planned", "draw", "--spec", SPEC, "--code", "0" * 10, "--output", "out")
-line("an input without a role", "train", *job("train", {"kind": "stage1"})[1:], "--input", "data")
+SPEC = canonical_json({"kind": "data", "dataset": {"source": "digits"}, "code": "0" * 10})
+line("a spec that is no JSON", "subset", "--spec", "{", "--output", "out")
+line("a spec of another kind", "subset", "--spec", '{"kind":"stage1"}', "--output", "out")
+line("other code than was planned", "subset", "--spec", SPEC, "--output", "out")
+DRAWN = job("subset", {"kind": "data", "dataset": {"source": "digits"}})
+TRAINED = job("train", {"kind": "stage1", "backbone": CE, "dataset": DIGITS})
+line("a folder of another digest", *DRAWN, "--output=out")
+line("an input without a role", *TRAINED, "--input", "data")
 line(
     "an input that is not finished",
-    *job("train", {"kind": "stage1", "backbone": CE, "dataset": DIGITS}),
+    *TRAINED,
     "--input=data=nowhere",
 )
 line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,9 +11,8 @@ import pytest
 from PIL import Image
 
 from ltpipe.cli.program import main
-from ltpipe.config.base import canonical_json
 from ltpipe.testing import make_store
-from tests.support import CE, DIGITS
+from tests.support import CE, DIGITS, command_line
 
 FOLDER = {"source": "folder", "path": "pets", "input": {"size": [8, 8]}}
 
@@ -34,13 +34,20 @@ def place(tmp_path, monkeypatch):
 
 
 def job(command, spec, output="out", **inputs):
-    roles = [f"--input={role}={folder}" for role, folder in inputs.items()]
-    return main([command, "--spec", canonical_json(spec), "--output", output, *roles])
+    """Run a job below a folder; return its status."""
+    roles = {role.replace("__", "."): folder for role, folder in inputs.items()}
+    return main(command_line(command, spec, roles, output))
+
+
+def made(output):
+    """Return the one artifact below a folder."""
+    (manifest,) = Path(output).rglob("manifest.json")
+    return str(manifest.parent)
 
 
 def draw(dataset, output="out"):
     identity = {key: value for key, value in dataset.items() if key != "input"}
-    return job("draw", {"kind": "data", "dataset": identity}, output)
+    return job("subset", {"kind": "data", "dataset": identity}, output)
 
 
 def one_line(capsys, place, output="out"):
@@ -89,7 +96,7 @@ def test_an_unreadable_image(place, capsys):
     path = place / "pets/train/cat/3.png"
     path.write_bytes(path.read_bytes()[:60])
     spec = {"kind": "stage1", "dataset": FOLDER, "backbone": CE, "seed": 0}
-    assert job("train", spec, data="data") == 2
+    assert job("train", spec, data=made("data")) == 2
     assert "3.png" in one_line(capsys, place)
 
 
@@ -100,7 +107,7 @@ def test_images_that_changed_since_the_draw(place, capsys):
         path.rename(place / "pets/train/dog" / f"was-{path.name}")
     Image.new("RGB", (9, 9)).save(place / "pets/train/cat/new.png")
     spec = {"kind": "stage1", "dataset": FOLDER, "backbone": CE, "seed": 0}
-    assert job("train", spec, data="data") == 2
+    assert job("train", spec, data=made("data")) == 2
     assert "changed since the subset was drawn" in one_line(capsys, place)
 
 
@@ -158,15 +165,15 @@ def test_a_damaged_subset_and_damaged_weights(place, capsys):
     dataset = dict(DIGITS)
     assert draw(dataset, "data") == 0
     capsys.readouterr()
-    whole = (place / "data/subset.h5").read_bytes()
-    (place / "data/subset.h5").write_bytes(whole[:-500])
+    whole = Path(made("data"), "subset.h5").read_bytes()
+    Path(made("data"), "subset.h5").write_bytes(whole[:-500])
     spec = {"kind": "stage1", "dataset": dataset, "backbone": CE, "seed": 0}
-    assert job("train", spec, data="data") == 2
+    assert job("train", spec, data=made("data")) == 2
     assert "subset.h5" in one_line(capsys, place)
-    (place / "data/subset.h5").write_bytes(whole)
+    Path(made("data"), "subset.h5").write_bytes(whole)
     (place / "stage1").mkdir()
     (place / "stage1/model.safetensors").write_bytes(b"no weights")
     (place / "stage1/manifest.json").write_text(json.dumps({}))
     spec = {"kind": "features", "dataset": dataset, "backbone": CE, "features": {}, "seed": 0}
-    assert job("embed", spec, stage1="stage1", data="data") == 2
+    assert job("embed", spec, stage1="stage1", data=made("data")) == 2
     assert "model.safetensors: damaged" in one_line(capsys, place)

@@ -60,7 +60,7 @@ def write_experiment(base, name, chosen, digest="d"):
             for name in dict.fromkeys(dataset for dataset, _ in chosen)
         },
     }
-    folder = base / "results/experiments" / name
+    folder = base / "results/experiments" / name / "0123456789"
     folder.mkdir(parents=True)
     write_manifest(folder, spec=spec, modules={}, inputs={}, run_info={})
     return folder

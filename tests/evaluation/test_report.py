@@ -111,11 +111,10 @@ def experiment(tmp_path_factory):
         with chdir(base):
             write_manifest(
                 folder,
-                spec=artifact,
-                code="0" * 10,
+                spec={"code": "0" * 10, **artifact},
                 modules={},
                 inputs={role: needed.relative_to(base) for role, needed in inputs.items()},
-                facts={"wall_s": 1.0, "device": "cpu"},
+                run_info={"wall_s": 1.0, "device": "cpu"},
             )
 
     manifest(data, {"kind": "data"})
