@@ -19,7 +19,7 @@ from ltpipe.data.sources import Source
 from ltpipe.data.subset import read_subset
 from ltpipe.plan.code import code_identity
 from ltpipe.plan.entries import code_entries, job_module
-from ltpipe.plan.layout import digest_of
+from ltpipe.plan.specs import digest_of
 from ltpipe.stage1 import supervised
 from ltpipe.training.engine import TrainingSet
 from ltpipe.utils.errors import InputError

@@ -13,6 +13,9 @@ from ltpipe.plan.stages import RESUME
 if TYPE_CHECKING:
     import torch
 
+from ltpipe.artifacts.reading import open_artifact
+from ltpipe.plan.stages import MANIFEST
+
 
 @dataclass(frozen=True)
 class Job:
@@ -33,6 +36,22 @@ class Job:
     device: torch.device
     root: Path | None = None
     checkpoint_every: int = 5
+
+    def file(self, role: str, name: str) -> Path:
+        """Return a file of the artifact that plays a role, held against its manifest.
+
+        A folder without a manifest, which no rule hands to a job, is taken as it is.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        folder = self.inputs[role]
+        return open_artifact(folder).file(name) if (folder / MANIFEST).is_file() else folder / name
+
+    def tuning(self, role: str) -> str:
+        """Return the input role with the held-out samples that go with the features of `role`."""
+        own = f"tuning.{role}"
+        return own if own in self.inputs else f"features.{role}"
 
     @property
     def seed(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,94 +10,11 @@ import h5py
 import pandas as pd
 
 from ltpipe.artifacts.divergence import read_divergence
-from ltpipe.artifacts.manifest import MANIFEST, content_of, input_beside, read_manifest
+from ltpipe.artifacts.reading import Artifact, open_artifact
 from ltpipe.config.methods import settings_of
+from ltpipe.plan.stages import MANIFEST
 from ltpipe.stage2.core.results import under
 from ltpipe.utils.errors import InputError
-from ltpipe.utils.io import file_sha256
-
-# What every manifest says; the rest are facts of the method.
-_COMMON = (
-    "format",
-    "spec",
-    "code",
-    "modules",
-    "inputs",
-    "files",
-    "outputs",
-    "versions",
-    "peak_memory_mib",
-    "wall_s",
-    "device",
-    "protocol",
-    "points",
-)
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished artifact: its folder and its manifest."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """What the artifact was made by."""
-        return self.manifest["spec"]
-
-    def inputs(self, prefix: str) -> dict[str, Artifact]:
-        """Return the artifacts of the roles that begin with `prefix`, by what follows it.
-
-        Raises:
-            InputError: one is not there, or is another one than this artifact was made from.
-        """
-        found = {}
-        for role, named in self.manifest["inputs"].items():
-            if role.startswith(prefix):
-                made = open_artifact(input_beside(self.folder, Path(named["path"])))
-                if content_of(made.manifest) != named["content"]:
-                    raise InputError(
-                        f"{made.folder} is not what {self.folder} was made from; run the "
-                        "experiment again"
-                    )
-                found[role.removeprefix(prefix)] = made
-        return found
-
-    def file(self, name: str) -> Path:
-        """Return a file of the artifact.
-
-        Raises:
-            InputError: it is missing, or is not as it was written.
-        """
-        path = self.folder / name
-        expected = self.manifest["outputs"].get(name)
-        if expected is None or not path.is_file():
-            raise InputError(f"{path}: no such file; delete the folder and run again")
-        if file_sha256(path) != expected:
-            raise InputError(f"{path}: damaged; delete the folder and run again")
-        return path
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the manifest says beyond what all manifests say."""
-        return {key: value for key, value in self.manifest.items() if key not in _COMMON}
-
-    def origin(self) -> dict[str, str]:
-        """Return what names the artifact for good."""
-        return {
-            "folder": "/".join(self.folder.resolve().parts[-5:]),
-            "content": content_of(self.manifest),
-            "code": str(self.manifest["spec"]["code"]),
-        }
-
-
-def open_artifact(folder: Path) -> Artifact:
-    """Return the artifact in a folder.
-
-    Raises:
-        InputError: there is no finished one.
-    """
-    return Artifact(folder, read_manifest(folder))
 
 
 def open_result(folder: Path, seed: int | None) -> Artifact:

@@ -8,14 +8,8 @@ from typing import Any
 import torch
 
 from ltpipe.artifacts.manifest import versions
-from ltpipe.bundles.artifacts import (
-    Artifact,
-    choose_point,
-    open_result,
-    plain,
-    read_metrics,
-    result_settings,
-)
+from ltpipe.artifacts.reading import Artifact
+from ltpipe.bundles.artifacts import choose_point, open_result, plain, read_metrics, result_settings
 from ltpipe.bundles.card import write_card
 from ltpipe.bundles.format import (
     METHOD,
@@ -91,8 +85,7 @@ def export_bundle(
             provenance[f"filter.{number}"] = filter_.origin()
             state = load_tensors(filter_.file("filter.safetensors"))
             tensors |= {f"filter{number}.{name}": tensor for name, tensor in state.items()}
-            filter_.file("filter.h5")
-            thresholds.append(read_threshold(filter_.folder))
+            thresholds.append(read_threshold(filter_.file("filter.h5")))
         if any(rule != rules[0] for rule in rules):
             raise InputError(f"{artifact.folder}: its backbones see images in different ways")
         save_tensors(bundle / METHOD, tensors)
@@ -101,7 +94,7 @@ def export_bundle(
             "point": {"place": place, "parameters": artifact.manifest["points"][place]},
             "protocol": artifact.manifest["protocol"],
             "seed": artifact.spec["seed"],
-            "facts": artifact.facts(),
+            "facts": artifact.run_info(),
             "classes": {"names": names, "counts": counts},
             "input": rules[0],
             "backbones": backbones,

@@ -130,7 +130,7 @@ def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
     from ltpipe.config.plugins import load_plugins
     from ltpipe.plan.code import code_identity
     from ltpipe.plan.entries import code_entries
-    from ltpipe.plan.layout import digest_of
+    from ltpipe.plan.specs import digest_of
 
     text = sys.stdin.read() if options.spec == "-" else options.spec
     try:
@@ -210,7 +210,7 @@ def _compute(
 
     from ltpipe.artifacts.job import Job
     from ltpipe.plan.entries import job_module
-    from ltpipe.plan.layout import with_locations
+    from ltpipe.plan.specs import with_locations
     from ltpipe.training.devices import CPU, describe, lease
     from ltpipe.training.distributed import is_launched, joined
     from ltpipe.utils.memory import keep_freed_memory

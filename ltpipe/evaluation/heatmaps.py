@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ltpipe.artifacts.manifest import input_beside, read_manifest
+from ltpipe.artifacts.reading import open_artifact
 from ltpipe.config.backbones import HybridBranch, backbone_settings
 from ltpipe.data.augment import centre_crop, normalise
 from ltpipe.data.head_tail import group_classes
@@ -110,8 +110,8 @@ def open_backbone(folder: Path) -> Explained:
         InputError: there is none, or its outputs are no classes of images.
     """
     try:
-        manifest = read_manifest(folder)
-        spec, data = manifest["spec"], Path(manifest["inputs"]["data"]["path"])
+        trained = open_artifact(folder)
+        spec, subset_file = trained.spec, trained.inputs("data")[""].file("subset.h5")
         settings = backbone_settings(spec["backbone"])
     except (InputError, KeyError, ValueError) as error:
         raise InputError(
@@ -120,17 +120,17 @@ def open_backbone(folder: Path) -> Explained:
         ) from None
     if settings.splits_classes() or not hasattr(settings, "network") or settings.loss is None:
         raise InputError(f"{folder}: system {settings.system!r} has no classifier over classes")
-    subset = read_subset(input_beside(folder, data) / "subset.h5")
+    subset = read_subset(subset_file)
     names = list(subset.class_names)
     if isinstance(settings, HybridBranch):
         counts = subset.class_counts
         names = [names[c] for c in group_classes(counts, settings.tail_share, settings.group)]
     channels = dataset_settings(spec["dataset"]).input.channels
-    weights = folder / "model.safetensors"
+    weights = trained.file("model.safetensors")
     _check_outputs(weights, len(names))
     networks = []
     for trained in (True, False):
-        torch.manual_seed(stream_seed(spec["seed"], "weights"))
+        torch.manual_seed(stream_seed(spec.get("seed", 0), "weights"))
         fresh = settings.model_copy(update={"weights": None})
         network = build_network(fresh, len(names), channels).eval()
         if trained:

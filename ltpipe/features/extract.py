@@ -85,8 +85,8 @@ def run(job: Job) -> dict[str, Any]:
     settings = FeatureSettings.model_validate(job.spec["features"])
     # The trained weights follow: those that training started from need not be at hand.
     backbone = backbone_settings({**job.spec["backbone"], "weights": None})
-    subset = read_subset(job.inputs["data"] / "subset.h5")
-    weights = job.inputs["stage1"] / "model.safetensors"
+    subset = read_subset(job.file("data", "subset.h5"))
+    weights = job.file("stage1", "model.safetensors")
     outputs = len(subset.class_names)
     attributes: dict[str, Any] = {}
     if backbone.splits_classes():
@@ -142,7 +142,7 @@ def _write_split(
     dtype: torch.dtype,
     attributes: dict[str, Any],
 ) -> int:
-    seed = job.spec["seed"]
+    seed = job.seed
     samples = len(split.labels)
     order = torch.arange(samples)
     batch_size = settings.batch_size
@@ -183,7 +183,7 @@ def _write_split(
         attributes={
             "backbone": backbone.network,
             "head": backbone.head,
-            "checkpoint": file_sha256(job.inputs["stage1"] / "model.safetensors"),
+            "checkpoint": file_sha256(job.file("stage1", "model.safetensors")),
             "draw": subset.digest,
             "mean": split.pixels.mean,
             "std": split.pixels.std,

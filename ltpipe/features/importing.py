@@ -24,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
         InputError: a file is missing, damaged, or does not hold the samples that were drawn.
     """
     files = StoreFiles.model_validate(job.spec["store"])
-    subset = read_subset(job.inputs["data"] / "subset.h5")
+    subset = read_subset(job.file("data", "subset.h5"))
     dimension = None
     for split in ("train", "val", "test"):
         part = subset.val_part if split == "val" else split

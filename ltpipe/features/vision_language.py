@@ -52,13 +52,13 @@ def run(job: Job) -> dict[str, Any]:
     """
     settings = VisionLanguageFeatures.model_validate(job.spec["features"])
     backbone = backbone_settings(job.spec["backbone"])
-    subset = read_subset(job.inputs["data"] / "subset.h5")
+    subset = read_subset(job.file("data", "subset.h5"))
     towers = open_towers(job, backbone, "stage1")
     dtype = precision(settings.precision, job.device)
     with torch.inference_mode():
         prompts = build_prompts(towers, subset.class_names, backbone)
         text = encode_texts(towers, prompts).cpu()
-    weights = job.inputs["stage1"] / "model.safetensors"
+    weights = job.file("stage1", "model.safetensors")
     attributes = {
         "backbone": backbone.network,
         "head": "cosine",
@@ -66,7 +66,7 @@ def run(job: Job) -> dict[str, Any]:
         "logit_scale": float(towers.logit_scale.exp()),
         "checkpoint": file_sha256(weights),
         "draw": subset.digest,
-        "seed": job.spec["seed"],
+        "seed": job.seed,
         "view_seed": settings.view_seed,
         "batch_size": settings.batch_size,
         "precision": str(dtype).removeprefix("torch."),
@@ -100,7 +100,7 @@ def run(job: Job) -> dict[str, Any]:
 def open_towers(job: Job, backbone: VisionLanguage, role: str) -> Any:
     """Return the trained towers of an input, on the job's device."""
     towers = build_towers(backbone, with_weights=False)
-    load_towers(towers, job.inputs[role] / "model.safetensors")
+    load_towers(towers, job.file(role, "model.safetensors"))
     return place(towers, job.device).requires_grad_(False)
 
 
@@ -159,7 +159,7 @@ def _write_split(
     attributes: dict[str, Any],
 ) -> int:
     """Write one split's file; return how many images were embedded for it."""
-    seed, samples = job.spec["seed"], len(split.labels)
+    seed, samples = job.seed, len(split.labels)
     order = torch.arange(samples)
 
     def stream(view: int | None, change: Callable[[Tensor], Tensor]) -> Iterator[np.ndarray]:

@@ -32,6 +32,8 @@ NOT_PART_OF_RESULTS = (
     "ltpipe.config.registry",
     # Carries the arguments of a job and computes nothing.
     "ltpipe.artifacts.job",
+    # Compares hashes of what a job reads: it fits, or is refused.
+    "ltpipe.artifacts.reading",
     # Writes the record of a run beside its results, and compares hashes: fits, or is refused.
     "ltpipe.artifacts.manifest",
     # Compares hashes of outside files: they fit, or the job is refused.

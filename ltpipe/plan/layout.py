@@ -13,21 +13,19 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from ltpipe.config.base import canonical_json, digest
+from ltpipe.config.base import canonical_json
 from ltpipe.config.datasets import FeaturesDataset
 from ltpipe.config.experiment import Experiment, Named, match, places_on_line
 from ltpipe.config.figures import SettingCurve, TrainingCurves
 from ltpipe.plan.code import code_identity
 from ltpipe.plan.entries import code_entries
+from ltpipe.plan.specs import digest_of
 from ltpipe.plan.stages import RESULTS, STAGES, Stage
 from ltpipe.utils.io import file_sha256
 
 # What is set aside of each class for methods that choose something, where a benchmark has no
 # validation set of its own.
 VALIDATION_SHARE = 0.1
-# What of a spec is no part of the digest: the folder's other parts say it, or it says only where
-# something lies.
-_BESIDE_THE_DIGEST = ("kind", "seed", "locations")
 
 # From the settings of a data set or a backbone to the contents of its files from outside, by role.
 Contents = Callable[[Any], dict[str, str]]
@@ -38,20 +36,6 @@ Identify = Callable[[tuple[str | Path, ...]], str]
 def no_contents(settings: Any) -> dict[str, str]:
     """Return nothing: for layouts that are looked at and never run."""
     return {}
-
-
-def digest_of(spec: Mapping[str, Any]) -> str:
-    """Return the 10 hex digits that name the artifact of `spec`."""
-    return digest({key: value for key, value in spec.items() if key not in _BESIDE_THE_DIGEST})
-
-
-def with_locations(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `spec` with what says where files lie put back into the settings that name them."""
-    whole = dict(spec)
-    for section, located in whole.pop("locations", {}).items():
-        if section in whole:
-            whole[section] = {**whole[section], **located}
-    return whole
 
 
 @dataclass(frozen=True)

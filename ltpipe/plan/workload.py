@@ -26,8 +26,9 @@ from ltpipe.config.experiment import (
 from ltpipe.plan.code import code_identity
 from ltpipe.plan.contents import OutsideContents
 from ltpipe.plan.entries import code_entries
-from ltpipe.plan.layout import ArtifactSpec, Contents, Plan, build_plan, digest_of
+from ltpipe.plan.layout import ArtifactSpec, Contents, Plan, build_plan
 from ltpipe.plan.missing import Absent, describe_missing, merged, without_missing
+from ltpipe.plan.specs import digest_of
 from ltpipe.plan.stages import RESULTS
 from ltpipe.utils.errors import InputError, nearest
 from ltpipe.utils.paths import data_root

@@ -42,7 +42,7 @@ def run(job: Job) -> dict[str, Any]:
     training = open_training(job, images, outputs=len(classes))
     loss = build_loss(settings.loss, [counts[label] for label in classes])
     task = BranchTask(
-        training.network, loss, training.data, settings, job.spec["seed"], job.device, classes
+        training.network, loss, training.data, settings, job.seed, job.device, classes
     )
     run_info = train_task(job, training, task, samples=sum(counts[label] for label in classes))
     return {**run_info, "group_classes": classes}

@@ -48,7 +48,7 @@ class Images:
 
 def open_images(job: Job) -> Images:
     """Open the training images that `job.spec` names."""
-    subset = read_subset(job.inputs["data"] / "subset.h5")
+    subset = read_subset(job.file("data", "subset.h5"))
     split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
     data = TrainingSet(split.batches, split.labels, split.pixels, subset.class_counts)
     return Images(subset, split, data)
@@ -68,7 +68,7 @@ def open_training(
     settings = backbone_settings(job.spec["backbone"])
     images = images or open_images(job)
     subset, split = images.subset, images.split
-    torch.manual_seed(stream_seed(job.spec["seed"], "weights"))
+    torch.manual_seed(stream_seed(job.seed, "weights"))
     network = build(settings, outputs or len(subset.class_names), split.channels)
     identity = run_identity(job.spec, subset.digest, distributed.size())
     return Training(
@@ -99,7 +99,7 @@ def train_task(
         learning_rates(settings),
         samples or len(training.data.labels),
         checkpoint=training.checkpoint,
-        description=f"{settings.network} ({settings.system}), seed {job.spec['seed']}",
+        description=f"{settings.network} ({settings.system}), seed {job.seed}",
     )
     return _finish(job, training, history, conclude(history))
 

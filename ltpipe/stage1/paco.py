@@ -44,9 +44,7 @@ def run(job: Job) -> dict[str, Any]:
     if distributed.size() > 1:
         raise InputError("system paco trains in one process: its queue is not shared")
     training = open_training(job)
-    task = ContrastiveTask(
-        training.network, training.data, training.settings, job.spec["seed"], job.device
-    )
+    task = ContrastiveTask(training.network, training.data, training.settings, job.seed, job.device)
     return train_task(job, training, task)
 
 

@@ -20,6 +20,6 @@ def run(job: Job) -> dict[str, Any]:
     training = open_training(job)
     loss = build_loss(training.settings.loss, training.data.class_counts)
     task = SupervisedTask(
-        training.network, loss, training.data, training.settings, job.spec["seed"], job.device
+        training.network, loss, training.data, training.settings, job.seed, job.device
     )
     return train_task(job, training, task)

@@ -57,12 +57,10 @@ def run(job: Job) -> dict[str, Any]:
         raise InputError("system vision-language trains in one process")
     training = open_training(job, build=lambda settings, classes, channels: build_towers(settings))
     settings = training.settings
-    names = read_subset(job.inputs["data"] / "subset.h5").class_names
+    names = read_subset(job.file("data", "subset.h5")).class_names
     prompts = build_prompts(training.network, names, settings)
     say(f"towers {settings.origin()}; prompts such as {prompts.texts[0]!r}")
-    task = RetrievalTask(
-        training.network, prompts, training.data, settings, job.spec["seed"], job.device
-    )
+    task = RetrievalTask(training.network, prompts, training.data, settings, job.seed, job.device)
     file = settings.weights_file()
     origin = {"towers": settings.origin()}
     return {

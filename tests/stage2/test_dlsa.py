@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.base import SoftmaxForm
-from ltpipe.stage2.core.filters import read_flow, write_blocks
+from ltpipe.stage2.core.filters import flow_of, write_blocks
 from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
 from ltpipe.stage2.core.settings import FlowFilter
 from ltpipe.stage2.dlsa import filter as flow_filter
@@ -135,7 +135,7 @@ def quantities(folder, seed, **settings):
     """Balance loss of the last epoch, purity of clusters, mean tail likelihood of one filter."""
     weights = {"likelihood_weight": 0.02, "balance_weight": 3.0, "purity_weight": 0.5}
     output = filtered(store(folder, seed), {**SMALL, **weights, **settings}, seed=seed)
-    block = flow_filter.read_block(output, "train")
+    block = flow_filter.read_block(output / "filter.h5", "train")
     labels = np.repeat(np.arange(6), COUNTS)
     balance = pd.read_csv(output / "history.csv")["balance"].iloc[-1]
     purity = dlsa.purity(block.cluster, labels)
@@ -173,13 +173,17 @@ def test_a_cascade_halves_what_is_left_and_answers_every_sample_once(tmp_path):
     for block in (1, 2, 3):
         output = filtered(folder, quick, block, **previous)
         previous = {"previous": output}
-        found = flow_filter.read_block(output, "train")
+        found = flow_filter.read_block(output / "filter.h5", "train")
         shares.append((found.member.mean(), found.inside.mean()))
         assert not (found.inside & ~found.member).any()
     expected = [(1, 0.3), (0.7, 0.21), (0.49, 0.147)]
     np.testing.assert_allclose(shares, expected, atol=0.01)
     taken = np.sum(
-        [flow_filter.read_block(folder / f"filter{n}", "test").inside for n in (1, 2, 3)], axis=0
+        [
+            flow_filter.read_block(folder / f"filter{n}" / "filter.h5", "test").inside
+            for n in (1, 2, 3)
+        ],
+        axis=0,
     )
     passed = flow_filter.read_block(folder / "filter3", "test").passed
     assert (taken + passed == 1).all()
@@ -188,8 +192,8 @@ def test_a_cascade_halves_what_is_left_and_answers_every_sample_once(tmp_path):
 def test_a_group_of_one_class_and_an_empty_one_are_defined(tmp_path):
     folder = store(tmp_path, 0)
     output = filtered(folder, {**SMALL, "epochs": 1})
-    block = flow_filter.read_block(output, "train")
-    test = flow_filter.read_block(output, "test")
+    block = flow_filter.read_block(output / "filter.h5", "train")
+    test = flow_filter.read_block(output / "filter.h5", "test")
     # The second filter sees what the first lets pass: one class, then nothing.
     labels = np.repeat(np.arange(6), COUNTS)
     one_class = dataclasses.replace(block, inside=labels != 5)
@@ -316,7 +320,8 @@ def test_the_cascade_answers_as_its_recorded_routes_say(tmp_path):
     expected = np.empty((len(routes), 6))
     for i, block in enumerate(routes):
         x = torch.from_numpy(test.features[i : i + 1])
-        flow = read_flow(folder / f"filter{block or 2}", FlowFilter(**SMALL), 8)
+        state = load_file(folder / f"filter{block or 2}/filter.safetensors")
+        flow = flow_of(state, FlowFilter(**SMALL), 8)
         output = flow(x)
         parts = [x, output.latent]
         name = f"block{block}" if block else "rest"
@@ -364,7 +369,7 @@ def test_routes_say_which_block_takes_each_test_sample(tmp_path):
     filtered(folder, SMALL, block=2, previous=folder / "filter1")
     run(folder, tmp_path / "out", 2)
     routes = pd.read_csv(tmp_path / "out/routes.csv")
-    blocks = [flow_filter.read_block(folder / f"filter{n}", "test") for n in (1, 2)]
+    blocks = [flow_filter.read_block(folder / f"filter{n}" / "filter.h5", "test") for n in (1, 2)]
     assert (routes["block"] == 1).tolist() == blocks[0].inside.tolist()
     assert (routes["block"] == 2).tolist() == blocks[1].inside.tolist()
     assert (routes["block"] == 0).tolist() == blocks[1].passed.tolist()

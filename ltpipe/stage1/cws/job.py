@@ -51,7 +51,7 @@ def run(job: Job) -> dict[str, Any]:
     subclasses = numbers_of(settings, images.data)
     training = open_training(job, images, sum(subclasses))
     task = SplittingTask(
-        training.network, training.data, settings, subclasses, job.spec["seed"], job.device
+        training.network, training.data, settings, subclasses, job.seed, job.device
     )
     run_info = train_task(job, training, task, functools.partial(_conclude, job, task))
     return {"subclasses": subclasses, **run_info}

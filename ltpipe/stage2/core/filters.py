@@ -53,30 +53,29 @@ def write_blocks(path: Path, blocks: Mapping[str, Block], threshold: float) -> N
         file.attrs["complete"] = True
 
 
-def read_block(folder: Path, split: str) -> Block:
-    """Return what the filter in `folder` says of a split.
+def read_block(path: Path, split: str) -> Block:
+    """Return what a filter.h5 says of a split.
 
     Raises:
         InputError: there is no whole filter.
     """
     names = ("log_likelihood", "cluster", "member", "inside")
-    with _opened(folder) as file:
+    with _opened(path) as file:
         return Block(**{name: file[f"{split}/{name}"][()] for name in names})
 
 
-def read_threshold(folder: Path) -> float:
-    """Return the log-likelihood from which on the filter in `folder` takes a sample out.
+def read_threshold(path: Path) -> float:
+    """Return the log-likelihood from which on the filter of a filter.h5 takes a sample out.
 
     Raises:
         InputError: there is no whole filter.
     """
-    with _opened(folder) as file:
+    with _opened(path) as file:
         return float(file.attrs["threshold"])
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[h5py.File]:
-    path = folder / "filter.h5"
+def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             if file.attrs.get("format") != FORMAT or not file.attrs.get("complete"):
@@ -94,16 +93,12 @@ def read_filters(job: Job, settings: FlowFilter, blocks: int, dimension: int) ->
     Args:
         dimension: the features' number of dimensions.
     """
-    folders = [job.inputs[f"filter.{number}"] for number in range(1, blocks + 1)]
-    return [
-        Filter(read_flow(folder, settings, dimension).to(job.device), read_threshold(folder))
-        for folder in folders
-    ]
-
-
-def read_flow(folder: Path, settings: FlowFilter, dimension: int) -> FlowMixture:
-    """Return the trained flow of a filter's folder, in evaluation mode."""
-    return flow_of(load_file(folder / "filter.safetensors"), settings, dimension)
+    filters = []
+    for role in (f"filter.{number}" for number in range(1, blocks + 1)):
+        flow = flow_of(load_file(job.file(role, "filter.safetensors")), settings, dimension)
+        threshold = read_threshold(job.file(role, "filter.h5"))
+        filters.append(Filter(flow.to(job.device), threshold))
+    return filters
 
 
 def flow_of(state: Mapping[str, Tensor], settings: FlowFilter, dimension: int) -> FlowMixture:

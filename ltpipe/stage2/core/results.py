@@ -60,8 +60,8 @@ def open_stores(job: Job, split: str, skip: Sequence[str] = ()) -> dict[str, Fea
         InputError: a store is damaged or empty, or the stores hold different samples.
     """
     stores = {
-        role: FeatureStore.open(folder / f"{split}.h5", skip)
-        for role, folder in under(job.inputs, "features").items()
+        role: FeatureStore.open(job.file(f"features.{role}", f"{split}.h5"), skip)
+        for role in under(job.inputs, "features")
     }
     first = next(iter(stores.values()))
     for store in stores.values():

@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
             build_loss(settings.loss, train.class_counts),
             phases(settings.rule, train.class_counts, settings.epochs),
             recipe_of(settings),
-            job.spec["seed"],
+            job.seed,
             job.device,
             cosine=settings.loss.takes_cosines,
             hidden=settings.hidden,
@@ -84,7 +84,7 @@ def logits(fitted: Fitted[CachedSplitting], samples: Samples) -> Tensor:
 def _fit_classifier(
     job: Job, features: Features[CachedSplitting], pseudo: Tensor, counts: list[int]
 ) -> Parameters:
-    settings, train, seed = features.settings, features.train, job.spec["seed"]
+    settings, train, seed = features.settings, features.train, job.seed
     views = drawn_views(train, settings.views).to(job.device)
     cosine, recipe = settings.loss.takes_cosines, recipe_of(settings)
     draws = generator(seed, "classifier")

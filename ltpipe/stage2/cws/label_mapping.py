@@ -46,7 +46,7 @@ def run(job: Job) -> dict[str, Any]:
         build_loss(settings.loss, train.class_counts),
         phases(settings.rule, train.class_counts, settings.epochs),
         recipe_of(settings),
-        job.spec["seed"],
+        job.seed,
         job.device,
         cosine=settings.loss.takes_cosines,
         hidden=settings.hidden,

@@ -57,13 +57,13 @@ def run(job: Job) -> dict[str, Any]:
     """
     settings = FlowFilter.model_validate(job.spec["filter"])
     stores = {
-        split: FeatureStore.open(job.inputs["features"] / f"{split}.h5", skip=("views",))
+        split: FeatureStore.open(job.file("features", f"{split}.h5"), skip=("views",))
         for split in SPLITS
     }
     members = {split: _members(job, split, len(stores[split].labels)) for split in SPLITS}
     train = stores["train"]
     entered = np.flatnonzero(members["train"])
-    seed, block = job.spec["seed"], job.spec["block"]
+    seed, block = job.seed, job.spec["block"]
     flow = new_flow(settings, train.features.shape[1], seed=seed, block=block).to(job.device)
     # Large features are mapped: all of them together need no copy.
     everything = len(entered) == len(train.labels)
@@ -243,7 +243,7 @@ def quantile_threshold(log_likelihood: np.ndarray, share: float) -> float:
 def _members(job: Job, split: str, samples: int) -> np.ndarray:
     if "previous" not in job.inputs:
         return np.ones(samples, dtype=bool)
-    passed = read_block(job.inputs["previous"], split).passed
+    passed = read_block(job.file("previous", "filter.h5"), split).passed
     if len(passed) != samples:
         raise InputError(
             f"{job.inputs['previous']}: the block before has {len(passed)} {split} samples, the "

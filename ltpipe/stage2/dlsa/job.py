@@ -99,7 +99,7 @@ def run(job: Job) -> dict[str, Any]:
     filters = read_filters(job, settings.filter, settings.blocks, dimension)
     blocks = {
         split: [
-            read_block(job.inputs[f"filter.{number}"], split)
+            read_block(job.file(f"filter.{number}", "filter.h5"), split)
             for number in range(1, settings.blocks + 1)
         ]
         for split in ("train", "test")
@@ -128,7 +128,7 @@ def run(job: Job) -> dict[str, Any]:
             features.train,
             settings.classifier,
             recipe_of(settings),
-            job.spec["seed"],
+            job.seed,
             job.device,
             initial=settings.initial,
             watch=None if best is None else best.of_group(group),

@@ -35,7 +35,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     features = open_features(job, ECVL)
     settings, train = features.settings, features.train
-    phase2 = prepare(settings, train, _source(job, settings, train), job.spec["seed"], job.device)
+    phase2 = prepare(settings, train, _source(job, settings, train), job.seed, job.device)
     seconds = phase2.run()
     weights = phase2.adapter.weights()
     if phase2.memory is not None:

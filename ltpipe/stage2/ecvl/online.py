@@ -36,7 +36,7 @@ class OnlineViews:
         self.ladder = Ladder.model_validate(json.loads(described)) if described else Ladder()
         self.job = job
         backbone = backbone_settings(job.spec["backbones"]["features"])
-        subset = read_subset(job.inputs["data"] / "subset.h5")
+        subset = read_subset(job.file("data", "subset.h5"))
         self.split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
         self.labels = self.split.labels.to(job.device)
         towers = open_towers(job, backbone, "stage1.features")

@@ -53,7 +53,7 @@ def run(job: Job) -> dict[str, Any]:
     coefficients = torch.tensor([point["w1"] for point in points], device=job.device)
     classes = len(train["kps"].class_names)
     loss = LDAMLoss(train["kps"].class_counts, settings.max_margin, settings.scale)
-    start = _initial_classifier(settings, train["kps"], classes, job.spec["seed"])
+    start = _initial_classifier(settings, train["kps"], classes, job.seed)
     batches = _batches(job, settings, train, coefficients)
     best = _BestOnTest(test, settings, job)
     weight = fit(
@@ -115,7 +115,7 @@ def _batches(
     draws = Draws(
         torch.from_numpy(train["kps"].labels),
         len(tables["kps"]),
-        job.spec["seed"],
+        job.seed,
         classes=len(train["kps"].class_names),
         sampler=settings.sampler,
     )

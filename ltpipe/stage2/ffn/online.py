@@ -38,21 +38,21 @@ class OnlineBatches:
         self.train_bn = train_bn
         self.coefficients = coefficients
         self.classes = len(kps.class_names)
-        subset = read_subset(job.inputs["data"] / "subset.h5")
+        subset = read_subset(job.file("data", "subset.h5"))
         self.split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
         self.embed = {role: self._embedder(role) for role in ("ce", "kps")}
 
     def _embedder(self, role: str) -> Embed:
         backbone = backbone_settings({**self.job.spec["backbones"][role], "weights": None})
         network = build_network(backbone, self.classes, self.split.channels)
-        load_weights(network, self.job.inputs[f"stage1.{role}"] / "model.safetensors")
+        load_weights(network, self.job.file(f"stage1.{role}", "model.safetensors"))
         if role == "ce" and self.train_bn:
             return train_bn_embedder(network, self.split.pixels, self.job.device)
         return embedder(network, self.split.pixels, torch.float32, self.job.device)
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs (P, B, D) and targets (P, B)."""
-        seed = self.job.spec["seed"]
+        seed = self.job.seed
         draws = generator(seed, "stage2", epoch)
         order = epoch_order(self.split.labels, self.classes, self.sampler, draws)
         targets = self.split.labels[order].to(self.job.device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,7 +172,7 @@ def _learned(
     job: Job, settings: HRJBA, train: dict[str, FeatureStore]
 ) -> tuple[Parameters, dict[str, Any]]:
     """Return what the routing learns, the sweep points first, and facts of it."""
-    seed, device = job.spec["seed"], job.device
+    seed, device = job.seed, job.device
     recipe, sampling = recipe_of(settings), sampling_of(settings)
     if settings.routing == "retrain":
         loss = build_loss(settings.loss, train["head"].class_counts)
@@ -198,7 +197,7 @@ def _learned(
 def _held_out(job: Job, tail_share: float) -> tuple[Branches, Tensor]:
     """Return the branches' logits and the labels of samples that neither was trained on."""
     stores = {
-        group: FeatureStore.open(_tuning_folder(job, group) / "val.h5", skip=("views",))
+        group: FeatureStore.open(job.file(job.tuning(group), "val.h5"), skip=("views",))
         for group in GROUPS
     }
     head, tail = stores["head"], stores["tail"]
@@ -211,10 +210,6 @@ def _held_out(job: Job, tail_share: float) -> tuple[Branches, Tensor]:
         raise InputError(f"{head.path} and {tail.path} hold different samples")
     samples = {group: Embedded.of(store, torch.device("cpu")) for group, store in stores.items()}
     return branches_of(samples, head.class_counts, tail_share), torch.from_numpy(head.labels)
-
-
-def _tuning_folder(job: Job, group: str) -> Path:
-    return job.inputs.get(f"tuning.{group}", job.inputs[f"features.{group}"])
 
 
 def _temperatures(branches: Branches, labels: Tensor) -> tuple[float, float]:

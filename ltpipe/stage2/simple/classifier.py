@@ -72,7 +72,7 @@ def run(job: Job) -> dict[str, Any]:
         _loss(settings, train.class_counts),
         recipe_of(settings),
         sampling_of(settings),
-        job.spec["seed"],
+        job.seed,
         job.device,
         cosine=cosine,
         rows=rows if cosine else Rows,

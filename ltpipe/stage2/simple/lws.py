@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, Any]:
         build_loss(settings.loss, train.class_counts),
         recipe_of(settings),
         sampling_of(settings),
-        job.spec["seed"],
+        job.seed,
         job.device,
         trained=("scale",),
     )

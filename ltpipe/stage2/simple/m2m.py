@@ -63,7 +63,7 @@ def run(job: Job) -> dict[str, Any]:
         ),
         recipe_of(settings),
         sampling_of(settings),
-        job.spec["seed"],
+        job.seed,
         job.device,
         initial=settings.initial,
     )

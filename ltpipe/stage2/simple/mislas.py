@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
         LabelAwareSmoothingLoss(train.class_counts, settings.head, settings.tail, settings.shape),
         recipe_of(settings, weight=slow, bias=slow),
         sampling_of(settings),
-        job.spec["seed"],
+        job.seed,
         job.device,
         trained=("weight", "bias", "scale"),
     )

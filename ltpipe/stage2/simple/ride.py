@@ -79,7 +79,7 @@ def run(job: Job) -> dict[str, Any]:
         gradient,
         recipe_of(settings),
         sampling_of(settings),
-        job.spec["seed"],
+        job.seed,
         job.device,
         cosine=cosine,
     )

@@ -91,14 +91,14 @@ def _select(job: Job, taus: Sequence[float]) -> float:
     from ltpipe.utils.errors import InputError
     from ltpipe.utils.progress import say
 
-    folder = job.inputs.get("tuning.features", job.inputs["features.features"])
-    held_out = FeatureStore.open(folder / "val.h5")
+    tuning = job.tuning("features")
+    held_out = FeatureStore.open(job.file(tuning, "val.h5"))
     if not len(held_out.labels):
         raise InputError(
             f"{held_out.path}: has no samples to choose tau by; give the data set a validation "
             "part, or set select: none"
         )
-    weight, _ = classifier_of(FeatureStore.open(folder / "train.h5", skip=("views",)))
+    weight, _ = classifier_of(FeatureStore.open(job.file(tuning, "train.h5"), skip=("views",)))
     inputs = torch.from_numpy(held_out.features)
     counts = np.bincount(held_out.labels)
     accuracies = []

@@ -184,8 +184,8 @@ def _held_out(job: Job, roles: list[str], names: list[str]) -> tuple[FeatureStor
     with tempfile.TemporaryDirectory(dir=job.output) as temporary:
         folders = {}
         for role in roles:
-            source = job.inputs.get(f"tuning.{role}", job.inputs[f"features.{role}"])
-            held_out = FeatureStore.open(source / "val.h5", skip=("views",))
+            train, val = (job.file(job.tuning(role), f"{split}.h5") for split in ("train", "val"))
+            held_out = FeatureStore.open(val, skip=("views",))
             if not len(held_out.labels):
                 raise InputError(
                     f"{held_out.path}: has no samples to weigh members by; give the data set a "
@@ -194,8 +194,8 @@ def _held_out(job: Job, roles: list[str], names: list[str]) -> tuple[FeatureStor
             # To a member, the held-out samples are those to be tested on.
             folders[role] = Path(temporary, role)
             folders[role].mkdir()
-            (folders[role] / "train.h5").symlink_to((source / "train.h5").resolve())
-            (folders[role] / "test.h5").symlink_to((source / "val.h5").resolve())
+            (folders[role] / "train.h5").symlink_to(train.resolve())
+            (folders[role] / "test.h5").symlink_to(val.resolve())
         say(f"members on {len(held_out.labels)} held-out samples, called test here:")
         return held_out, _run_members(job, folders, names).logs
 

@@ -1,0 +1,99 @@
+"""Finished artifacts, read back: every file is held against its manifest before it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltpipe.artifacts.manifest import content_of, input_beside, read_manifest
+from ltpipe.plan.specs import with_locations
+from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import file_sha256
+
+# What every manifest says; the rest are what the method found.
+_COMMON = (
+    "format",
+    "spec",
+    "modules",
+    "inputs",
+    "outputs",
+    "versions",
+    "peak_memory_mib",
+    "wall_s",
+    "device",
+    "protocol",
+    "points",
+)
+# Files of this process that were found to be as they were written, by path, time and size.
+_CHECKED: set[tuple[str, int, int, str]] = set()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the artifact was made by, files where they lay."""
+        return with_locations(self.manifest["spec"])
+
+    def inputs(self, prefix: str) -> dict[str, Artifact]:
+        """Return the artifacts of the roles that begin with `prefix`, by what follows it.
+
+        Raises:
+            InputError: one is not there, or is another one than this artifact was made from.
+        """
+        found = {}
+        for role, named in self.manifest["inputs"].items():
+            if role.startswith(prefix):
+                made = open_artifact(input_beside(self.folder, Path(named["path"])))
+                if content_of(made.manifest) != named["content"]:
+                    raise InputError(
+                        f"{made.folder} is not what {self.folder} was made from; run the "
+                        "experiment again"
+                    )
+                found[role.removeprefix(prefix)] = made
+        return found
+
+    def file(self, name: str) -> Path:
+        """Return a file of the artifact.
+
+        Raises:
+            InputError: it is missing, or is not as it was written.
+        """
+        path = self.folder / name
+        expected = self.manifest["outputs"].get(name)
+        if expected is None or not path.is_file():
+            raise InputError(f"{path}: no such file; delete the folder and run again")
+        status = path.stat()
+        state = str(path.resolve()), status.st_mtime_ns, status.st_size, expected
+        if state not in _CHECKED:
+            if file_sha256(path) != expected:
+                raise InputError(f"{path}: damaged; delete the folder and run again")
+            _CHECKED.add(state)
+        return path
+
+    def run_info(self) -> dict[str, Any]:
+        """Return what the manifest says of the run beyond what all manifests say."""
+        return {key: value for key, value in self.manifest.items() if key not in _COMMON}
+
+    def origin(self) -> dict[str, str]:
+        """Return what names the artifact for good."""
+        return {
+            "folder": "/".join(self.folder.resolve().parts[-5:]),
+            "content": content_of(self.manifest),
+            "code": str(self.manifest["spec"]["code"]),
+        }
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Return the artifact in a folder.
+
+    Raises:
+        InputError: there is no finished one.
+    """
+    return Artifact(folder, read_manifest(folder))
