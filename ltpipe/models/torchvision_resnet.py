@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltpipe.config.registry import network
-from ltpipe.models.compat import import_torchvision
+from ltpipe.compat import import_torchvision
 from ltpipe.models.heads import build_head
 from ltpipe.models.published import load_published
 from ltpipe.utils.errors import InputError

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ltpipe.config.backbones import VisionLanguage
 from ltpipe.config.registry import towers
-from ltpipe.models.compat import import_open_clip
+from ltpipe.compat import import_open_clip
 from ltpipe.models.published import load_published
 from ltpipe.utils.errors import InputError, nearest
 

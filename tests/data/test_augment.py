@@ -11,7 +11,7 @@ from ltpipe.data.augment import (
     centre_crop,
     normalise,
 )
-from ltpipe.models.compat import import_torchvision
+from ltpipe.compat import import_torchvision
 from ltpipe.utils.errors import InputError
 
 

@@ -185,7 +185,7 @@ def test_a_cascade_halves_what_is_left_and_answers_every_sample_once(tmp_path):
         ],
         axis=0,
     )
-    passed = flow_filter.read_block(folder / "filter3", "test").passed
+    passed = flow_filter.read_block(folder / "filter3/filter.h5", "test").passed
     assert (taken + passed == 1).all()
 
 

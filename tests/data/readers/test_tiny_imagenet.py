@@ -6,7 +6,7 @@ from PIL import Image
 
 from ltpipe.data.longtail import class_counts
 from ltpipe.data.subset import draw
-from ltpipe.models.compat import import_torchvision
+from ltpipe.compat import import_torchvision
 from ltpipe.utils.errors import InputError
 from tests.support import open_source
 

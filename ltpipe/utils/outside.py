@@ -1,0 +1,61 @@
+"""Files from outside as a job reads them: bytes that are not those of the plan are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ltpipe.utils.errors import InputError
+
+# The SHA-256 of each file by its absolute path; None where no plan says what to expect. Of the
+# process and not of a context, because images are decoded by threads.
+_expected: Mapping[str, str] | None = None
+_AGAIN = "plan again: start the run anew"
+
+
+@contextmanager
+def holding(expected: Mapping[str, str]) -> Iterator[None]:
+    """Hold all files that are read from here on against `expected`, absolute path to SHA-256."""
+    global _expected
+    before, _expected = _expected, expected
+    try:
+        yield
+    finally:
+        _expected = before
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InputError: they are not those that the run was planned with.
+        OSError: the file can't be read.
+    """
+    content = path.read_bytes()
+    if _expected is not None:
+        _compare(path, hashlib.sha256(content).hexdigest())
+    return content
+
+
+def checked(path: Path) -> Path:
+    """Return `path` when its contents, which may be large, are those of the plan.
+
+    Raises:
+        InputError, OSError: as `read_bytes`.
+    """
+    if _expected is not None:
+        with path.open("rb") as handle:
+            _compare(path, hashlib.file_digest(handle, "sha256").hexdigest())
+    return path
+
+
+def _compare(path: Path, found: str) -> None:
+    assert _expected is not None
+    planned = _expected.get(os.path.abspath(path))  # noqa: PTH100 - links stay as they are named
+    if planned is None:
+        raise InputError(f"{path}: was not there when this run was planned; {_AGAIN}")
+    if planned != found:
+        raise InputError(f"{path}: changed since this run was planned; {_AGAIN}")
