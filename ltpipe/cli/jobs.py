@@ -209,11 +209,14 @@ def _compute(
     import torch
 
     from ltpipe.artifacts.job import Job
+    from ltpipe.artifacts.reading import open_artifact
+    from ltpipe.plan.contents import planned_files
     from ltpipe.plan.entries import job_module
     from ltpipe.plan.specs import with_locations
     from ltpipe.training.devices import CPU, describe, lease
     from ltpipe.training.distributed import is_launched, joined
     from ltpipe.utils.memory import keep_freed_memory
+    from ltpipe.utils.outside import holding
     from ltpipe.utils.paths import data_root
 
     if is_launched() and spec["kind"] != "stage1":
@@ -231,7 +234,9 @@ def _compute(
     )
     # What only moves data leaves GPUs to others.
     wanted = options.device if options.stage.gpu else "cpu"
-    with lease(wanted) as device, joined(device):
+    drawn = open_artifact(inputs["data"]).spec if "data" in inputs else None
+    expected = planned_files(job.spec, drawn, job.root)
+    with lease(wanted) as device, joined(device), holding(expected):
         run_info = module.run(dataclasses.replace(job, device=device))
         return {"device": describe(device), **(run_info or {})}
 

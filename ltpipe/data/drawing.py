@@ -15,6 +15,7 @@ from ltpipe.data.loading import dataset_settings
 from ltpipe.data.readers.features import read_features
 from ltpipe.data.subset import draw, draw_from_labels, write_subset
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.outside import read_bytes
 from ltpipe.utils.paths import locate
 from ltpipe.utils.progress import say
 
@@ -90,7 +91,7 @@ def _feature_labels(
     assert first is not None and first["train"] is not None and first["test"] is not None
     if settings.class_names is not None:
         path = locate(settings.class_names, root)
-        names = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line for line in read_bytes(path).decode("utf-8").splitlines() if line.strip()]
     else:
         names = [str(label) for label in range(int(first["train"].max()) + 1)]
     return names, first["train"], first["val"], first["test"]

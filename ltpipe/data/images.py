@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ltpipe.config.datasets import InputSettings
 from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.outside import read_bytes
 
 # Pillow's own warning limit, about a quarter of a gigabyte of RGB.
 MAX_PIXELS = 89_478_485
@@ -136,7 +138,7 @@ class FileImages:
         return batch
 
     def _decode(self, path: Path) -> np.ndarray:
-        with _readable(f"image {path}"), Image.open(path) as image:
+        with _readable(f"image {path}"), Image.open(io.BytesIO(read_bytes(path))) as image:
             return self.prepared(image, f"image {path}")
 
     def prepared(self, image: Image.Image, name: str) -> np.ndarray:

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ltpipe.config.registry import network
 from ltpipe.compat import import_torchvision
+from ltpipe.config.registry import network
 from ltpipe.models.heads import build_head
 from ltpipe.models.published import load_published
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.outside import checked
 
 
 class TorchvisionResNet(nn.Module):
@@ -112,6 +113,8 @@ def _fetch(title: str, url: str) -> dict[str, Tensor]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    if path.is_file():
+        checked(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

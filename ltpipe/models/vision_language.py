@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
 from ltpipe.config.registry import towers
-from ltpipe.compat import import_open_clip
 from ltpipe.models.published import load_published
 from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.outside import checked
 
 MAX_LOGIT_SCALE = 100.0
 _VOCABULARY = 49408
@@ -168,6 +169,8 @@ def load_towers(towers: nn.Module, path: Path) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    if path.is_file():
+        checked(path)
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ltpipe.config.base import digest
-from ltpipe.plan.fingerprints import Fingerprint, fingerprint, record, recorded
+from pydantic import TypeAdapter
+
+from ltpipe.config.backbones import backbone_settings
+from ltpipe.config.base import digest as digest_of
+from ltpipe.config.datasets import Dataset
+from ltpipe.plan.fingerprints import (
+    Fingerprint,
+    fingerprint,
+    printable,
+    record,
+    recorded,
+    recorded_files,
+)
 from ltpipe.plan.stages import RESULTS
 from ltpipe.utils.errors import InputError
 
@@ -15,6 +27,7 @@ from ltpipe.utils.errors import InputError
 FINGERPRINTS = Path(RESULTS, "fingerprints")
 # What stands for contents that were never seen.
 ABSENT = "absent"
+_DATASET: TypeAdapter[Any] = TypeAdapter(Dataset)
 
 
 class OutsideContents:
@@ -32,7 +45,7 @@ class OutsideContents:
 
     def __call__(self, settings: Any) -> dict[str, str]:
         """Return the digest of the files that `settings` name, or nothing where they name none."""
-        key = digest([type(settings).__name__, settings.identity(), settings.located()])
+        key = digest_of([type(settings).__name__, settings.identity(), settings.located()])
         if key not in self._known:
             self._known[key] = self._read(settings, key)
         return self._known[key]
@@ -69,13 +82,20 @@ def _title(settings: Any) -> str:
     return str(getattr(settings, "label", None) or getattr(settings, "description", "") or "files")
 
 
-def check_contents(
-    spec: Mapping[str, Any], settings: Any, root: Path | None, base: Path = Path()
-) -> Fingerprint:
-    """Return the fingerprint of the files behind `settings`, which a job is about to read.
+def planned_files(
+    spec: Mapping[str, Any], drawn: Mapping[str, Any] | None, root: Path | None, base: Path = Path()
+) -> dict[str, str]:
+    """Return the files from outside that a job may read: absolute path to planned SHA-256.
+
+    Args:
+        spec: the job's spec, files where they lie.
+        drawn: the spec of the subset that the job is given, if it is given one.
+        root: the folder of the data sets.
+        base: what results/ is relative to.
 
     Raises:
-        InputError: they are not there, or no longer what `spec` was planned with.
+        InputError: files are not there, were added or are gone since the run was planned, or the
+            record of what it was planned with is not there.
     """
     found = OutsideContents(root, base).fingerprint(settings)
     planned = spec.get("outside", {}).get("files", found.digest if not found.files else ABSENT)
@@ -85,3 +105,4 @@ def check_contents(
             f"with ({planned[:10]}, now {found.digest[:10]}); plan again"
         )
     return found
+_DATASET: TypeAdapter[Any] = TypeAdapter(Dataset)

@@ -246,7 +246,6 @@ class _Layout:
             {"dataset": settings.draw_identity(), "store": settings.stores[store].identity()},
             title=f"Import the embeddings {store} of {dataset.name}",
             inputs={"data": self.data(dataset)},
-            outside=self.contents(settings.stores[store]),
             locations={
                 "dataset": settings.located(),
                 "store": settings.stores[store].located(),

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ltpipe.compat import import_torchvision
 from ltpipe.data.augment import (
     Augmentation,
     _color_jitter,
@@ -11,7 +12,6 @@ from ltpipe.data.augment import (
     centre_crop,
     normalise,
 )
-from ltpipe.compat import import_torchvision
 from ltpipe.utils.errors import InputError
 
 

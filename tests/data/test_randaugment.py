@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from ltpipe.data.randaugment import OPERATIONS, apply_operations, rand_augment
 from ltpipe.compat import import_torchvision
+from ltpipe.data.randaugment import OPERATIONS, apply_operations, rand_augment
 
 NAMES = [operation.name for operation in OPERATIONS]
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
 from ltpipe.data import drawing
 from ltpipe.features.store import FeatureStore
-from ltpipe.compat import import_open_clip
 from ltpipe.models.vision_language import build_towers
 from ltpipe.stage1 import vision_language
 from ltpipe.stage2.ecvl import job as ecvl

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ltpipe.compat import import_torchvision
 from ltpipe.config.backbones import Backbone
 from ltpipe.models import torchvision_resnet
 from ltpipe.models.building import build_network
-from ltpipe.compat import import_torchvision
 from ltpipe.models.heads import CosineHead
 from ltpipe.models.torchvision_resnet import resnet50
 from ltpipe.training.optimizers import SGD

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from ltpipe.config.backbones import VisionLanguage
 from ltpipe.compat import import_open_clip
+from ltpipe.config.backbones import VisionLanguage
 from ltpipe.models.vision_language import (
     build_prompts,
     build_towers,

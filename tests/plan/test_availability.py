@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from ltpipe.compat import import_open_clip, import_torchvision
 from ltpipe.config.backbones import AnyBackbone
 from ltpipe.config.datasets import Dataset
 from ltpipe.config.experiment import read_catalogue
 from ltpipe.config.weights import OPENAI_REPOSITORIES, TORCHVISION_FILES
-from ltpipe.compat import import_open_clip, import_torchvision
 from ltpipe.plan.availability import require
 from ltpipe.utils.errors import InputError
 

@@ -16,6 +16,7 @@ from ltpipe.data.download import Remote, fetch_folder
 from ltpipe.data.images import ArrayImages
 from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.outside import checked
 from ltpipe.utils.paths import DEFAULT_ROOT, FETCH
 
 _PIXELS = 3 * 32 * 32
@@ -159,7 +160,7 @@ def _read_binary(
         raise InputError(
             f"{path} has {found} bytes but {expected} are expected: download {layout.name} again"
         )
-    rows = np.fromfile(path, dtype=np.uint8).reshape(records, width)
+    rows = np.fromfile(checked(path), dtype=np.uint8).reshape(records, width)
     labels = rows[:, layout.label_bytes - 1].astype(np.int64)
     return rows[:, layout.label_bytes :], _checked(labels, layout, path)
 
@@ -171,7 +172,7 @@ def _read_python(
     if not path.is_file():
         raise InputError(f"{path} is missing: {layout.name} needs all of its files")
     try:
-        with path.open("rb") as handle:
+        with checked(path).open("rb") as handle:
             batch = _ArrayUnpickler(handle, encoding="bytes").load()
         pixels, labels = batch[b"data"], np.asarray(batch[layout.label_key], dtype=np.int64)
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:

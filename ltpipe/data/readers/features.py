@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.outside import checked
 
 
 def read_features(path: Path, labels_path: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -54,12 +55,12 @@ def _arrays(path: Path, *wanted: tuple[str, ...]) -> list[np.ndarray]:
         raise InputError(f"feature file {path} does not exist")
     try:
         if suffix == ".npy":
-            return [np.load(path, allow_pickle=False)]
+            return [np.load(checked(path), allow_pickle=False)]
         if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(checked(path), allow_pickle=False) as archive:
                 return [archive[name] for name in _names(path, archive.files, wanted)]
         if suffix in {".h5", ".hdf5"}:
-            with h5py.File(path, "r") as file:
+            with h5py.File(checked(path), "r") as file:
                 return [file[name][()] for name in _names(path, list(file), wanted)]
     except InputError:
         raise

@@ -13,6 +13,7 @@ from ltpipe.config.registry import reader
 from ltpipe.data.images import stored_images
 from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.outside import read_bytes
 from ltpipe.utils.paths import locate
 
 
@@ -114,6 +115,6 @@ def _class_names(path: Path) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return read_bytes(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as text: {error}") from error

@@ -17,6 +17,7 @@ from ltpipe.data.download import Remote, fetch_file
 from ltpipe.data.images import Images
 from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.outside import checked
 from ltpipe.utils.paths import DEFAULT_ROOT, FETCH
 
 _URL = "https://zenodo.org/records/10519652/files/"
@@ -168,7 +169,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     """Return the images and labels of all parts; labels are (n, 1) integers."""
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(checked(path), allow_pickle=False) as file:
             for split in ("train", "val", "test"):
                 for kind in ("images", "labels"):
                     arrays[f"{split}_{kind}"] = file[f"{split}_{kind}"]

@@ -15,6 +15,7 @@ from ltpipe.data.images import stored_images
 from ltpipe.data.sources import Part, Source
 from ltpipe.plan.fingerprints import files_below
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.outside import read_bytes
 from ltpipe.utils.paths import locate
 
 _SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
@@ -155,7 +156,7 @@ def _is_image(file: Path) -> bool:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return read_bytes(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} can't be read as text ({error}): unpack tiny-imagenet-200.zip again"

@@ -14,6 +14,7 @@ from ltpipe.config.registry import reader
 from ltpipe.data.images import stored_images
 from ltpipe.data.sources import Part, Source
 from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.outside import read_bytes
 from ltpipe.utils.paths import locate
 from ltpipe.utils.progress import say
 
@@ -201,7 +202,7 @@ def _read_objects(path: Path) -> list[tuple[int, bool]]:
                 f"{path} has {path.stat().st_size} bytes, more than the {MAX_XML_BYTES} that an "
                 "annotation may have: unpack VOC 2012 again"
             )
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode("utf-8")
         # Entities, which can swell without bound, need a document type; annotations have none.
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise InputError(
@@ -245,6 +246,6 @@ def _read_ids(path: Path) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return read_bytes(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as text: {error}") from error

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ltpipe.compat import import_torchvision
 from ltpipe.data.longtail import class_counts
 from ltpipe.data.subset import draw
-from ltpipe.compat import import_torchvision
 from ltpipe.utils.errors import InputError
 from tests.support import open_source
 
