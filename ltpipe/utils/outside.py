@@ -10,21 +10,27 @@ from pathlib import Path
 
 from ltpipe.utils.errors import InputError
 
-# The SHA-256 of each file by its absolute path; None where no plan says what to expect. Of the
-# process and not of a context, because images are decoded by threads.
-_expected: Mapping[str, str] | None = None
+# The SHA-256 of each planned file by its absolute path. Of the process and not of a context,
+# because images are decoded by threads.
+_expected: Mapping[str, str] = {}
+_strict = False
 _AGAIN = "plan again: start the run anew"
 
 
 @contextmanager
-def holding(expected: Mapping[str, str]) -> Iterator[None]:
-    """Hold all files that are read from here on against `expected`, absolute path to SHA-256."""
-    global _expected
-    before, _expected = _expected, expected
+def holding(expected: Mapping[str, str], *, strict: bool = False) -> Iterator[None]:
+    """Hold the files that are read from here on against `expected`, absolute path to SHA-256.
+
+    A file that no plan speaks of, such as weights that a hub was asked for by name, is read as it
+    is unless `strict`.
+    """
+    global _expected, _strict
+    before = _expected, _strict
+    _expected, _strict = expected, strict
     try:
         yield
     finally:
-        _expected = before
+        _expected, _strict = before
 
 
 def read_bytes(path: Path) -> bytes:
@@ -35,7 +41,7 @@ def read_bytes(path: Path) -> bytes:
         OSError: the file can't be read.
     """
     content = path.read_bytes()
-    if _expected is not None:
+    if _expected or _strict:
         _compare(path, hashlib.sha256(content).hexdigest())
     return content
 
@@ -46,16 +52,15 @@ def checked(path: Path) -> Path:
     Raises:
         InputError, OSError: as `read_bytes`.
     """
-    if _expected is not None:
+    if _expected or _strict:
         with path.open("rb") as handle:
             _compare(path, hashlib.file_digest(handle, "sha256").hexdigest())
     return path
 
 
 def _compare(path: Path, found: str) -> None:
-    assert _expected is not None
     planned = _expected.get(os.path.abspath(path))  # noqa: PTH100 - links stay as they are named
-    if planned is None:
+    if planned is None and _strict:
         raise InputError(f"{path}: was not there when this run was planned; {_AGAIN}")
-    if planned != found:
+    if planned not in (None, found):
         raise InputError(f"{path}: changed since this run was planned; {_AGAIN}")

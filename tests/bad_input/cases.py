@@ -322,24 +322,27 @@ def _(place: Path) -> list[str]:
     return draw({"source": "features", "stores": {"net": {"train": "a.csv", "test": "a.csv"}}})
 
 
-def stores(place: Path) -> dict[str, str]:
-    for number, role in enumerate(("ce", "kps")):
-        make_store(place / role, number)
-        spec = {"kind": "features"}
-        from ltpipe.artifacts.manifest import write_manifest
+def finish(*folders: Path) -> None:
+    """Leave manifests, as if the folders had been written as they are."""
+    from ltpipe.artifacts.manifest import write_manifest
 
-        write_manifest(place / role, spec=spec, modules={}, inputs={}, run_info={})
-    return {"features__ce": "ce", "features__kps": "kps"}
+    for folder in folders:
+        write_manifest(folder, spec={}, modules={}, inputs={}, run_info={})
 
 
-def feature_store(what: str) -> Callable[[Callable[[Path], None]], None]:
-    """Add a case of a feature store that a function damages."""
+def feature_store(what: str, *, written: bool = False) -> Callable[[Callable[[Path], None]], None]:
+    """Add a case of a feature store that a function damages, or that was `written` as it is."""
 
     def add(damage: Callable[[Path], None]) -> None:
         def prepare(place: Path) -> list[str]:
-            inputs = stores(place)
-            damage(place)
-            return job("classify", FFN, **inputs)
+            for number, role in enumerate(("ce", "kps")):
+                make_store(place / role, number)
+            if written:
+                damage(place)
+            finish(place / "ce", place / "kps")
+            if not written:
+                damage(place)
+            return job("classify", FFN, features__ce="ce", features__kps="kps")
 
         CASES.append(Case("feature store", what, prepare))
 
@@ -363,19 +366,19 @@ def _(place: Path) -> None:
         file["features"][0, 0] += 1
 
 
-@feature_store("an HDF5 file of other software")
+@feature_store("an HDF5 file of other software", written=True)
 def _(place: Path) -> None:
     with h5py.File(place / "ce/test.h5", "w") as file:
         file["features"] = np.zeros((2, 2))
 
 
-@feature_store("a file that was never finished")
+@feature_store("a file that was never finished", written=True)
 def _(place: Path) -> None:
     with h5py.File(place / "ce/test.h5", "a") as file:
         del file.attrs["complete"]
 
 
-@feature_store("not a number, with a fitting checksum")
+@feature_store("not a number, with a fitting checksum", written=True)
 def _(place: Path) -> None:
     import zlib
 
@@ -386,7 +389,7 @@ def _(place: Path) -> None:
         file["features"].attrs["crc32"] = zlib.crc32(values.tobytes())
 
 
-@feature_store("two stores of different samples")
+@feature_store("two stores of different samples", written=True)
 def _(place: Path) -> None:
     from ltpipe.features.store import FeatureStore, write_features
 
@@ -410,7 +413,7 @@ def weights(what: str) -> Callable[[Callable[[Path], None]], None]:
             assert command[0] == "train"
             (place / "stage1").mkdir()
             write(place / "stage1/model.safetensors")
-            (place / "stage1/manifest.json").write_text("{}")
+            finish(place / "stage1")
             spec = {"kind": "features", "dataset": DIGITS, "backbone": CE, "features": {}}
             data = next(word for word in command if word.startswith("--input=data="))
             folder = data.removeprefix("--input=data=")
