@@ -110,8 +110,8 @@ def open_backbone(folder: Path) -> Explained:
         InputError: there is none, or its outputs are no classes of images.
     """
     try:
-        trained = open_artifact(folder)
-        spec, subset_file = trained.spec, trained.inputs("data")[""].file("subset.h5")
+        artifact = open_artifact(folder)
+        spec, subset_file = artifact.spec, artifact.inputs("data")[""].file("subset.h5")
         settings = backbone_settings(spec["backbone"])
     except (InputError, KeyError, ValueError) as error:
         raise InputError(
@@ -126,7 +126,7 @@ def open_backbone(folder: Path) -> Explained:
         counts = subset.class_counts
         names = [names[c] for c in group_classes(counts, settings.tail_share, settings.group)]
     channels = dataset_settings(spec["dataset"]).input.channels
-    weights = trained.file("model.safetensors")
+    weights = artifact.file("model.safetensors")
     _check_outputs(weights, len(names))
     networks = []
     for trained in (True, False):

@@ -199,11 +199,11 @@ def test_a_group_of_one_class_and_an_empty_one_are_defined(tmp_path):
     one_class = dataclasses.replace(block, inside=labels != 5)
     write_blocks(output / "filter.h5", {"train": one_class, "test": test}, 0.0)
     second = filtered(folder, {**SMALL, "epochs": 2}, 2, previous=output)
-    assert flow_filter.read_block(second, "train").member.sum() == COUNTS[5]
+    assert flow_filter.read_block(second / "filter.h5", "train").member.sum() == COUNTS[5]
     everything = dataclasses.replace(block, inside=np.ones_like(block.inside))
     write_blocks(output / "filter.h5", {"train": everything, "test": test}, 0.0)
     third = filtered(folder, {**SMALL, "epochs": 2}, 3, previous=output)
-    assert not flow_filter.read_block(third, "test").inside.any()
+    assert not flow_filter.read_block(third / "filter.h5", "test").inside.any()
     accuracy, _ = run(folder, tmp_path / "out", 1)
     assert accuracy > 0.5
 
