@@ -24,7 +24,8 @@ from ltpipe.artifacts.manifest import FORMAT, content_of
 from ltpipe.artifacts.relatives import Relative, Tree, nearest, shortened
 from ltpipe.artifacts.tree import Place
 from ltpipe.artifacts.unfinished import Unfinished, bind, checkpoint_in, read_unfinished
-from ltpipe.plan.layout import ArtifactSpec, with_locations
+from ltpipe.plan.layout import ArtifactSpec
+from ltpipe.plan.specs import with_locations
 from ltpipe.plan.stages import MANIFEST, STAGES
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import file_sha256, write_json_atomic

@@ -97,12 +97,29 @@ def planned_files(
         InputError: files are not there, were added or are gone since the run was planned, or the
             record of what it was planned with is not there.
     """
-    found = OutsideContents(root, base).fingerprint(settings)
-    planned = spec.get("outside", {}).get("files", found.digest if not found.files else ABSENT)
-    if planned != found.digest:
-        raise InputError(
-            f"{_title(settings)}: the files from outside are not those that this job was planned "
-            f"with ({planned[:10]}, now {found.digest[:10]}); plan again"
-        )
-    return found
-_DATASET: TypeAdapter[Any] = TypeAdapter(Dataset)
+    expected: dict[str, str] = {}
+    data = spec if spec["kind"] == "data" else drawn or {}
+    if "dataset" in spec and (digest := data.get("outside", {}).get("files")):
+        # Of what images become, files know nothing.
+        identity = {"input": {"size": [1, 1]}, **spec["dataset"]}
+        if identity["source"] == "features":
+            del identity["input"]
+        expected |= _held(_DATASET.validate_python(identity), digest, root, base)
+    if spec["kind"] == "stage1" and (digest := spec.get("outside", {}).get("files")):
+        expected |= _held(backbone_settings(spec["backbone"]), digest, root, base)
+    return expected
+
+
+def _held(settings: Any, digest: str, root: Path | None, base: Path) -> dict[str, str]:
+    there = dict(settings.files(root))
+    if digest == ABSENT:
+        raise InputError(f"{_title(settings)}: was not there when this run was planned; plan again")
+    planned = recorded_files(base / FINGERPRINTS, digest)
+    for name in sorted(planned.files.keys() ^ there.keys()):
+        what = "was not there" if name in there else "is gone, and was there"
+        path = there.get(name, name)
+        raise InputError(f"{printable(path)}: {what} when this run was planned; plan again")
+    return {
+        os.path.abspath(path): planned.files[name]  # noqa: PTH100 - links stay as they are named
+        for name, path in there.items()
+    }
