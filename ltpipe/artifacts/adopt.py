@@ -273,11 +273,12 @@ def _left(planned: ArtifactSpec, tree: Tree) -> Step | None:
 
 
 def dear_trainings(
-    artifacts: Mapping[str, ArtifactSpec], results: Path, experiment: str = "EXPERIMENT.yaml"
+    artifacts: Mapping[str, ArtifactSpec], results: Path, experiment: Path
 ) -> list[str]:
     """Return lines on finished trainings that would be made again because of code alone.
 
-    Looks at other artifacts only where a planned training is missing.
+    They name the command that takes them over for `experiment`, the file that asks for them. Other
+    artifacts are looked at only where a planned training is missing.
     """
     tree = Tree(results)
     found: dict[str, float] = {}

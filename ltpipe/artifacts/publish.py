@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from ltpipe.plan.stages import LATEST, MANIFEST
@@ -23,6 +24,9 @@ def publish(report: Path) -> Path:
         if mark.name != report.name:
             mark.unlink(missing_ok=True)
     latest = report.parent / LATEST
+    if latest.is_dir() and not latest.is_symlink():
+        # A copy that followed links, such as scp's.
+        shutil.rmtree(latest)
     temporary = latest.with_name(f".{LATEST}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(report.name)

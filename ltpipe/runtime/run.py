@@ -76,15 +76,15 @@ def plan_run(config: Mapping[str, Any], home: Path, configfiles: Sequence[Any]) 
     plan = frozen()
     if plan is None:
         catalogue = home / "config"
-        beside = [Path(name).parent for name in configfiles][-1:] or [catalogue]
-        plan = _plan(config, catalogue, beside[0])
+        file = [Path(name) for name in configfiles][-1:] or [catalogue / "config.yaml"]
+        plan = _plan(config, catalogue, file[0])
         os.environ[VARIABLE] = str(plan_file(plan).absolute())
     prepare_jobs(plan.settings["data_root"], plan.settings["device"])
     return WorkflowRun(plan, gpu_count())
 
 
-def _plan(config: Mapping[str, Any], catalogue: Path, beside: Path) -> Run:
-    load = build_workload(config, catalogue, beside, absent=judge)
-    for line in (*load.notes, *dear_trainings(load.artifacts, Path(RESULTS))):
+def _plan(config: Mapping[str, Any], catalogue: Path, file: Path) -> Run:
+    load = build_workload(config, catalogue, file.parent, absent=judge)
+    for line in (*load.notes, *dear_trainings(load.artifacts, Path(RESULTS), file)):
         print(line, file=sys.stderr)
     return run_of(load)
