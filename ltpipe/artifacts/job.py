@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltpipe.artifacts.reading import open_artifact
 from ltpipe.config.base import canonical_json
-from ltpipe.plan.stages import RESUME
+from ltpipe.plan.stages import MANIFEST, RESUME
 
 if TYPE_CHECKING:
     import torch
-
-from ltpipe.artifacts.reading import open_artifact
-from ltpipe.plan.stages import MANIFEST
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ _COMMON = (
     "modules",
     "inputs",
     "outputs",
+    "adopted",
     "versions",
     "peak_memory_mib",
     "wall_s",

@@ -10,7 +10,7 @@ from pathlib import Path
 from ltpipe.artifacts.earlier import Record, read_record
 from ltpipe.artifacts.manifest import artifact_files, content_of
 from ltpipe.artifacts.tree import Place, find_tree, places
-from ltpipe.plan.layout import digest_of
+from ltpipe.plan.specs import digest_of
 from ltpipe.plan.stages import MANIFEST
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import file_sha256

@@ -13,7 +13,8 @@ from ltpipe.artifacts.manifest import content_of, write_manifest
 from ltpipe.config.base import digest
 from ltpipe.plan.code import code_modules
 from ltpipe.plan.entries import code_entries
-from ltpipe.plan.layout import ArtifactSpec, digest_of, with_locations
+from ltpipe.plan.layout import ArtifactSpec
+from ltpipe.plan.specs import digest_of, with_locations
 from ltpipe.plan.stages import STAGES
 from tests import plans
 

@@ -16,7 +16,7 @@ from ltpipe.artifacts.unfinished import checkpoint_in, read_unfinished
 from ltpipe.artifacts.verify import verify
 from ltpipe.cli.program import main
 from ltpipe.plan.contents import ABSENT
-from ltpipe.plan.layout import digest_of
+from ltpipe.plan.specs import digest_of
 from ltpipe.plan.workload import load_workload
 from ltpipe.utils.io import file_sha256
 from ltpipe.utils.lock import held
@@ -130,7 +130,7 @@ def test_other_contents_are_left_with_all_that_follows(tiny, capsys):
     said = adopt(capsys, tiny / "experiment.yaml")
     assert "0 artifacts adopted" in said and "4 left" in said
     assert "file net/train: changed" in said
-    assert "features.features: file train: changed" in said
+    assert "data: file net/train: changed" in said
 
 
 def test_absent_data_are_no_equal_data(tiny, capsys):

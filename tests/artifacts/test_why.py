@@ -11,7 +11,7 @@ import pytest
 
 from ltpipe.artifacts.relatives import Tree, differences, nearest
 from ltpipe.cli.program import main
-from ltpipe.plan.layout import digest_of
+from ltpipe.plan.specs import digest_of
 from tests import plans
 from tests.artifacts.older import OLD_CODE, by_older_code, by_version_0_1_0
 
@@ -38,9 +38,9 @@ def test_it_says_what_an_artifact_was_made_from(tiny, capsys):
     assert "  features.features: results/features/mine/net/" in said
     assert "on cpu" in said and "torch" in said
     assert "its code is as it was" in said
-    imported = next(Path("results/features").rglob("manifest.json"))
-    contents = json.loads(imported.read_text())["spec"]["outside"]["files"]
-    assert f"  outside files: {contents[:10]}\n" in why(capsys, imported.parent)
+    drawn = next(Path("results/data").rglob("manifest.json"))
+    contents = json.loads(drawn.read_text())["spec"]["outside"]["files"]
+    assert f"  outside files: {contents[:10]}\n" in why(capsys, drawn.parent)
 
 
 def test_a_report_by_the_path_for_people(tiny, capsys):
