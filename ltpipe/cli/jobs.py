@@ -217,7 +217,7 @@ def _compute(
     from ltpipe.training.distributed import is_launched, joined
     from ltpipe.utils.memory import keep_freed_memory
     from ltpipe.utils.outside import holding
-    from ltpipe.utils.paths import data_root
+    from ltpipe.utils.paths import named_root
 
     if is_launched() and spec["kind"] != "stage1":
         raise InputError("only `ltpipe train` runs as several processes")
@@ -229,7 +229,7 @@ def _compute(
         inputs=inputs,
         output=options.output,
         device=CPU,
-        root=data_root(options.data_root),
+        root=named_root(options.data_root),
         checkpoint_every=getattr(options, "checkpoint_every", 5),
     )
     # What only moves data leaves GPUs to others.

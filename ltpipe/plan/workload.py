@@ -31,7 +31,7 @@ from ltpipe.plan.missing import Absent, describe_missing, merged, without_missin
 from ltpipe.plan.specs import digest_of
 from ltpipe.plan.stages import RESULTS
 from ltpipe.utils.errors import InputError, nearest
-from ltpipe.utils.paths import data_root
+from ltpipe.utils.paths import named_root
 
 
 class Collection(Head):
@@ -145,7 +145,7 @@ def build_workload(
     else:
         experiments = [resolve(values, catalogue, folder)]
         head = experiments[0].file
-    outside = OutsideContents(data_root(head.data.root))
+    outside = OutsideContents(named_root(head.data.root))
     contents = contents or outside
     if head.missing == "skip" and absent is not None:
         judge = absent(head)

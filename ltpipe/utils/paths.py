@@ -12,22 +12,28 @@ DEFAULT_ROOT = Path("data/raw")
 FETCH = "`ltpipe fetch EXPERIMENT.yaml` downloads it where there is a network"
 
 
-def data_root(configured: str | None) -> Path | None:
+def named_root(configured: str | None) -> Path | None:
     """Return the folder of the data sets: the setting, else $LTPIPE_DATA, else data/raw if there.
 
-    Raises:
-        InputError: the folder that the setting or the variable names does not exist.
+    A folder that is named need not be there: what is cached of its data may be enough.
     """
-    for origin, value in (
-        ("data.root", configured),
-        ("LTPIPE_DATA", os.environ.get("LTPIPE_DATA")),
-    ):
+    for value in (configured, os.environ.get("LTPIPE_DATA")):
         if value:
-            folder = Path(value).expanduser()
-            if not folder.is_dir():
-                raise InputError(f"{origin} names {value}, which is not a folder")
-            return folder
+            return Path(value).expanduser()
     return DEFAULT_ROOT if DEFAULT_ROOT.is_dir() else None
+
+
+def data_root(configured: str | None) -> Path | None:
+    """Return the folder of the data sets, as `named_root`.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    root = named_root(configured)
+    if root is not None and not root.is_dir():
+        origin = "data.root" if configured else "LTPIPE_DATA"
+        raise InputError(f"{origin} names {root}, which is not a folder")
+    return root
 
 
 def locate(path: str, root: Path | None) -> Path:

@@ -27,5 +27,5 @@ def workspace(finished: Workspace, tmp_path: Path) -> Workspace:
     """A copy of the finished workspace at another place, free to be changed."""
     copy = Workspace(tmp_path / "source", tmp_path / "work")
     shutil.copytree(finished.source, copy.source)
-    shutil.copytree(finished.work, copy.work)
+    shutil.copytree(finished.work, copy.work, symlinks=True)
     return copy

@@ -50,20 +50,24 @@ def test_what_is_there_runs_and_what_is_not_is_listed(collected: Workspace):
     assert titles(done) == {
         "Run fused on digits-lt, seed 0",
         "Write the tables, figures and report of other",
+        "Publish the report as results/experiments/other/latest",
         "Write the overview whole",
+        "Publish the report as results/experiments/whole/latest",
     }
     assert done.stderr.index("CIFAR-100 is not under") < done.stderr.index("Job stats")
     assert "in the tables other/cifar, gone/cifar" in done.stderr
     assert "nothing of these experiments can run: gone" in done.stderr
     folder = collected.work / "results/experiments"
-    page = (folder / "other/report.html").read_text()
+    page = (folder / "other/latest/report.html").read_text()
     assert "Not there" in page and "put the folder cifar-100-binary" in page
-    assert not (folder / "other/tables/cifar.csv").exists()
-    overview = (folder / "whole/report.html").read_text()
-    for text in ('href="../small/report.html"', 'href="../other/report.html"', "Not there", "gone"):
-        assert text in overview
-    assert "CIFAR-100 is not under" in (folder / "whole/summary.txt").read_text()
-    results = pd.read_csv(folder / "whole/results.csv")
+    assert not (folder / "other/latest/tables/cifar.csv").exists()
+    overview = (folder / "whole/latest/report.html").read_text()
+    for name in ("small", "other"):
+        newest = (folder / name / "latest").resolve().name
+        assert f'href="../../{name}/{newest}/report.html"' in overview
+    assert "Not there" in overview and "gone" in overview
+    assert "CIFAR-100 is not under" in (folder / "whole/latest/summary.txt").read_text()
+    results = pd.read_csv(folder / "whole/latest/results.csv")
     # CE and a point of FFN are of both experiments and stand once.
     points = [f"FFN (w1 = {w1})" for w1 in ("0", "0.5", "1")]
     assert sorted(results["method"]) == ["CE", *points, "fused (w1 = 0.5)"]

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-import time
 
 import pytest
 
-from tests.workflow.workspace import EXPERIMENT, Workspace, titles
+from ltpipe.config.registry import module_of
+from tests.workflow.workspace import EXPERIMENT, REPORT, Workspace, titles, wait_for
 
 pytestmark = pytest.mark.workflow
 
 FFN = "Run FFN on digits-lt, seed 0"
-REPORT = "Write the tables, figures and report of small"
-
-
-def started(workspace: Workspace, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "snakemake", "-s", str(workspace.source / "Snakefile")]
-    command += ["--cores", "2", "--configfile", "experiment.yaml", *more]
-    return subprocess.Popen(
-        command,
-        cwd=workspace.work,
-        env={**os.environ, "PYTHONPATH": str(workspace.source), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_code_that_changes_while_jobs_queue_and_a_second_snakemake(workspace: Workspace):
@@ -44,12 +19,12 @@ def test_code_that_changes_while_jobs_queue_and_a_second_snakemake(workspace: Wo
     results = workspace.work / "results"
     for stage in ("features", "stage2", "experiments"):
         shutil.rmtree(results / stage)
-    process = started(workspace)
+    process = workspace.started()
     locks = workspace.work / ".snakemake/locks"
     wait_for(lambda: locks.is_dir() and any(locks.iterdir()), process)
     # Features are being cached; the classifiers wait for them.
     wait_for(lambda: any((results / "logs/features").rglob("*.log")), process)
-    workspace.append("stage2/ffn.py")
+    workspace.append(module_of("method", "ffn"))
 
     second = workspace.snakemake("stage2", check=False)
     assert second.returncode != 0
@@ -64,9 +39,33 @@ def test_code_that_changes_while_jobs_queue_and_a_second_snakemake(workspace: Wo
     assert not list((results / "stage2").glob("*/ffn/*/*/manifest.json"))
     # The other one was finished, or is made now; no backbone again.
     done = titles(workspace.snakemake())
-    assert {FFN, REPORT} <= done
+    assert {FFN, *REPORT} <= done
     assert not any(title.startswith(("Train", "Cache", "Draw")) for title in done)
     assert workspace.planned() == set()
+
+
+def test_two_work_folders_on_one_results_folder(workspace: Workspace):
+    other = Workspace(workspace.source, workspace.work.with_name("other"))
+    other.work.mkdir()
+    (other.work / "results").symlink_to(workspace.work / "results")
+    shutil.copy(workspace.work / "experiment.yaml", other.work)
+    shutil.rmtree(workspace.work / "results/features")
+    process = workspace.started("features")
+    logs = workspace.work / "results/logs/features"
+    shutil.rmtree(logs)
+    try:
+        wait_for(lambda: any(logs.rglob("*.log")), process)
+        second = other.snakemake("-R", "classify", check=False)
+        assert second.returncode != 0
+        (line,) = [line for line in second.stderr.splitlines() if "at work there already" in line]
+        assert f"process {process.pid} on " in line and f"in {workspace.work}" in line
+        assert "Traceback" not in second.stderr
+    finally:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    # Nothing was deleted, and the folder is free again.
+    assert other.planned() == set()
+    assert "Nothing to be done" in other.snakemake().stderr
 
 
 @pytest.mark.parametrize(
@@ -79,10 +78,10 @@ def test_code_that_changes_while_jobs_queue_and_a_second_snakemake(workspace: Wo
 def test_a_file_that_vanished_is_made_again(workspace: Workspace, gone, again):
     (path,) = workspace.work.glob(gone)
     path.unlink()
-    planned = workspace.planned()
-    assert any(title.startswith(again) for title in planned)
-    assert {FFN, REPORT} <= planned
-    assert not any(" ce " in title for title in planned)
+    # What was made from it is right by its path; who needs the file itself asks for its stage.
+    assert workspace.planned() == set()
+    (job,) = workspace.planned("stage1" if "stage1" in gone else "features")
+    assert job.startswith(again)
 
 
 def test_a_damaged_input_is_refused_with_the_way_out(workspace: Workspace):
@@ -97,7 +96,7 @@ def test_a_damaged_input_is_refused_with_the_way_out(workspace: Workspace):
     assert done.returncode != 0
     logs = [log.read_text() for log in (workspace.work / "results/logs/stage2").rglob("*.log")]
     assert any("test.h5" in text and "delete" in text for text in logs)
-    path.unlink()
+    shutil.rmtree(path.parent)
     workspace.snakemake()
     assert workspace.planned() == set()
 
@@ -108,33 +107,7 @@ def test_what_a_killed_run_left_half_written_is_not_taken_for_whole(workspace: W
     path.unlink()
     (path.parent / "metrics.csv").write_text("point,parameters\n0,")
     (path.parent / ".predictions.h5.abc.tmp").write_bytes(b"half")
-    assert workspace.planned() == {FFN, REPORT}
-    assert titles(workspace.snakemake()) == {FFN, REPORT}
+    assert workspace.planned("stage2") == {FFN}
+    assert titles(workspace.snakemake("stage2")) == {FFN}
     for name in ("metrics.csv", "predictions.h5", "models.safetensors"):
         assert (path.parent / name).read_bytes() == whole[name]
-
-
-@pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
-def test_profiles_of_clusters_can_be_read(profile):
-    """What needs no cluster: valid YAML, known rules and options of Snakemake."""
-    import yaml
-
-    from tests.workflow.workspace import REPOSITORY
-
-    folder = REPOSITORY / "workflow/profiles" / profile
-    values = yaml.safe_load((folder / "profile.yaml").read_text())
-    rules = "".join(path.read_text() for path in (REPOSITORY / "workflow/rules").glob("*.smk"))
-    for key in ("set-resources", "set-threads"):
-        for name, resources in values[key].items():
-            assert f"rule {name}:" in rules
-            if key == "set-resources":
-                assert set(resources) <= {"gpu", "gpu_manufacturer", "mem_mb", "runtime"}
-    assert values["executor"] == profile
-    pytest.importorskip(f"snakemake_executor_plugin_{profile}")
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--executor", profile, "--help"],
-        capture_output=True,
-        text=True,
-    )
-    for key in values.keys() - {"executor"}:
-        assert f"--{key}" in done.stdout, key

@@ -34,7 +34,7 @@ def test_embeddings_from_look_to_table(tmp_path):
     # There is no Snakefile here, so the command names the one beside the package.
     assert f"snakemake -s {workspace.source / 'Snakefile'} --cores 2" in done.stdout
     workspace.snakemake(config="mine.yaml")
-    results = workspace.work / "results/experiments/mine"
+    results = workspace.work / "results/experiments/mine/latest"
     summary = (results / "summary.txt").read_text()
     for method in ("CE", "cRT", "NCM", "BalancedSoftmax"):
         assert f"\n{method} " in summary

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.workflow.workspace import PRELOADED, Workspace
+from tests.workflow.workspace import PRELOADED, REPORT, Workspace
 
 pytestmark = pytest.mark.workflow
 
@@ -34,7 +34,7 @@ def experiment(**settings):
 def test_the_mapping_runs_again_alone_and_a_lost_run_is_reported(workspace: Workspace):
     workspace.write(experiment())
     workspace.snakemake()
-    folder = workspace.work / "results/experiments/small"
+    folder = workspace.work / "results/experiments/small/latest"
     table = (folder / "tables/main.md").read_text()
     (row,) = [line for line in table.splitlines() if "CWS-lost" in line]
     assert row.count("–") == 4
@@ -47,11 +47,12 @@ def test_the_mapping_runs_again_alone_and_a_lost_run_is_reported(workspace: Work
     assert workspace.planned() == set()
 
     workspace.write(experiment(hidden=7))
-    assert {title.split(" on ")[0] for title in workspace.planned()} == {
-        "Run CWS",
-        "Write the tables, figures and report of small",
-    }
-    workspace.edit("stage2/cws/perceptron.py", "    leaves = {", "    leaves = {**{}} | {")
+    assert {title.split(" on ")[0] for title in workspace.planned()} == {"Run CWS"} | REPORT
+    workspace.edit(
+        workspace.module("ltpipe.stage2.cws.perceptron"),
+        "    leaves = {",
+        "    leaves = {**{}} | {",
+    )
     again = workspace.planned()
     assert any(title.startswith("Run CWS-lost") for title in again)
     assert not any(title.startswith(("Train", "Cache")) for title in again)

@@ -26,7 +26,7 @@ def preloaded(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspac
     monkeypatch.delenv(client.VARIABLE, raising=False)
     (workspace.work / "tmp").mkdir()
     workspace.edit(
-        "cli/jobs.py",
+        workspace.module("ltpipe.cli.jobs"),
         "    spec = _read_spec(options)\n",
         '    print("started by", os.getppid())\n    spec = _read_spec(options)\n',
     )

@@ -1,5 +1,9 @@
 # The plan of the run, and what rules ask of it. Nothing here imports torch: this file is read again
 # at the start of every cluster job.
+#
+# Two things of Snakemake's that its documentation does not name, both held by
+# tests/workflow/test_profiles.py: `workflow.overwrite_configfiles`, the files after --configfile
+# (in the Snakefile, too), and `workflow.global_resources`, the limits of resources.
 from pathlib import Path
 
 from ltpipe.plan.stages import MANIFEST, STAGES
@@ -25,9 +29,16 @@ def begin_run():
         raise WorkflowError(str(error)) from None
 
 
-def manifests(*kinds):
-    """Every manifest of these kinds: small files that stand for their folders."""
-    return [f"{artifact.folder}/{MANIFEST}" for artifact in RUN.of_kind(*kinds)]
+def files(artifacts):
+    """All files of these artifacts, so that one that vanished is made again.
+
+    The digest in a path says all that defines it, so times of files say nothing.
+    """
+    return ancient([path for artifact in artifacts for path in paths(artifact)])
+
+
+def paths(artifact):
+    return [f"{artifact.folder}/{name}" for name in (*artifact.stage.files, MANIFEST)]
 
 
 def place(stage):
@@ -39,3 +50,46 @@ def place(stage):
 def artifact_of(stage):
     """An input function: the planned artifact of a stage that the wildcards name."""
     return lambda wildcards: RUN.artifacts[f"results/{stage.folder}/{wildcards.place}"]
+
+
+def needs(stage):
+    """An input function: the files of what an artifact is made from.
+
+    One that is there needs nothing, so what is gone from its inputs is left out: Snakemake would
+    run it again if they were made again for another.
+    """
+    artifact = artifact_of(stage)
+
+    def needed(wildcards):
+        inputs = artifact(wildcards).inputs.values()
+        if is_there(artifact(wildcards)):
+            inputs = filter(is_there, inputs)
+        return files(inputs)
+
+    return needed
+
+
+def is_there(artifact):
+    return all(Path(path).exists() for path in paths(artifact))
+
+
+def roles(stage):
+    """A params function: the --input options for what the artifact is made from."""
+    artifact = artifact_of(stage)
+    return lambda wildcards: [
+        f"--input={role}={needed.folder}"
+        for role, needed in artifact(wildcards).inputs.items()
+    ]
+
+
+def told(stage, attribute):
+    """A params function: what the plan says of the artifact."""
+    artifact = artifact_of(stage)
+    return lambda wildcards: getattr(artifact(wildcards), attribute)
+
+
+def options(stage):
+    """A params function: what the stage's command is told beside that; GPUs are processes."""
+    if stage.kind != "stage1":
+        return []
+    return lambda wildcards, resources: [f"--processes={resources.gpu}"]

@@ -1,17 +1,11 @@
 # Reports lie under digests of their own, and are published under a path for people.
 
-
-def shown(wildcards):
-    inputs = RUN.artifacts[f"results/experiments/{wildcards.place}"].inputs.values()
-    return ancient([f"{needed.folder}/{MANIFEST}" for needed in inputs])
-
-
 REPORT, OVERVIEW = STAGES["report"], STAGES["overview"]
 
 
 rule experiment:
     input:
-        shown,
+        needs(REPORT),
     output:
         report=report(
             "results/experiments/{place}/report.html",
@@ -56,9 +50,7 @@ rule experiment:
         mem_mb=REPORT.memory,
         runtime=REPORT.minutes,
     params:
-        spec=lambda wildcards: RUN.artifacts[
-            f"results/experiments/{wildcards.place}"
-        ].spec_text,
+        spec=told(REPORT, "spec_text"),
         folder=subpath(output.manifest, parent=True),
         title=told(REPORT, "title"),
     message:
@@ -70,7 +62,7 @@ rule experiment:
 
 rule overview:
     input:
-        shown,
+        needs(OVERVIEW),
     output:
         page=report(
             "results/experiments/{place}/report.html",
@@ -99,9 +91,7 @@ rule overview:
         mem_mb=OVERVIEW.memory,
         runtime=OVERVIEW.minutes,
     params:
-        spec=lambda wildcards: RUN.artifacts[
-            f"results/experiments/{wildcards.place}"
-        ].spec_text,
+        spec=told(OVERVIEW, "spec_text"),
         folder=subpath(output.manifest, parent=True),
         title=told(OVERVIEW, "title"),
     message:
@@ -123,9 +113,9 @@ rule publish:
     wildcard_constraints:
         experiment="[^/]+",
         digest="[0-9a-f]{10}",
+    localrule: True
     conda:
         "../../environment.yml"
-    localrule: True
     message:
         "Publish the report as results/experiments/{wildcards.experiment}/latest"
     shell:

@@ -1,42 +1,5 @@
-# One rule for each stage, all of one form: the manifests of what an artifact is made from, its files,
+# One rule for each stage, all of one form: the files of what an artifact is made from, its own,
 # and one `ltpipe` line, which a person can run again by hand.
-
-
-def needs(stage):
-    """An input function: the manifests of what an artifact is made from.
-
-    The digest in a path says all that defines it, so times of files say nothing.
-    """
-    artifact = artifact_of(stage)
-
-    def files(wildcards):
-        inputs = artifact(wildcards).inputs.values()
-        return ancient([f"{needed.folder}/{MANIFEST}" for needed in inputs])
-
-    return files
-
-
-def roles(stage):
-    """A params function: the --input options for what the artifact is made from."""
-    artifact = artifact_of(stage)
-    return lambda wildcards: [
-        f"--input={role}={needed.folder}"
-        for role, needed in artifact(wildcards).inputs.items()
-    ]
-
-
-def told(stage, attribute):
-    """A params function: what the plan says of the artifact."""
-    artifact = artifact_of(stage)
-    return lambda wildcards: getattr(artifact(wildcards), attribute)
-
-
-def options(stage):
-    """A params function: what the stage's command is told beside that; GPUs are processes."""
-    if stage.kind != "stage1":
-        return []
-    return lambda wildcards, resources: [f"--processes={resources.gpu}"]
-
 
 for stage in STAGES.values():
     if stage.is_page:
@@ -81,14 +44,14 @@ for stage in STAGES.values():
 
 rule stage1:
     input:
-        ancient(manifests("data", "stage1")),
+        files(RUN.of_kind("data", "stage1")),
 
 
 rule features:
     input:
-        ancient(manifests("data", "features", "import")),
+        files(RUN.of_kind("data", "features", "import")),
 
 
 rule stage2:
     input:
-        ancient(manifests("data", "stage2")),
+        files(RUN.of_kind("data", "stage2")),
