@@ -66,7 +66,7 @@ def find_waste(
     tree = Tree(results)
     found = list(places(results))
     kept = _kept(needed, found, results)
-    older = _superseded(needed, found, kept)
+    older = _superseded(needed, found, kept, tree)
     if not superseded:
         kept |= {place.name for place in older} | _made_from(older, tree)
     waste: list[Waste] = []
@@ -105,14 +105,19 @@ def _is_uncertain(planned: ArtifactSpec) -> bool:
 
 
 def _superseded(
-    needed: dict[str, ArtifactSpec], found: Sequence[Place], kept: set[str]
+    needed: dict[str, ArtifactSpec], found: Sequence[Place], kept: set[str], tree: Tree
 ) -> list[Place]:
-    names = {kin_of(name) for name, item in needed.items() if item.kind == "stage1"}
+    trainings = [name for name, item in needed.items() if item.kind == "stage1"]
+    names = {kin_of(name) for name in trainings}
+    records = [tree.record(name) for name in trainings if tree.has(name)]
+    # What was adopted is there under its new name.
+    adopted = {record.manifest.get("adopted", {}).get("from") for record in records if record}
     return [
         place
         for place in found
         if place.kin in names
         and place.name not in kept
+        and place.name not in adopted
         and (place.finished or (place.folder / RESUME).is_dir())
     ]
 

@@ -1,4 +1,4 @@
-"""Where artifacts lie below a results folder: DESIGN's paths, and those of version 0.1.0."""
+"""Where artifacts lie below a results folder, today and in version 0.1.0."""
 
 from __future__ import annotations
 

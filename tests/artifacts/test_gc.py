@@ -210,6 +210,10 @@ def test_superseded_trainings_are_kept_with_what_they_are_made_from(tmp_path, mo
     # Trainings under names that nobody asks for are waste like the rest.
     other = write_training(tmp_path, backbone="other")
     assert {item.path.as_posix() for item in survey([other]).waste} == set(moved.values())
+    # Once adopted, its files are there under another name.
+    assert main(["adopt", str(path), *CATALOGUE]) == 0
+    assert survey([path]).superseded == []
+    assert {item.path.as_posix() for item in survey([path]).waste} == set(moved.values())
 
 
 def test_an_experiment_that_cannot_be_read_stops_everything(two, capsys):
