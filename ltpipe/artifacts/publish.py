@@ -30,8 +30,5 @@ def publish(report: Path) -> Path:
     temporary = latest.with_name(f".{LATEST}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(report.name)
-    if latest.is_dir() and not latest.is_symlink():
-        # A copy of results that followed links.
-        shutil.rmtree(latest)
     temporary.replace(latest)
     return latest

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.workflow.workspace import PUBLISH, REPORT, Workspace, titles
+from tests.workflow.workspace import REPORT, Workspace
 
 pytestmark = pytest.mark.workflow
 
@@ -30,14 +30,6 @@ def test_a_copy_without_times_and_records_is_taken_as_it_is(finished, elsewhere:
     subprocess.run(command, check=True)
     assert elsewhere.planned() == set()
     assert "Nothing to be done" in elsewhere.snakemake().stderr
-
-
-def test_a_copy_that_followed_links_can_be_published(finished, elsewhere: Workspace):
-    shutil.copytree(finished.work / "results", elsewhere.work / "results")
-    latest = elsewhere.work / "results/experiments/small/latest"
-    assert not latest.is_symlink()
-    assert titles(elsewhere.snakemake("-R", "publish")) == {PUBLISH}
-    assert latest.is_symlink() and (latest / "report.html").is_file()
 
 
 def test_features_alone_are_enough_for_classifiers(finished, elsewhere: Workspace):
