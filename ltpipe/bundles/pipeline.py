@@ -19,8 +19,9 @@ from ltpipe.features.extract import Head, embedder
 from ltpipe.features.vision_language import TowerEmbedder
 from ltpipe.models.building import build_network, place
 from ltpipe.models.vision_language import build_towers
+from ltpipe.stage2.core.cascade import Filter
 from ltpipe.stage2.core.filters import flow_of
-from ltpipe.stage2.core.inference import Embedded, Filter, Fitted, Logits, Samples
+from ltpipe.stage2.core.inference import Embedded, Fitted, Logits, Samples
 from ltpipe.stage2.core.results import under
 from ltpipe.stage2.core.settings import FlowFilter
 from ltpipe.stage2.core.texts import text_logits

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.models.flow import FlowMixture
-from ltpipe.stage2.core.inference import Filter
+from ltpipe.stage2.core.cascade import Filter
 from ltpipe.stage2.core.settings import FlowFilter
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path

@@ -19,6 +19,7 @@ from torch import Tensor
 from ltpipe.artifacts.job import Job
 from ltpipe.config.methods import MethodSettings
 from ltpipe.features.store import FeatureStore
+from ltpipe.stage2.core.cascade import Filter
 from ltpipe.stage2.core.results import manifest_facts, write_results
 
 # So many samples are predicted at a time: what a method makes of them is wider than they are.
@@ -74,14 +75,6 @@ class Embedded:
 
 
 Samples = Mapping[str, Embedded]
-
-
-@dataclass(frozen=True)
-class Filter:
-    """A filter of a cascade: its flow, and the log-likelihood from which on it takes a sample."""
-
-    flow: Any
-    threshold: float
 
 
 @dataclass(frozen=True)

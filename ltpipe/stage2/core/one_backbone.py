@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore
-from ltpipe.stage2.core.inference import Filter, Logits, MoreRows, SettingsT, evaluate_points
+from ltpipe.stage2.core.cascade import Filter
+from ltpipe.stage2.core.inference import Logits, MoreRows, SettingsT, evaluate_points
 from ltpipe.stage2.core.results import method_settings, open_stores
 
 

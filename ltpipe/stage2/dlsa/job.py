@@ -22,8 +22,9 @@ from torch import Tensor
 from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.flow import FlowMixture, FlowOutput
+from ltpipe.stage2.core.cascade import Filter
 from ltpipe.stage2.core.filters import Block, read_block, read_filters
-from ltpipe.stage2.core.inference import Filter, Fitted, Samples
+from ltpipe.stage2.core.inference import Fitted, Samples
 from ltpipe.stage2.core.one_backbone import Features, finish, open_features
 from ltpipe.stage2.core.results import metric_rows, metrics_of, read_predictions, under
 from ltpipe.stage2.core.retraining import recipe_of

@@ -22,11 +22,12 @@ from ltpipe.features.store import FeatureStore
 from ltpipe.losses.base import SoftmaxForm
 from ltpipe.losses.building import build_loss
 from ltpipe.stage2.core.batches import Sampling
+from ltpipe.stage2.core.cascade import Filter
 from ltpipe.stage2.core.classifiers import fit_classifiers
 from ltpipe.stage2.core.filters import read_filters
 from ltpipe.stage2.core.fit import Parameters, Recipe, fit, repeated
 from ltpipe.stage2.core.heads import LinearModel, linear_logits, random_classifier
-from ltpipe.stage2.core.inference import Embedded, Filter, Fitted, Samples, evaluate_points
+from ltpipe.stage2.core.inference import Embedded, Fitted, Samples, evaluate_points
 from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
 from ltpipe.stage2.core.results import method_settings, open_stores
 from ltpipe.stage2.core.retraining import recipe_of, sampling_of, training_batches
