@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ltpipe.config.registry import registered
-
 
 @dataclass(frozen=True)
 class Family:
@@ -60,16 +58,19 @@ SYSTEMS = {
 _OF_KIND = {"subclass_occupancy": "CWS"}
 
 
-def family_of(kind: str) -> Family:
-    """Return the family of a kind of method; one of nobody's own is a baseline."""
-    entry = registered("method").get(kind)
-    paper = "" if entry is None else entry.paper
+def family_of(paper: str) -> Family:
+    """Return the family of the methods of a paper; one of nobody's own is a baseline."""
     return next((found for name, found in SYSTEMS.items() if paper.startswith(name)), BASELINES)
 
 
-def families_of(results: Iterable[Mapping[str, Any]]) -> dict[Family, list[str]]:
-    """Return the methods of a report's results by family, baselines first, then the systems."""
-    methods = {row["method"]: family_of(row["kind"]) for row in results}
+def families_of(
+    results: Iterable[Mapping[str, Any]], kinds: Mapping[str, Mapping[str, str]]
+) -> dict[Family, list[str]]:
+    """Return the methods of a report's results by family, baselines first, then the systems.
+
+    `kinds` says of each kind of method which `paper` it is from.
+    """
+    methods = {row["method"]: family_of(kinds[row["kind"]]["paper"]) for row in results}
     return {
         family: [name for name, found in methods.items() if found == family]
         for family in (BASELINES, *SYSTEMS.values())

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from ltpipe.config.registry import registered
 from ltpipe.evaluation.artifacts import (
     STEPS,
     Artifact,
@@ -175,7 +174,7 @@ def _sections(
     folder: Path,
 ) -> dict[str, Any]:
     """Return a section for each system that was run, and the figures that stand elsewhere."""
-    families = families_of(spec["results"])
+    families = families_of(spec["results"], spec["kinds"])
     figures: dict[Any, list[dict[str, str]]] = {}
     for settings, figure in zip(spec["figures"], drawn, strict=True):
         place: Any = family_of_figure(settings, families)
@@ -188,13 +187,11 @@ def _sections(
         rows = []
         for name in methods:
             kind = first[name]["kind"]
-            entry = registered("method").get(kind)
             rows.append(
                 {
                     "label": first[name]["label"],
                     "kind": kind,
-                    "summary": entry.summary if entry else "",
-                    "paper": entry.paper if entry else "",
+                    **spec["kinds"][kind],
                     "settings": _flat(artifacts[first[name]["folder"]].manifest["spec"]["method"]),
                 }
             )

@@ -17,6 +17,7 @@ from ltpipe.config.base import canonical_json
 from ltpipe.config.datasets import FeaturesDataset
 from ltpipe.config.experiment import Experiment, Named, match, places_on_line
 from ltpipe.config.figures import SettingCurve, TrainingCurves
+from ltpipe.config.registry import find
 from ltpipe.plan.code import code_identity
 from ltpipe.plan.entries import code_entries
 from ltpipe.plan.specs import digest_of
@@ -351,6 +352,7 @@ class _Layout:
             "results": results,
             "stage1": stage1,
             "features": features,
+            "kinds": {row["kind"]: _described("method", row["kind"]) for row in results},
             "tables": {name: _table(experiment, name, set(data)) for name in file.tables},
             # Canonical JSON sorts names; a reader expects them as the file has them.
             "table_order": list(file.tables),
@@ -370,6 +372,12 @@ class _Layout:
             # The folders that its rows name hold their digests.
             dict(self.artifacts),
         )
+
+
+def _described(kind: str, name: str) -> dict[str, str]:
+    """Return what the registry says of a name, for pages."""
+    entry = find(kind, name)
+    return {"summary": entry.summary, "paper": entry.paper}
 
 
 def _origins(experiment: Experiment, method: Named) -> list[str]:

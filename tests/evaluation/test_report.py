@@ -16,6 +16,7 @@ import pytest
 from ltpipe.artifacts.manifest import write_manifest
 from ltpipe.config.base import canonical_json
 from ltpipe.config.figures import Confusion, Reliability
+from ltpipe.config.registry import find
 from ltpipe.evaluation.artifacts import STEPS, draw_graph, group_artifacts, read_artifacts
 from ltpipe.evaluation.report import write_report
 from ltpipe.stage2.core.results import read_predictions
@@ -102,6 +103,10 @@ def experiment(tmp_path_factory):
             {"kind": "training_curves", "dataset": "digits"},
         ],
         "missing": [],
+        "kinds": {
+            kind: {"summary": find("method", kind).summary, "paper": find("method", kind).paper}
+            for kind in ("backbone-head", "ffn")
+        },
         "table_order": ["main", "alone"],
         "dataset_order": ["digits"],
     }
