@@ -57,7 +57,7 @@ def plain(line: str, place: Path) -> str:
     line = line.removeprefix("ltpipe: error: ").strip()
     for path in (place.resolve(), place):
         line = line.replace(f"{path}/", "").replace(str(path), ".")
-    line = re.sub(r"now [0-9a-f]{10}", "now ...", line)
+    line = re.sub(r"(now|end in) [0-9a-f]{10}", r"\1 ...", line)
     # Other versions of libraries say it in other words.
     for words in _LIBRARIES:
         line = re.sub(words, "...", line)

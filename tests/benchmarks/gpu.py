@@ -27,6 +27,7 @@ from stage1 import PIXELS
 from stage2 import centred_features, sweep_fit
 
 from ltpipe.artifacts.job import Job
+from ltpipe.artifacts.manifest import write_manifest
 from ltpipe.config.backbones import Backbone
 from ltpipe.data.augment import Augmentation
 from ltpipe.data.batches import open_batches
@@ -40,7 +41,6 @@ from ltpipe.stage2.dlsa import job as dlsa
 from ltpipe.stage2.dlsa.settings import DLSA
 from ltpipe.training.devices import describe, lease, precision
 from ltpipe.training.engine import TrainingSet, train
-from ltpipe.utils.io import write_json_atomic
 
 EPOCHS, IMAGES = 200, 10_847
 
@@ -175,7 +175,7 @@ def _cascade(scale: Scale, settings: DLSA, folder: Path) -> None:
         spec = {"filter": settings.filter.identity(), "block": block, "seed": 0}
         before = {"previous": inputs[f"filter.{block - 1}"]} if block > 1 else {}
         flow_filter.run(Job(spec, {"features": folder, **before}, output, scale.device))
-        write_json_atomic(output / "manifest.json", {"spec": spec})
+        write_manifest(output, spec=spec, modules={}, inputs={}, run_info={})
         inputs[f"filter.{block}"] = output
     output = folder / "dlsa"
     output.mkdir()

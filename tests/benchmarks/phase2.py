@@ -67,7 +67,7 @@ def phase2_epoch(network: str) -> Comparison:
         looped = {"dataset": dataset, "backbones": {"features": _backbone(network)}, "seed": 0}
         online = OnlineViews(Job(looped, inputs, base, CPU), store, randaugment=True)
         seconds = [_epoch(cached_fit(store)), _epoch(_fit(store, online))]
-        facts = json.loads((base / "features/manifest.json").read_text())
+        facts = json.loads((base / "features/run.json").read_text())
     return Comparison(*seconds, facts["latency_s_per_100_images"])
 
 
@@ -112,7 +112,7 @@ def _run(
 ) -> dict[str, Any]:
     output.mkdir()
     facts = job(Job(spec, inputs, output, CPU))
-    write_json_atomic(output / "manifest.json", facts)
+    write_json_atomic(output / "run.json", facts)
     return facts
 
 
