@@ -55,7 +55,7 @@ def arguments(kind: str, name: str, given: tuple[str, ...]) -> Mapping[str, Argu
         if argument not in given:
             try:
                 settings[argument] = Argument(annotation(), default)
-            except (NameError, TypeError, AttributeError):
+            except (KeyError, NameError, TypeError, AttributeError):
                 raise InputError(
                     f"{entry.file or entry.module}: argument {argument} of {entry.attribute} is a "
                     f"setting: annotate it with {', '.join(sorted(_WORDS))} or None"
@@ -101,9 +101,28 @@ def _read(entry: Registration) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _type(annotation: ast.expr | None) -> Any:
-    expression = ast.Expression(annotation or ast.Name("unannotated", ast.Load()))
-    code = compile(ast.fix_missing_locations(expression), "<annotation>", "eval")
-    return eval(code, {"__builtins__": {}, **_WORDS})
+    """Return the type that an annotation of words, unions, Literal and Annotated stands for."""
+    match annotation:
+        case None:
+            raise TypeError("not annotated")
+        case ast.Constant(value=None):
+            return None
+        case ast.Name(id=word):
+            return _WORDS[word]
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _type(left) | _type(right)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
+            literal = ast.literal_eval(values)
+            return Literal[literal if isinstance(literal, tuple) else (literal,)]
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *facts])):
+            return Annotated[(_type(inner), *map(_type, facts))]
+        case ast.Subscript(value=generic, slice=ast.Tuple(elts=inner)):
+            return _type(generic)[tuple(map(_type, inner))]
+        case ast.Subscript(value=generic, slice=inner):
+            return _type(generic)[_type(inner)]
+        case ast.Call(func=called, args=[], keywords=keywords):
+            return _type(called)(**{k.arg: ast.literal_eval(k.value) for k in keywords if k.arg})
+    raise TypeError(ast.unparse(annotation))
 
 
 def _asked(kind: str, name: str) -> Iterator[tuple[str, Any, Any]]:

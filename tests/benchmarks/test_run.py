@@ -176,7 +176,6 @@ def test_every_slope_is_measured_at_tiny_sizes(tmp_path):
         "classes",
         "dimensions",
         "views",
-        "seeds",
         "models",
     }
     assert "82 GB" in (tmp_path / "scaling.md").read_text()

@@ -48,7 +48,7 @@ def task_of(training_set, **settings):
 def train(data, output, checkpoint_every=5):
     spec = {"kind": "stage1", "dataset": DIGITS, "backbone": SPEC, "seed": 3}
     output.mkdir(exist_ok=True)
-    bbn.run(Job(spec, {"data": data}, output, CPU, code="test", checkpoint_every=checkpoint_every))
+    bbn.run(Job(spec, {"data": data}, output, CPU, checkpoint_every=checkpoint_every))
     return output
 
 

@@ -125,7 +125,7 @@ def test_a_job_leaves_a_branch_and_features_of_all_samples(data, tmp_path, group
     backbone = {**SPEC, "group": group}
     spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": 3}
     (tmp_path / "stage1").mkdir()
-    facts = hrjba.run(Job(spec, {"data": data}, tmp_path / "stage1", CPU, code="test"))
+    facts = hrjba.run(Job(spec, {"data": data}, tmp_path / "stage1", CPU))
     history = pd.read_csv(tmp_path / "stage1/history.csv")
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     embed(tmp_path / "features", backbone, tmp_path / "stage1", data)

@@ -52,7 +52,7 @@ def train(data, output, checkpoint_every=5, **settings):
     backbone = {**SPEC, **settings}
     spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": 3}
     output.mkdir(exist_ok=True)
-    paco.run(Job(spec, {"data": data}, output, CPU, code="test", checkpoint_every=checkpoint_every))
+    paco.run(Job(spec, {"data": data}, output, CPU, checkpoint_every=checkpoint_every))
     return output
 
 

@@ -56,7 +56,7 @@ def task_of(training_set, **values):
 def train(data, output, checkpoint_every=5, **values):
     spec = {"kind": "stage1", "dataset": DIGITS, "backbone": {**SPEC, **values}, "seed": 3}
     output.mkdir(exist_ok=True)
-    job = Job(spec, {"data": data}, output, CPU, code="test", checkpoint_every=checkpoint_every)
+    job = Job(spec, {"data": data}, output, CPU, checkpoint_every=checkpoint_every)
     return vision_language.run(job)
 
 
