@@ -73,9 +73,7 @@ def test_jobs_killed_at_ten_moments(tmp_path, monkeypatch):
         after = kill.finished(folder)
         pages = folder / "results/experiments"
         assert all(
-            after[path] == state
-            for path, state in before.items()
-            if not path.is_relative_to(pages)
+            after[path] == state for path, state in before.items() if not path.is_relative_to(pages)
         )
         assert kill.contents(folder) == expected
         assert verify(folder / "results").wrong == []
