@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ltpipe.config.base import canonical_json
 from ltpipe.models.resnet import resnet8
 from ltpipe.training import distributed
 from ltpipe.utils.errors import InputError
-from tests.support import CE, DIGITS, draw
+from tests.support import CE, DIGITS, command_line, draw
 
 STEP = """
 import sys, torch
@@ -84,9 +83,9 @@ def test_a_training_run_by_two_processes_ends_like_one(tmp_path):
     spec = {"kind": "stage1", "dataset": quiet, "backbone": backbone, "seed": 1}
     weights = {}
     for processes in (1, 2):
-        output = tmp_path / str(processes)
-        command = [sys.executable, "-m", "ltpipe", "train", "--spec", canonical_json(spec)]
-        command += ["--input", f"data={data}", "--output", str(output), "--device", "cpu"]
+        words = command_line("train", spec, {"data": str(data)}, str(tmp_path / str(processes)))
+        output = Path(words[-1])
+        command = [sys.executable, "-m", "ltpipe", *words, "--device", "cpu"]
         done = subprocess.run(
             [*command, "--processes", str(processes)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -9,20 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from ltpipe.config.backbones import Backbone
-from ltpipe.config.base import canonical_json
 from ltpipe.data.loading import open_split
 from ltpipe.data.subset import read_subset
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.models.resnet import resnet8
 from ltpipe.training.checkpoint import Checkpoint
 from ltpipe.training.engine import TrainingSet, train
-from tests.support import CE, CPU, DIGITS, KPS, draw
+from tests.support import CE, CPU, DIGITS, KPS, command_line, draw
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +114,11 @@ def test_a_killed_job_ends_with_the_bytes_of_an_unbroken_one(tmp_path):
     backbone = {**KPS, "epochs": 40, "mixup": 1.0}
     spec = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": 3}
 
+    def words(name):
+        return command_line("train", spec, {"data": str(data)}, str(tmp_path / name))
+
     def start(name):
-        command = [sys.executable, "-m", "ltpipe", "train", "--spec", canonical_json(spec)]
-        command += ["--input", f"data={data}", "--output", str(tmp_path / name)]
+        command = [sys.executable, "-m", "ltpipe", *words(name)]
         command += ["--checkpoint-every", "2", "--device", "cpu"]
         return subprocess.Popen(
             command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
@@ -124,23 +126,24 @@ def test_a_killed_job_ends_with_the_bytes_of_an_unbroken_one(tmp_path):
 
     unbroken = start("unbroken")
     killed = start("killed")
-    checkpoint = tmp_path / "killed/resume/checkpoint.safetensors"
+    folders = [Path(words(name)[-1]) for name in ("killed", "unbroken")]
+    checkpoint = folders[0] / "resume/checkpoint.safetensors"
     deadline = time.monotonic() + 120
     while not checkpoint.is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed/model.safetensors").exists()
+    assert not (folders[0] / "model.safetensors").exists()
     again = start("killed")
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0
     assert "going on after epoch" in output
     assert unbroken.wait(timeout=300) == 0
-    folders = [tmp_path / "killed", tmp_path / "unbroken"]
     weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
     histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in folders]
     pd.testing.assert_frame_equal(*histories)
-    assert not (tmp_path / "killed/resume").exists()
-    assert json.loads((tmp_path / "killed/manifest.json").read_text())["spec"] == spec
+    assert not (folders[0] / "resume").exists()
+    recorded = json.loads((folders[0] / "manifest.json").read_text())["spec"]
+    assert {key: recorded[key] for key in spec} == spec
