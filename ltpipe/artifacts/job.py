@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltpipe.artifacts.reading import open_artifact
+from ltpipe.artifacts.reading import checked_file
 from ltpipe.config.base import canonical_json
-from ltpipe.plan.stages import MANIFEST, RESUME
+from ltpipe.plan.stages import RESUME
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +38,10 @@ class Job:
     def file(self, role: str, name: str) -> Path:
         """Return a file of the artifact that plays a role, held against its manifest.
 
-        A folder without a manifest, which no rule hands to a job, is taken as it is.
-
         Raises:
             InputError: the file is missing or damaged.
         """
-        folder = self.inputs[role]
-        return open_artifact(folder).file(name) if (folder / MANIFEST).is_file() else folder / name
+        return checked_file(self.inputs[role], name)
 
     def tuning(self, role: str) -> str:
         """Return the input role with the held-out samples that go with the features of `role`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ltpipe.artifacts.manifest import content_of, input_beside, read_manifest
 from ltpipe.plan.specs import with_locations
+from ltpipe.plan.stages import MANIFEST
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import file_sha256
 
@@ -89,6 +90,17 @@ class Artifact:
             "content": content_of(self.manifest),
             "code": str(self.manifest["spec"]["code"]),
         }
+
+
+def checked_file(folder: Path, name: str) -> Path:
+    """Return a file of an artifact, held against its manifest.
+
+    A folder without a manifest, which no rule hands to a job, is taken as it is.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    return open_artifact(folder).file(name) if (folder / MANIFEST).is_file() else folder / name
 
 
 def open_artifact(folder: Path) -> Artifact:

@@ -11,6 +11,7 @@ import h5py
 import pandas as pd
 
 from ltpipe.artifacts.divergence import read_divergence
+from ltpipe.artifacts.reading import checked_file
 from ltpipe.utils.errors import InputError
 
 _METRIC_COLUMNS = ["point", "parameters", "protocol", "metric", "class", "value"]
@@ -28,7 +29,7 @@ def read_records(spec: Mapping[str, Any], base: Path = Path()) -> pd.DataFrame:
     """
     tables = []
     for result in spec["results"]:
-        table = _read_csv(base / result["folder"] / "metrics.csv", _METRIC_COLUMNS)
+        table = _read_csv(checked_file(base / result["folder"], "metrics.csv"), _METRIC_COLUMNS)
         for place, key in enumerate(("dataset", "method", "label", "kind", "seed")):
             table.insert(place, key, result[key])
         reasons = read_divergence(base / result["folder"])
@@ -39,7 +40,7 @@ def read_records(spec: Mapping[str, Any], base: Path = Path()) -> pd.DataFrame:
 
 def read_history(folder: Path) -> pd.DataFrame:
     """Return a training's history.csv: epoch, learning_rate, loss, accuracy, seconds."""
-    return _read_csv(folder / "history.csv", _HISTORY_COLUMNS)
+    return _read_csv(checked_file(folder, "history.csv"), _HISTORY_COLUMNS)
 
 
 def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -56,7 +57,7 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
 
 def read_class_counts(folder: Path) -> tuple[list[str], list[int]]:
     """Return class names and training counts of the subset in a data folder."""
-    path = folder / "subset.h5"
+    path = checked_file(folder, "subset.h5")
     try:
         with h5py.File(path, "r", locking=False) as file:
             return json.loads(file.attrs["class_names"]), file["class_counts"][()].tolist()

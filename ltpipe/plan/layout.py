@@ -274,7 +274,9 @@ class _Layout:
         if settings.needs_validation() and not _has_validation(dataset):
             held_out = _with(dataset, val_fraction=VALIDATION_SHARE)
             for role, name in settings.roles().items():
-                inputs[f"tuning.{role}"] = store(held_out, role, name)
+                # Of a network that is not trained, the same features are split in the job.
+                if self.experiment.backbones[name].settings.has_seed():
+                    inputs[f"tuning.{role}"] = store(held_out, role, name)
         if (cascade := settings.filters()) is not None:
             inputs |= self.filters(dataset, method, inputs, cascade, seed)
         if settings.needs_images():

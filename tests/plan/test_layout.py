@@ -236,3 +236,43 @@ def test_the_report_is_told_what_towers_start_from():
     ]
     (other,) = plan_of().report.spec["results"]
     assert other["origins"] == []
+
+
+def frozen_plan(seeds):
+    values = {
+        "experiment": "small",
+        "seeds": seeds,
+        "datasets": {"digits-lt": None},
+        "backbones": {
+            "clip": {
+                "system": "vision-language",
+                "network": "RN50",
+                "weights": "somewhere/w.safetensors",
+                "epochs": 0,
+            }
+        },
+        "methods": {
+            "zero-shot": {"backbones": {"features": "clip"}},
+            "stack": {
+                "kind": "stacked",
+                "backbones": {"features": "clip"},
+                "members": {
+                    "zero": {"kind": "zero-shot", "backbones": {"features": "features"}},
+                    "means": {"kind": "ncm", "backbones": {"features": "features"}},
+                },
+            },
+        },
+    }
+    return build_plan(resolve(values, CATALOGUE))
+
+
+def test_a_network_that_is_not_trained_has_no_seed_and_one_copy():
+    plan = frozen_plan([0, 1, 2])
+    for kind in ("data", "stage1", "features"):
+        artifact = only(plan, kind)
+        assert "seed" not in artifact.spec and artifact.folder.endswith(artifact.digest)
+    assert len(plan.of_kind("stage2")) == 6
+    for result in plan.of_kind("stage2"):
+        assert set(result.inputs) == {"features.features"}
+    assert "weights" not in only(plan, "stage1").spec["backbone"]
+    assert only(plan, "stage1").spec["locations"]["backbone"]["weights"].endswith("w.safetensors")

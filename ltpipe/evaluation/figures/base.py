@@ -12,6 +12,7 @@ import cycler
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ltpipe.artifacts.reading import checked_file
 from ltpipe.utils.errors import InputError
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -71,7 +72,7 @@ class Material:
         """Return the test features of the first seed."""
         for row in sorted(self.spec["features"], key=lambda row: row["seed"]):
             if row["dataset"] == dataset and row["backbone"] == backbone:
-                return self.base / row["folder"] / "test.h5"
+                return checked_file(self.base / row["folder"], "test.h5")
         raise InputError(f"figures: no run caches the features of {backbone} on {dataset}")
 
 

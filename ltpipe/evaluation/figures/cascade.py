@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from ltpipe.artifacts.reading import checked_file
 from ltpipe.evaluation.figures.base import COLOURS, Drawn, Material, file_of
 from ltpipe.evaluation.figures.data import in_the_plane, some_samples, unit_features
 from ltpipe.stage2.core.results import read_predictions
@@ -21,7 +22,7 @@ def _cascade(material: Material, settings: Mapping[str, Any], file: str) -> pd.D
     parts = []
     for method in settings["methods"]:
         for seed, folder in enumerate(material.folders(settings["dataset"], method)):
-            part = _read_table(folder / file, method)
+            part = _read_table(checked_file(folder, file), method)
             parts.append(part.assign(method=method, seed=seed))
     return pd.concat(parts, ignore_index=True)
 
@@ -135,7 +136,7 @@ def cascade_tsne(material: Material, settings: Mapping[str, Any]) -> Drawn:
     """Test features in the plane, a panel a block, head and tail classes in two colours."""
     dataset, method = settings["dataset"], settings["method"]
     units, _ = unit_features(material, dataset, settings["backbone"])
-    routes = _read_table(material.folders(dataset, method)[0] / "routes.csv", method)
+    routes = _read_table(checked_file(material.folders(dataset, method)[0], "routes.csv"), method)
     if len(routes) != len(units):
         raise InputError(
             f"figures: {method} routes {len(routes)} samples, {settings['backbone']} has "

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from ltpipe.artifacts.reading import checked_file
 from ltpipe.evaluation.figures.base import Drawn, Material, file_of
 from ltpipe.evaluation.records import read_class_counts
 from ltpipe.evaluation.tables import METRIC_TITLES, PLAIN
@@ -107,7 +108,7 @@ def _occupancy(material: Material, dataset: str, backbone: str) -> tuple[pd.Data
     parts = []
     for row in material.spec["stage1"]:
         if row["dataset"] == dataset and row["backbone"] == backbone:
-            path = material.base / row["folder"] / "occupancy.csv"
+            path = checked_file(material.base / row["folder"], "occupancy.csv")
             try:
                 parts.append(pd.read_csv(path))
             except (OSError, ValueError):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ltpipe.artifacts.divergence import write_divergence
 from ltpipe.artifacts.job import Job
+from ltpipe.artifacts.reading import checked_file
 from ltpipe.config.base import Settings, canonical_json
 from ltpipe.evaluation.metrics import evaluate
 from ltpipe.features.store import FeatureStore
@@ -185,7 +186,7 @@ def read_predictions(folder: Path) -> Predictions:
     Raises:
         InputError: predictions.h5 is missing or damaged.
     """
-    path = folder / "predictions.h5"
+    path = checked_file(folder, "predictions.h5")
     try:
         with h5py.File(path, "r", locking=False) as file:
             return Predictions(

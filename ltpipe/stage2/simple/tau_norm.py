@@ -82,23 +82,29 @@ def _select(job: Job, taus: Sequence[float]) -> float:
 
     Few samples make many equals; of these the one in the middle is taken.
     """
+    import tempfile
+    from pathlib import Path
+
     import numpy as np
     import torch
 
     from ltpipe.features.store import FeatureStore
     from ltpipe.stage2.core.heads import normalised
+    from ltpipe.stage2.core.held_out import held_out_files
     from ltpipe.stage2.core.results import classifier_of
     from ltpipe.utils.errors import InputError
     from ltpipe.utils.progress import say
 
-    tuning = job.tuning("features")
-    held_out = FeatureStore.open(job.file(tuning, "val.h5"))
+    with tempfile.TemporaryDirectory(dir=job.output) as scratch:
+        train_file, val_file = held_out_files(job, "features", Path(scratch))
+        held_out = FeatureStore.open(val_file, skip=("views",))
+        train = FeatureStore.open(train_file, skip=("views",))
     if not len(held_out.labels):
         raise InputError(
             f"{held_out.path}: has no samples to choose tau by; give the data set a validation "
             "part, or set select: none"
         )
-    weight, _ = classifier_of(FeatureStore.open(job.file(tuning, "train.h5"), skip=("views",)))
+    weight, _ = classifier_of(train)
     inputs = torch.from_numpy(held_out.features)
     counts = np.bincount(held_out.labels)
     accuracies = []

@@ -33,6 +33,7 @@ from torch import Tensor
 from ltpipe.artifacts.job import Job
 from ltpipe.config.registry import module_of
 from ltpipe.features.store import FeatureStore
+from ltpipe.stage2.core.held_out import held_out_files
 from ltpipe.stage2.core.inference import Fitted, Samples, evaluate_points
 from ltpipe.stage2.core.results import method_settings, open_stores, read_predictions, under
 from ltpipe.stage2.stacked.settings import Stacked
@@ -184,7 +185,7 @@ def _held_out(job: Job, roles: list[str], names: list[str]) -> tuple[FeatureStor
     with tempfile.TemporaryDirectory(dir=job.output) as temporary:
         folders = {}
         for role in roles:
-            train, val = (job.file(job.tuning(role), f"{split}.h5") for split in ("train", "val"))
+            train, val = held_out_files(job, role, Path(temporary))
             held_out = FeatureStore.open(val, skip=("views",))
             if not len(held_out.labels):
                 raise InputError(
