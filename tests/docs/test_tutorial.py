@@ -79,10 +79,11 @@ def test_the_tutorial_runs(place):
         == titles_of(second)
         == {
             *(f"Run FFN on photos, seed {seed}" for seed in range(3)),
+            "Publish the report as results/experiments/photos/latest",
             "Write the tables, figures and report of photos",
         }
     )
-    results = place / "results/experiments/photos"
+    results = place / "results/experiments/photos/latest"
     assert (results / "report.html").is_file()
     with (results / "tables/main.csv").open() as handle:
         rows = list(csv.DictReader(handle))

@@ -301,7 +301,8 @@ def test_jobs_go_on_when_their_server_dies(package: Path):
     assert process.wait(10) == -signal.SIGTERM
     process.communicate()
     assert gone_within(job, 10)
-    shutil.rmtree(running.socket.parent)
+    # Unless another server swept it up.
+    shutil.rmtree(running.socket.parent, ignore_errors=True)
 
 
 def test_a_job_that_is_killed_is_a_line_and_a_status(running: Running):

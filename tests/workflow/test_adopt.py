@@ -26,8 +26,8 @@ def ltpipe(workspace: Workspace, *arguments: str) -> str:
 
 
 def test_code_that_every_training_uses(workspace: Workspace):
-    workspace.append("training/engine.py")
-    workspace.append("stage2/core/fit.py")
+    workspace.append("ltpipe.training.engine")
+    workspace.append("ltpipe.stage2.core.fit")
     dry = workspace.snakemake("-n")
     said = dry.stdout + dry.stderr
     assert "2 finished trainings (" in said and "because of code alone" in said

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +21,14 @@ pytestmark = pytest.mark.workflow
 
 
 @pytest.fixture
-def preloaded(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def preloaded(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """The workspace before its first run, with jobs that log who started them."""
     monkeypatch.setenv("LTPIPE_DEVICE", "cpu")
-    monkeypatch.setenv("TMPDIR", str(workspace.work / "tmp"))
     monkeypatch.delenv(client.VARIABLE, raising=False)
-    (workspace.work / "tmp").mkdir()
+    # The name of a socket has to be short.
+    temporary = tempfile.mkdtemp()
+    monkeypatch.setenv("TMPDIR", temporary)
+    (workspace.work / "tmp").symlink_to(temporary)
     workspace.edit(
         workspace.module("ltpipe.cli.jobs"),
         "    spec = _read_spec(options)\n",
@@ -32,7 +36,8 @@ def preloaded(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspac
     )
     shutil.rmtree(workspace.work / "results")
     workspace.write(PRELOADED)
-    return workspace
+    yield workspace
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def starters(workspace: Workspace) -> list[str]:
