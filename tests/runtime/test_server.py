@@ -61,6 +61,8 @@ class Running:
             assert self.process is not None
             self.environment = {**os.environ, **ONE_THREAD}
         self.socket = Path(self.environment[client.VARIABLE])
+        # Not beside the socket, which the next server sweeps up once this one was killed.
+        self.folder = source
 
     def start(self, *arguments: str, **options) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -68,7 +70,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **{"env": self.environment, "cwd": self.socket.parent, **options},
+            **{"env": self.environment, "cwd": self.folder, **options},
         )
 
     def run(self, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -357,7 +359,7 @@ def test_a_job_runs_alone_when_the_server_dies_before_taking_it(package: Path):
     out, err = process.communicate(timeout=10)
     assert (process.returncode, err) == (0, "warned\n")
     assert f"parent {running.process.pid}\n" not in out
-    shutil.rmtree(running.socket.parent)
+    shutil.rmtree(running.socket.parent, ignore_errors=True)
 
 
 def test_an_idle_server_leaves(package: Path):
