@@ -22,8 +22,8 @@ from ltpipe.plan.stages import STAGES
 from ltpipe.stage2.core.results import SCALARS
 
 CLASSES, DIM, TEST_PER_CLASS = 5, 8, 20
-# Three views of the training augmentation, two of a RandAugment ladder.
-STRENGTHS = (0.0, 0.0, 0.0, 0.5, 1.0)
+# Three views of the training augmentation, two of each strength of a RandAugment ladder.
+STRENGTHS = (0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0)
 FILES = ("models.safetensors", "predictions.h5", "metrics.csv")
 
 

@@ -74,9 +74,10 @@ class FileImages:
     """Image files, decoded when asked for.
 
     To ``cover``, the shorter side is resized (antialiased) so that the image just covers the stored
-    size, and the middle is kept. To ``stretch``, both sides are resized to the stored ones, which
-    keeps all of the image but not its aspect ratio. EXIF orientation is not applied, as in the
-    published pipelines.
+    size, and the middle is kept; the longer side is cut to whole pixels and the middle's place
+    rounded to even, as torchvision, and so CLIP, have them. To ``stretch``, both sides are resized
+    to the stored ones, which keeps all of the image but not its aspect ratio. EXIF orientation is
+    not applied, as in the published pipelines.
 
     Args:
         paths: N image files.
@@ -165,14 +166,13 @@ class FileImages:
         height, width = self._size
         if self._stretch:
             return image.resize((width, height), self._interpolation)
-        scale = max(height / image.height, width / image.width)
-        resized = (
-            max(width, round(image.width * scale)),
-            max(height, round(image.height * scale)),
-        )
+        if image.width * height >= width * image.height:
+            resized = image.width * height // image.height, height
+        else:
+            resized = width, image.height * width // image.width
         if resized != image.size:
             image = image.resize(resized, self._interpolation)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         return image.crop((left, top, left + width, top + height))
 
 

@@ -64,3 +64,60 @@ def epoch_order(
     by_class = torch.argsort(labels, stable=True)
     first = counts.cumsum(0) - counts
     return by_class[first[classes] + within.long()]
+
+
+class Cycles:
+    """Epochs in which classes take turns, and so do the samples of a class.
+
+    Classes come in shuffled rounds, `per_class` samples of each in a row, and the samples of a
+    class in shuffled rounds of their own, which the next epoch goes on with: no sample comes twice
+    before all of its class came once. Drawing with replacement leaves 40 % of a class out that is
+    drawn 0.9 times its size.
+
+    Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
+    the released code's class-aware sampling, which BALLAD's code shares.
+
+    Args:
+        labels: (N,) int64 in 0 .. num_classes-1, on the CPU. A class without samples has no turn.
+    """
+
+    def __init__(self, labels: torch.Tensor, num_classes: int, per_class: int = 1) -> None:
+        counts = torch.bincount(labels, minlength=num_classes)
+        by_class = torch.argsort(labels, stable=True).split(counts.tolist())
+        self.total = len(labels)
+        self.per_class = per_class
+        self.samples = [part for part in by_class if len(part)]
+        self.coming = [part[:0] for part in self.samples]
+        self.turns = torch.empty(0, dtype=torch.int64)
+
+    def epoch(self, generator: torch.Generator) -> torch.Tensor:
+        """Return the positions that the next epoch visits, (N,) int64 on the CPU.
+
+        Args:
+            generator: a CPU generator; what comes depends on it and on the epochs before.
+        """
+        runs = -(-self.total // self.per_class)
+        everyone = torch.arange(len(self.samples))
+        turns, self.turns = _dealt(self.turns, everyone, runs, generator)
+        classes = turns.repeat_interleave(self.per_class)
+        drawn = []
+        numbers = torch.bincount(classes, minlength=len(self.samples)).tolist()
+        for place, number in enumerate(numbers):
+            part, self.coming[place] = _dealt(
+                self.coming[place], self.samples[place], number, generator
+            )
+            drawn.append(part)
+        order = torch.empty_like(classes)
+        order[torch.argsort(classes, stable=True)] = torch.cat(drawn)
+        return order[: self.total]
+
+
+def _dealt(
+    coming: torch.Tensor, everyone: torch.Tensor, number: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the next `number` of a deck that is shuffled whenever it ends, and what is left."""
+    decks = [coming]
+    for _ in range(-(-max(0, number - len(coming)) // len(everyone))):
+        decks.append(everyone[torch.randperm(len(everyone), generator=generator)])
+    deck = torch.cat(decks)
+    return deck[:number], deck[number:]

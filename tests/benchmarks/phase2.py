@@ -78,8 +78,8 @@ def features_of(network: str, base: Path) -> FeatureStore:
     _run(drawing.run, {"dataset": bare}, base / "data", {})
     spec = {"dataset": dataset, "backbone": _backbone(network), "seed": 0}
     _run(vision_language.run, spec, base / "stage1", {"data": base / "data"})
-    # One draw a level: what is cached does not change how long an epoch takes.
-    features = {"views": 1, "ladder": {"strengths": 2, "draws": 1}}
+    # As few views as can be: what is cached does not change how long an epoch takes.
+    features = {"views": 2, "ladder": {"strengths": 2, "draws": 2}}
     inputs = {"stage1": base / "stage1", "data": base / "data"}
     _run(dump.run, {**spec, "features": features}, base / "features", inputs)
     return FeatureStore.open(base / "features/train.h5")
@@ -87,7 +87,7 @@ def features_of(network: str, base: Path) -> FeatureStore:
 
 def cached_fit(store: FeatureStore) -> Phase2:
     """Return the training of an adapter on cached views, before its first epoch."""
-    return _fit(store, CachedViews(store, CPU, plain=False, by_strength=True))
+    return _fit(store, CachedViews(store, CPU, plain=False, by_strength=True, pairs=True))
 
 
 def _dataset(network: str) -> dict[str, Any]:

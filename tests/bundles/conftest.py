@@ -59,8 +59,9 @@ class World:
         spec = {"kind": "stage1", "dataset": DATASET, "backbone": settings, "seed": seed}
         stage1 = self.base / f"stage1/digits/{backbone}/0000000000/seed{seed}"
         run_job(_module(spec), spec, stage1, data=self.data)
-        ladder = {"ladder": {"strengths": 1, "draws": 1}} if backbone == "towers" else {}
-        dumped = {"precision": "fp32", "views": 1, **ladder}
+        dumped: dict[str, Any] = {"precision": "fp32", "views": 1}
+        if backbone == "towers":
+            dumped |= {"views": 2, "ladder": {"strengths": 1, "draws": 2}}
         return embed_on(DATASET, folder, settings, stage1, self.data, seed, **dumped)
 
     def result(

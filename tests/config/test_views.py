@@ -87,4 +87,40 @@ def test_ecvl_needs_texts_and_a_ladder():
     with pytest.raises(InputError, match=r"no ladder of RandAugment views; set features\.ladder"):
         check({"use": "ecvl"}, views=1, backbone="small-towers", ladder=None)
     check({"use": "ballad"}, views=1, backbone="small-towers", ladder=None)
-    check({"use": "ecvl"}, views=1, backbone="small-towers")
+
+
+@pytest.mark.parametrize("method", ["ecvl", "ecvl-momentum"])
+def test_ecvl_needs_two_different_views_of_an_image(method):
+    with pytest.raises(InputError, match=r"features\.views is 1, and the contrast is between two"):
+        check({"use": method}, views=1, backbone="small-towers")
+    check({"use": method}, views=2, backbone="small-towers")
+    # The images themselves have as many views as are wanted.
+    check({"use": method, "online": True}, views=0, backbone="small-towers")
+
+
+def test_a_ladder_has_two_draws_where_it_is_contrasted():
+    one = {"strengths": 5, "draws": 1}
+    with pytest.raises(InputError, match=r"features\.ladder\.draws is 1, and the contrast"):
+        check({"use": "ecvl"}, views=2, backbone="small-towers", ladder=one)
+    with pytest.raises(InputError, match=r"features\.ladder\.draws is 1, and the contrast"):
+        # What is not trained on is measured all the same.
+        check({"use": "ecvl", "momentum": False}, views=2, backbone="small-towers", ladder=one)
+    check({"use": "ecvl-momentum"}, views=2, backbone="small-towers", ladder=one)
+    check({"use": "ballad"}, views=1, backbone="small-towers", ladder=one)
+
+
+@pytest.mark.parametrize("entry", ["clip-rn50", "clip-rn50-adamw", "small-towers"])
+def test_the_catalogues_towers_have_several_views_of_each_strength(entry):
+    resolved = resolve(
+        {
+            "experiment": "views",
+            "seeds": [0],
+            "datasets": {"digits-lt": None},
+            "backbones": {"net": {"use": entry}},
+            "methods": {"m": {"use": "ecvl", "backbones": {"features": "net"}}},
+        },
+        CATALOGUE,
+    )
+    kept: Any = resolved.backbones["net"].settings.features
+    assert kept.views >= 4
+    assert kept.ladder.draws >= 4

@@ -42,11 +42,11 @@ def test_shorter_side_is_resized_and_the_middle_kept(tmp_path, height, width, in
     picture.save(tmp_path / "a.png")
     stored = FileImages([tmp_path / "a.png"], (10, 10), interpolation=interpolation)
     short = min(height, width)
-    wide, tall = round(width * 10 / short), round(height * 10 / short)
+    wide, tall = int(width * 10 / short), int(height * 10 / short)
     resized = np.asarray(
         picture.resize((wide, tall), getattr(Image.Resampling, interpolation.upper()))
     )
-    top, left = (tall - 10) // 2, (wide - 10) // 2
+    top, left = round((tall - 10) / 2), round((wide - 10) / 2)
     np.testing.assert_array_equal(
         stored.load(np.array([0]))[0], resized[top : top + 10, left : left + 10]
     )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
+from ltpipe.config.experiment import find_catalogue, resolve
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.stage1 import vision_language
 from ltpipe.stage2.core.results import read_predictions
@@ -26,6 +27,7 @@ from ltpipe.testing import check_method, make_store
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import generator
 from tests.support import CPU, DIGITS, draw, embed, run_job
+from tests.workflow.workspace import REPOSITORY
 
 
 def settings_of(**values):
@@ -55,7 +57,9 @@ def run(module, stores, output, seed=0, **method):
 def phase2_of(store, seed=0, **values):
     settings = settings_of(**values)
     plain = settings.views == "plain"
-    source = CachedViews(store, CPU, plain=plain, by_strength=settings.randaugment)
+    source = CachedViews(
+        store, CPU, plain=plain, by_strength=settings.randaugment, pairs=settings.needs_pairs()
+    )
     return ecvl.prepare(settings, store, source, seed, CPU)
 
 
@@ -209,6 +213,48 @@ def test_the_first_epoch_has_standard_views_and_later_ones_stronger_ones(store):
     assert (seen[1] > 0).any()
 
 
+def test_images_of_a_class_take_turns_over_epochs(store):
+    fit = phase2_of(store, sampler="cycle", per_class=1)
+    labels = fit.samples.labels
+    drawn = torch.cat([fit._order(epoch, None)[0] for epoch in range(3)])
+    for label in range(fit.samples.classes):
+        hits = torch.bincount(drawn, minlength=len(labels))[labels == label]
+        assert hits.max() - hits.min() <= 1
+
+
+def catalogue_entry(name):
+    return (
+        resolve(
+            {
+                "experiment": "entries",
+                "datasets": {"digits-lt": None},
+                "backbones": {"towers": {"use": "small-towers"}},
+                "methods": {"m": {"use": name, "backbones": {"features": "towers"}}},
+            },
+            find_catalogue(REPOSITORY / "config/config.yaml"),
+        )
+        .methods["m"]
+        .settings
+    )
+
+
+def test_the_papers_phase_two_is_an_entry():
+    """AdamW, 300 epochs and eq. 12's draws, as the text states; the adapter with eq. 7's ReLU."""
+    paper = catalogue_entry("ecvl-paper")
+    assert (paper.optimizer, paper.epochs, paper.sampler) == ("adamw", 300, "balanced")
+    assert paper.momentum
+    assert paper.randaugment
+    assert paper.adapter.relu
+    assert paper.adapter.bias
+
+
+@pytest.mark.parametrize("entry", ["ballad", "ecvl", "ecvl-momentum"])
+def test_entries_after_balladas_code_have_its_recipe(entry):
+    settings = catalogue_entry(entry)
+    assert (settings.optimizer, settings.epochs, settings.learning_rate) == ("sgd", 10, 0.2)
+    assert (settings.sampler, settings.per_class) == ("cycle", 4)
+
+
 def store_of_levels(folder, samples=40, levels=5, draws=3, standard=2):
     """A store whose features say which view and sample they are."""
     stronger = [level / levels for level in range(1, levels + 1) for _ in range(draws)]
@@ -249,6 +295,69 @@ def test_views_are_of_the_strength_level_nearest_to_each_memory(tmp_path):
         used |= set(views[..., 2].flatten().long().tolist())
     # All draws of a level come up, and both standard views.
     assert used == set(range(17))
+
+
+@pytest.mark.parametrize(("standard", "draws"), [(2, 2), (3, 5), (9, 3)])
+def test_two_views_of_an_image_are_two_different_views_drawn_alike(tmp_path, standard, draws):
+    """Every ordered pair of different views of a level comes up equally often, no equal pair."""
+    store = store_of_levels(tmp_path, draws=draws, standard=standard)
+    source = CachedViews(store, CPU, plain=False, by_strength=True, pairs=True)
+    stream = generator(0, "m")
+    order = torch.randint(40, (1, 24_000), generator=stream)
+    for asked in (None, torch.zeros(1, 40), torch.full((1, 40), 0.4), torch.rand(1, 40)):
+        pairs = torch.zeros(len(store.views), len(store.views))
+        for index, _, views in source.epoch(order, asked, 2, 4096, generator(1, "d")):
+            first, second = views[0, 0, :, 2].long(), views[0, 1, :, 2].long()
+            assert torch.equal(views[0, 1, :, 1].long(), index[0])
+            assert (first != second).all()
+            assert torch.equal(views[0, 0, :, 0], views[0, 1, :, 0])
+            pairs.index_put_((first, second), torch.ones(len(first)), accumulate=True)
+        start = 0
+        for number in [standard] + [draws] * 5:
+            inside = pairs[start : start + number, start : start + number]
+            expected = inside.sum() / (number * (number - 1))
+            counts = inside[~torch.eye(number, dtype=torch.bool)]
+            # Six standard deviations of a count.
+            assert ((counts - expected).abs() <= 6 * expected.sqrt()).all()
+            start += number
+
+
+def test_the_contrast_is_that_of_two_different_views(store):
+    """A mutant that takes one view twice measures less, from the first epoch on."""
+    found = {}
+    for name in ("ours", "same view"):
+        fit = phase2_of(store, epochs=1, batch_size=16)
+        losses, original = [], fit.memory.add
+
+        def add(index, values, losses=losses, original=original):
+            losses.append(values)
+            original(index, values)
+
+        fit.memory.add = add
+        if name == "same view":
+            epoch = fit.source.epoch
+
+            def same(*arguments, epoch=epoch):
+                for index, target, views in epoch(*arguments):
+                    yield index, target, views[:, :1].expand_as(views)
+
+            fit.source.epoch = same
+        fit.run()
+        found[name] = torch.cat(losses, 1).mean().item()
+    # The loss of an image whose views differ is larger: the positive's cosine is below one.
+    assert found["ours"] > found["same view"] + 0.01
+
+
+def test_one_view_is_refused_where_two_are_contrasted(tmp_path):
+    one = store_of_levels(tmp_path, standard=1)
+    with pytest.raises(InputError, match=r"strength 0 has one view, and two views"):
+        CachedViews(one, CPU, plain=False, by_strength=False, pairs=True)
+    (tmp_path / "b").mkdir()
+    levels = store_of_levels(tmp_path / "b", draws=1)
+    with pytest.raises(InputError, match=r"strength 0\.2 has one view"):
+        CachedViews(levels, CPU, plain=False, by_strength=True, pairs=True)
+    CachedViews(levels, CPU, plain=False, by_strength=False, pairs=True)
+    CachedViews(levels, CPU, plain=False, by_strength=True)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.09, 0.5, 1.0])
@@ -308,6 +417,7 @@ def test_memory_order_draws_classes_alike_and_samples_by_memory():
         {"momentum": False, "randaugment": False, "adapter": {"relu": False, "bias": False}},
         {"optimizer": "adamw", "learning_rate": 0.01, "memory_update": "all", "batch_size": 32},
         {"memory_sampling": True, "deviation": "signed", "batch_size": 16},
+        {"sampler": "cycle", "batch_size": 16},
         {"momentum": False, "randaugment": False, "views": "plain"},
     ],
 )

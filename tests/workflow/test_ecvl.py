@@ -21,7 +21,7 @@ EXPERIMENT = {
             "network": "small-vit",
             "batch_norm": "eval",
             "epochs": 1,
-            "features": {"views": 1, "ladder": {"strengths": 2, "draws": 1}},
+            "features": {"views": 2, "ladder": {"strengths": 2, "draws": 2}},
         }
     },
     "methods": {
@@ -65,7 +65,7 @@ def test_a_new_phase_two_starts_no_phase_one(workspace: Workspace):
     }
     # Another ladder is another dump of the same towers.
     changed = json.loads(json.dumps(EXPERIMENT))
-    changed["backbones"]["towers"]["features"]["ladder"]["draws"] = 2
+    changed["backbones"]["towers"]["features"]["ladder"]["draws"] = 3
     workspace.write(changed)
     planned = workspace.planned()
     assert "Cache the features of towers on digits-lt, seed 0" in planned

@@ -16,12 +16,21 @@ from ltpipe.utils.errors import InputError
 class CachedViews:
     """The views of a training store by strength level, from the standard ones up.
 
+    Args:
+        pairs: whether two different views of an image are wanted at once.
+
     Raises:
         InputError: views are asked for that the store lacks.
     """
 
     def __init__(
-        self, store: FeatureStore, device: torch.device, *, plain: bool, by_strength: bool
+        self,
+        store: FeatureStore,
+        device: torch.device,
+        *,
+        plain: bool,
+        by_strength: bool,
+        pairs: bool = False,
     ) -> None:
         if plain:
             views, strength = store.features[None], np.zeros(1, np.float32)
@@ -40,6 +49,12 @@ class CachedViews:
         if not np.array_equal(order, np.arange(len(order))):
             views, strength = views[order], strength[order]
         levels, first, numbers = np.unique(strength, return_index=True, return_counts=True)
+        if pairs and numbers.min() < 2:
+            raise InputError(
+                f"{store.path}: strength {levels[numbers.argmin()]:g} has one view, and two views "
+                "of an image must differ; set features.views and features.ladder.draws of the "
+                "backbone to 2 at least"
+            )
         self.samples = len(store.labels)
         self.labels = torch.from_numpy(store.labels).to(device)
         self.rows = torch.from_numpy(views).to(device).flatten(0, 1)
@@ -62,23 +77,28 @@ class CachedViews:
     ) -> Iterator[Batch]:
         """Yield the samples of `order` batch by batch, `views` views of each.
 
-        A sample's views are drawn independently from the level that its memory asks for, or from
-        the standard ones where `memory` is None.
+        A sample's views are drawn from the level that its memory asks for, or from the standard
+        ones where `memory` is None; two views are two different ones.
 
         Args:
             order: (P, T) int64 on the CPU.
             memory: (P, N) or None.
+            views: 1 or 2.
             draws: a CPU generator; the points share its draws.
         """
         device = self.rows.device
         uniform = torch.rand((views, order.shape[1]), generator=draws).to(device)
         order = order.to(device)
         level = torch.zeros_like(order) if memory is None else self.nearest(memory.gather(1, order))
-        order, level = order.unsqueeze(1), level.unsqueeze(1)
         numbers = self.numbers[level]
-        which = self.first[level] + (uniform * numbers).long().minimum(numbers - 1)
-        rows = which * self.samples + order
-        order = order.squeeze(1)
+        which = [(uniform[0] * numbers).long().minimum(numbers - 1)]
+        if views == 2:
+            # One of the others: so many places on, round the end of the level.
+            others = numbers - 1
+            step = 1 + (uniform[1] * others).long().minimum(others - 1)
+            which.append((which[0] + step) % numbers)
+        rows = (self.first[level] + torch.stack(which)).movedim(0, 1) * self.samples
+        rows += order.unsqueeze(1)
         labels = self.labels[order]
         parts = zip(*(part.split(batch_size, -1) for part in (order, labels, rows)), strict=True)
         for index, target, places in parts:

@@ -71,7 +71,7 @@ def prepare(
         bias=settings.adapter.bias,
     )
     contrast, memory = None, None
-    if settings.momentum or settings.is_measured():
+    if settings.needs_pairs():
         # Without the momentum loss the contrast is measured and not trained on.
         weights = [mu * settings.momentum for mu in _at_points(points, "mu", settings.mu)]
         contrast = Contrast(weights, settings.temperature)
@@ -127,5 +127,9 @@ def _source(job: Job, settings: ECVL, train: FeatureStore) -> Views:
         online = importlib.import_module("ltpipe.stage2.ecvl.online")
         return online.OnlineViews(job, train, randaugment=settings.randaugment)
     return CachedViews(
-        train, job.device, plain=settings.views == "plain", by_strength=settings.randaugment
+        train,
+        job.device,
+        plain=settings.views == "plain",
+        by_strength=settings.randaugment,
+        pairs=settings.needs_pairs(),
     )

@@ -41,8 +41,9 @@ class ECVL(OnTexts):
     the moving average of its contrastive loss, which keeps `beta` of its value an epoch (eq. 8),
     against the mean over samples (eq. 9). `deviation: signed` is eq. 9 as printed, `memory_update:
     all` measures every image once an epoch and not those that were drawn, `memory_sampling` draws
-    a class's images by their memory. `online` augments and encodes images in the loop: slow, and
-    the yardstick for the cache.
+    a class's images by their memory. `sampler: balanced` draws a class and one of its images, with
+    replacement (eq. 12); `cycle` goes through the images of each class in turn, as BALLAD's code.
+    `online` augments and encodes images in the loop: slow, and the yardstick for the cache.
     """
 
     kind: Literal["ecvl"]
@@ -57,7 +58,7 @@ class ECVL(OnTexts):
     memory_sampling: bool = False
     views: Literal["cached", "plain"] = "cached"
     online: bool = False
-    sampler: Literal["balanced", "shuffle", "effective", "sqrt"] = "balanced"
+    sampler: Literal["balanced", "cycle", "shuffle", "effective", "sqrt"] = "balanced"
     per_class: int = Field(default=4, ge=1)
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=512, ge=2)
@@ -105,11 +106,27 @@ class ECVL(OnTexts):
 
     def check_backbone(self, role: str, backbone: Any) -> None:
         super().check_backbone(role, backbone)
-        if self.randaugment and backbone.features.ladder is None:
+        features = backbone.features
+        if self.randaugment and features.ladder is None:
             raise ValueError(
                 "it has no ladder of RandAugment views; set features.ladder there, or "
                 "randaugment: false in the method"
             )
+        if not self.needs_views() or not self.needs_pairs():
+            return
+        for setting, number in (
+            ("views", features.views),
+            ("ladder.draws", features.ladder.draws if self.randaugment else 2),
+        ):
+            if number < 2:
+                raise ValueError(
+                    f"features.{setting} is {number}, and the contrast is between two different "
+                    "views of an image; set it to 2 at least"
+                )
+
+    def needs_pairs(self) -> bool:
+        """Return whether two views of each image are contrasted."""
+        return self.momentum or self.is_measured()
 
     def is_measured(self) -> bool:
         """Return whether each sample's memory is kept."""

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ltpipe.data.sampling import epoch_order
+from ltpipe.data.sampling import Cycles, epoch_order
 from ltpipe.stage2.core.fit import Recipe
 from ltpipe.stage2.ecvl.adapter import Adapter
 from ltpipe.stage2.ecvl.losses import instance_contrast, text_gradient
@@ -118,6 +118,9 @@ class Phase2:
             self.mu = torch.tensor(contrast.weights, device=device).view(-1, 1, 1)
         self.memory = memory
         self.use = use or MemoryUse(strength=False, sampling=False, all_samples=False)
+        self.cycles: Cycles | None = None
+        if samples.sampler == "cycle":
+            self.cycles = Cycles(samples.labels, samples.classes, samples.per_class)
 
     def run(self) -> float:
         """Train all epochs; return the seconds they took."""
@@ -179,6 +182,8 @@ class Phase2:
             ]
             return torch.stack(orders)
         draws = generator(self.seed, "stage2", epoch)
+        if self.cycles is not None:
+            return self.cycles.epoch(draws).expand(self.points, -1)
         order = epoch_order(
             samples.labels, samples.classes, samples.sampler, draws, samples.per_class
         )
