@@ -9,7 +9,7 @@ A region of a page names a file, and may name one of its tables by its heading a
     <!-- end of results -->
 
 Markdown gives a table with the note below it, CSV its columns `name` and `ratio`,
-the newest row of each name, text a block.
+the newest row of each name and processor, text a block.
 """
 
 from __future__ import annotations
@@ -91,11 +91,30 @@ def _from_csv(path: Path) -> list[str]:
         read = list(csv.DictReader(handle))
     # Newer rows stand below older ones of the same name; quick runs are of other sizes.
     kept = [row for row in read if row["ratio"] and row.get("extent") != "quick"]
-    newest = {row["name"]: float(row["ratio"]) for row in kept}
-    lines = ["| what | ratio |", "| --- | ---: |"]
-    for name, ratio in newest.items():
-        lines.append(f"| {name} | {f'{ratio:,.0f}' if ratio >= 100 else f'{ratio:.3g}'} |")
+    newest = {(row["name"], _processor(row)): float(row["ratio"]) for row in kept}
+    processors = sorted({processor for _, processor in newest if processor}, reverse=True)
+    lines = [
+        f"| what | {' | '.join(processors)} |",
+        f"| --- |{' ---: |' * len(processors)}",
+    ]
+    for name in dict.fromkeys(name for name, _ in newest):
+        ratios = [newest.get((name, processor)) for processor in processors]
+        if any(ratio is not None for ratio in ratios):
+            lines.append(f"| {name} | {' | '.join(map(_ratio, ratios))} |")
     return lines
+
+
+def _processor(row: dict[str, str]) -> str:
+    """Return the processor of a row; nothing where it is not said whether it has AMX."""
+    model, units, *_ = (part.strip() for part in row["machine"].split(","))
+    return f"{model.replace('(R)', '').removesuffix(' Processor')}, {units}" * ("AMX" in units)
+
+
+def _ratio(value: float | None) -> str:
+    """Return a ratio with three digits."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _chosen(lines: list[str], wanted: list[str]) -> list[str]:

@@ -80,12 +80,12 @@ def append(path: Path, rows: pd.DataFrame) -> None:
 
 
 def moves(table: pd.DataFrame) -> list[str]:
-    """Return a line a row: how its ratio moved from run to run, oldest first.
+    """Return a line a row: how its ratio moved from run to run on one machine, oldest first.
 
     Quick runs use other sizes, so they are compared among themselves.
     """
     lines = []
-    for (name, extent), group in table.groupby(["name", "extent"], sort=False):
+    for (name, extent, where), group in table.groupby(["name", "extent", "machine"], sort=False):
         # Without a peer the value itself is what moved.
         column = "product" if group["ratio"].isna().all() else "ratio"
         unit = f" {group['unit'].iloc[-1]}" if column == "product" else ""
@@ -96,7 +96,7 @@ def moves(table: pd.DataFrame) -> list[str]:
             )
         ]
         label = name if extent == "default" else f"{name} [{extent}]"
-        lines.append(f"{label}: {' -> '.join(steps)}")
+        lines.append(f"{label}, {where.split(',')[0]}: {' -> '.join(steps)}")
     return lines
 
 

@@ -122,9 +122,15 @@ def test_rows_are_added_and_moves_are_shown(tmp_path):
     assert table["ratio"].tolist()[:2] == [2, 3]
     version = table["version"][0]
     day = table["date"][0][:10]
+    processor = table["machine"][0].split(",")[0]
     assert history.moves(table) == [
-        f"loop: 2.00 ({day}, {version}) -> 3.00 ({day}, {version})",
-        f"whole: 7.00 s ({day}, {version})",
+        f"loop, {processor}: 2.00 ({day}, {version}) -> 3.00 ({day}, {version})",
+        f"whole, {processor}: 7.00 s ({day}, {version})",
+    ]
+    elsewhere = table.assign(machine=["first machine", "second machine", "second machine"])
+    assert history.moves(elsewhere)[:2] == [
+        f"loop, first machine: 2.00 ({day}, {version})",
+        f"loop, second machine: 3.00 ({day}, {version})",
     ]
     path.write_text("name,ratio\nloop,2\n")
     with pytest.raises(SystemExit, match="other columns"):
@@ -137,7 +143,7 @@ def test_the_kept_history_can_be_read_and_added_to():
 
     history.check(table.RESULTS)
     assert any(
-        line.startswith("stage one, ResNet-32: 2.49")
+        line.startswith("stage one, ResNet-32, Intel(R) Xeon(R) Processor: 2.49")
         for line in history.moves(pd.read_csv(table.RESULTS))
     )
 

@@ -148,9 +148,15 @@ def test_tables_of_pages_follow_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", results)
     table = "| method | accuracy |\n| --- | ---: |\n| CE | 80.0 |\n| FFN | 90.0 |\n"
     (results / "a.md").write_text(f"# A\n\nText.\n\n### One\n\n{table}\nTest set, 1 seed.\n")
-    (results / "b.csv").write_text("name,ratio\nsteps,1234.4\nhops,0.5678\n")
-    history = "name,ratio,extent\nsteps,2,default\nsteps,9,quick\nceiling,,default\nsteps,3,full\n"
-    (results / "e.csv").write_text(history)
+    one, other = '"Xeon(R) Processor, AMX, 2 cores"', '"EPYC, no AMX, 2 cores"'
+    (results / "b.csv").write_text(
+        f"name,ratio,machine\nsteps,1234.4,{one}\nhops,0.5678,{one}\nhops,7,{other}\n"
+    )
+    (results / "e.csv").write_text(
+        "name,ratio,extent,machine\n"
+        + "".join(f"{row},{one}\n" for row in ("steps,2,default", "steps,9,quick"))
+        + "".join(f"{row},{one}\n" for row in ("ceiling,,default", "steps,3,full"))
+    )
     (results / "c.txt").write_text("said\n")
     page = tmp_path / "page.md"
 
@@ -165,7 +171,12 @@ def test_tables_of_pages_follow_their_files(tmp_path, monkeypatch):
     rows = table.splitlines()
     assert fill("a.md") == [*rows, "", "Test set, 1 seed.", *source]
     assert fill("a.md | One | rows: FFN") == [*rows[:2], rows[3], "", "Test set, 1 seed.", *source]
-    assert fill("b.csv")[2:4] == ["| steps | 1,234 |", "| hops | 0.568 |"]
+    assert fill("b.csv")[:4] == [
+        "| what | Xeon, AMX | EPYC, no AMX |",
+        "| --- | ---: | ---: |",
+        "| steps | 1,234 |  |",
+        "| hops | 0.568 | 7 |",
+    ]
     # Of a history the newest row counts, quick runs and rows without a peer do not.
     assert fill("e.csv")[2:4] == ["| steps | 3 |", ""]
     assert fill("c.txt") == ["```text", "said", "```"]
