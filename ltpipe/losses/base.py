@@ -9,13 +9,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ltpipe.utils.errors import InputError
 
 
 @dataclass(frozen=True)
 class SoftmaxForm:
-    """A loss that is cross-entropy on ``scale (z - margins_y at y) + prior``."""
+    """What a loss makes of logits: ``scale (z - margins_y at y) + prior``."""
 
     scale: float = 1.0
     margins: Tensor | None = None
@@ -74,16 +75,43 @@ class Loss(nn.Module, ABC):
         """Let a rule's class weights (C,) act from now on; None ends them."""
         self.rule_weight = weights
 
-    def softmax_form(self) -> SoftmaxForm | None:
-        """Return the form of a loss that has one; its gradient is then known by hand."""
-        return None
-
     def on_epoch(self, epoch: int) -> None:
         """Announce the 0-based `epoch` before its first batch; most losses have nothing to do."""
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Return what softmax should see at test time, given the network's outputs (B, C)."""
         return outputs
+
+
+class SoftmaxLoss(Loss):
+    """A loss that is cross-entropy on ``scale (z - margins_y at y) + prior``, as `form` says.
+
+    Stage two knows the gradient of this form by hand.
+    """
+
+    @property
+    @abstractmethod
+    def form(self) -> SoftmaxForm:
+        """Scale, margins (C,) and prior (C,) of the loss."""
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        form = self.form
+        if form.margins is not None:
+            logits = subtract_at_target(logits, form.margins[target], target)
+        if form.scale != 1:
+            logits = form.scale * logits
+        if form.prior is not None:
+            logits = logits + form.prior
+        return F.cross_entropy(logits, target, reduction="none")
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        return outputs if self.form.scale == 1 else self.form.scale * outputs
+
+
+def subtract_at_target(values: Tensor, margins: Tensor, target: Tensor) -> Tensor:
+    """Subtract margins (B,) from the target's column of values (B, C)."""
+    is_target = target.unsqueeze(1) == torch.arange(values.shape[1], device=values.device)
+    return torch.where(is_target, values - margins.unsqueeze(1), values)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

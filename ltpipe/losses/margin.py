@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltpipe.config.registry import loss
-from ltpipe.losses.base import Loss, SoftmaxForm, checked_counts
+from ltpipe.losses.base import Loss, SoftmaxForm, SoftmaxLoss, checked_counts, subtract_at_target
 from ltpipe.utils.errors import InputError
 
 
 @loss("ldam", paper="Cao et al., NeurIPS 2019")
-class LDAMLoss(Loss):
+class LDAMLoss(SoftmaxLoss):
     """Label-distribution-aware margin loss on cosines (B, C).
 
     ``CE(s (z - m_y onehot(y)), y)`` with ``m_c`` proportional to ``n_c ** (-1/4)`` and scaled so
@@ -48,15 +48,9 @@ class LDAMLoss(Loss):
         self.scale = scale
         self.register_buffer("margins", margins.float(), persistent=False)
 
-    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        cosines = _subtract_at_target(logits, self.margins[target], target)
-        return F.cross_entropy(self.scale * cosines, target, reduction="none")
-
-    def softmax_form(self) -> SoftmaxForm:
+    @property
+    def form(self) -> SoftmaxForm:
         return SoftmaxForm(scale=self.scale, margins=self.margins)
-
-    def logits(self, outputs: Tensor) -> Tensor:
-        return self.scale * outputs
 
 
 @loss("kps", paper="Li et al., TPAMI 2022")
@@ -113,7 +107,7 @@ class KPSLoss(Loss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         stretched = self.stretch * logits
-        stretched = _subtract_at_target(stretched, self.margins[target], target)
+        stretched = subtract_at_target(stretched, self.margins[target], target)
         if self.adjusting:
             scaled = self.adjusted_scales[target].unsqueeze(1) * stretched
         else:
@@ -122,12 +116,6 @@ class KPSLoss(Loss):
 
     def logits(self, outputs: Tensor) -> Tensor:
         return self.scale * outputs
-
-
-def _subtract_at_target(values: Tensor, margins: Tensor, target: Tensor) -> Tensor:
-    """Subtract margins (B,) from the target's column of values (B, C)."""
-    is_target = target.unsqueeze(1) == torch.arange(values.shape[1], device=values.device)
-    return torch.where(is_target, values - margins.unsqueeze(1), values)
 
 
 def _check_positive(**settings: float) -> None:

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltpipe.config.registry import loss
-from ltpipe.losses.base import Loss, SoftmaxForm, at_least_float32
+from ltpipe.losses.base import Loss, SoftmaxForm, SoftmaxLoss, at_least_float32
 from ltpipe.losses.weights import effective_number_weights
 from ltpipe.utils.errors import InputError
 
 
 @loss("class-balanced", paper="Cui et al., CVPR 2019")
-class ClassBalancedLoss(Loss):
+class ClassBalancedLoss(SoftmaxLoss):
     """Cross-entropy weighted by the inverse effective number of samples at all times.
 
     Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, section 4.
@@ -33,10 +33,8 @@ class ClassBalancedLoss(Loss):
     ) -> None:
         super().__init__(effective_number_weights(class_counts, beta))
 
-    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, reduction="none")
-
-    def softmax_form(self) -> SoftmaxForm:
+    @property
+    def form(self) -> SoftmaxForm:
         return SoftmaxForm()
 
 

@@ -7,26 +7,23 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from ltpipe.config.registry import loss
-from ltpipe.losses.base import Loss, SoftmaxForm, checked_counts
+from ltpipe.losses.base import SoftmaxForm, SoftmaxLoss, checked_counts
 from ltpipe.utils.errors import InputError
 
 
 @loss("ce", paper="Bridle, NIPS 1989")
-class CrossEntropyLoss(Loss):
+class CrossEntropyLoss(SoftmaxLoss):
     """Softmax cross-entropy; with class weights (C,) the mean divides by the batch's sum of w_y."""
 
-    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, reduction="none")
-
-    def softmax_form(self) -> SoftmaxForm:
+    @property
+    def form(self) -> SoftmaxForm:
         return SoftmaxForm()
 
 
 @loss("balanced-softmax", paper="Ren et al., NeurIPS 2020")
-class BalancedSoftmaxLoss(Loss):
+class BalancedSoftmaxLoss(SoftmaxLoss):
     """Cross-entropy on ``z + log n``: the training prior enters in training and not at test time.
 
     Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020, theorem 1.
@@ -42,15 +39,13 @@ class BalancedSoftmaxLoss(Loss):
         log_counts = checked_counts(class_counts).log().float()
         self.register_buffer("log_counts", log_counts, persistent=False)
 
-    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits + self.log_counts, target, reduction="none")
-
-    def softmax_form(self) -> SoftmaxForm:
+    @property
+    def form(self) -> SoftmaxForm:
         return SoftmaxForm(prior=self.log_counts)
 
 
 @loss("logit-adjustment", paper="Menon et al., ICLR 2021")
-class LogitAdjustedLoss(Loss):
+class LogitAdjustedLoss(SoftmaxLoss):
     """Cross-entropy on ``z + tau log p`` with the class prior p = n / N.
 
     At tau = 1 its gradient is balanced softmax's.
@@ -76,8 +71,6 @@ class LogitAdjustedLoss(Loss):
         adjustment = (tau * (counts / counts.sum()).log()).float()
         self.register_buffer("adjustment", adjustment, persistent=False)
 
-    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits + self.adjustment, target, reduction="none")
-
-    def softmax_form(self) -> SoftmaxForm:
+    @property
+    def form(self) -> SoftmaxForm:
         return SoftmaxForm(prior=self.adjustment)

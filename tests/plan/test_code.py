@@ -200,7 +200,7 @@ NEW = "ONE = 1\n\n\n"
         ("stage2/core/fit.py", '"""The one fit loop', '"""Other words. The one fit loop', False),
         ("stage2/core/fit.py", LOOP, LOOP.replace("{}", "{**{}}"), True),
         ("stage2/core/fit.py", LOOP, "    if True:\n    " + LOOP, True),
-        ("losses/margin.py", "def _subtract", NEW + "def _subtract", True),
+        ("losses/margin.py", "def _check_positive", NEW + "def _check_positive", True),
         ("losses/weights.py", "def _sum_to", NEW + "def _sum_to", False),
         ("cli/program.py", "def main(", NEW + "def main(", False),
         ("stage2/ffn/settings.py", "class CeAndKps(", NEW + "class CeAndKps(", True),

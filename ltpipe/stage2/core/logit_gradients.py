@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ltpipe.losses.base import Loss, SoftmaxForm
+from ltpipe.losses.base import Loss, SoftmaxForm, SoftmaxLoss
 
 
 class LogitGradient(Protocol):
@@ -86,7 +86,6 @@ def logit_gradient(
     loss: Loss, scale: float = 1.0, device: torch.device | str = "cpu"
 ) -> LogitGradient:
     """Return the gradient of `loss` on ``scale`` times the logits, by hand where it can be."""
-    form = loss.softmax_form()
-    if form is None:
-        return AutogradGradient(loss, scale, device)
-    return SoftmaxGradient(form, loss.class_weights(), scale, device)
+    if isinstance(loss, SoftmaxLoss):
+        return SoftmaxGradient(loss.form, loss.class_weights(), scale, device)
+    return AutogradGradient(loss, scale, device)
