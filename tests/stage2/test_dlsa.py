@@ -15,12 +15,16 @@ from torch.nn import functional as F
 from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.base import SoftmaxForm
+from ltpipe.stage2.core.batches import Draws
 from ltpipe.stage2.core.filters import flow_of, write_blocks
+from ltpipe.stage2.core.fit import Recipe
 from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
 from ltpipe.stage2.core.settings import FlowFilter
+from ltpipe.stage2.dlsa import embedded
 from ltpipe.stage2.dlsa import filter as flow_filter
 from ltpipe.stage2.dlsa import job as dlsa
 from ltpipe.stage2.dlsa.cosine_parts import CosinePartsModel, cosine_part_logits
+from ltpipe.stage2.dlsa.embedded import GroupData, fit_group, group_logits
 from ltpipe.stage2.dlsa.settings import DLSA
 from ltpipe.testing import check_method
 from ltpipe.utils.errors import InputError
@@ -47,9 +51,10 @@ def test_every_classifier_keeps_the_promises_of_methods(classifier, blocks, tmp_
 @pytest.mark.parametrize(
     "settings",
     [
-        {"use_latent": False, "prior": "all", "best_test": True},
+        {"use_latent": False, "prior": "all", "best_test": True, "form": "released"},
+        {"form": "released", "classifier": "cosine", "initial": "backbone"},
         {"initial": "backbone"},
-        {"filter": {**SMALL, "batch_norm": False}},
+        {"filter": {**SMALL, "batch_norm": False, "purity_clamp": None, "grad_clip": 5.0}},
         {"filter": {**SMALL, "select": "pure-clusters", "precision": "bf16"}},
     ],
 )
@@ -242,10 +247,282 @@ def test_a_cosine_of_parts_is_trained_by_its_gradient():
     torch.testing.assert_close(cosine_part_logits(weight[0], inputs[0], [5, 2]), logits.detach())
 
 
+FRESH = np.random.default_rng(3)
+
+
+def group(classes=6, dimension=5, parts=1, number=50):
+    """A group of `number` features, lifted by made latent vectors and class shares."""
+    labels = torch.from_numpy(FRESH.integers(0, classes, number))
+    x = torch.from_numpy(FRESH.normal(size=(number, dimension)).astype(np.float32))
+    extra = {1: 0, 2: dimension, 3: dimension + classes}[parts]
+    more = torch.from_numpy(FRESH.normal(size=(number, extra)).astype(np.float32))
+    counts = torch.bincount(labels, minlength=classes)
+
+    def lift(rows):
+        places = (rows.unsqueeze(1) == x.unsqueeze(0)).all(2).int().argmax(1)
+        return torch.cat([rows, more[places]], 1)
+
+    return x, labels, lift, counts
+
+
+def data_of(made, sizes):
+    x, labels, lift, counts = made
+    return GroupData("block1", x, labels, lift, sizes, counts)
+
+
+def store_with_classifier(folder, classes=6, dimension=5):
+    weight, bias = FRESH.normal(size=(classes, dimension)), FRESH.normal(size=classes)
+    write_features(
+        folder / "train.h5",
+        features=FRESH.normal(size=(12, dimension)).astype(np.float32),
+        labels=np.arange(12) % classes,
+        class_names=list("abcdef"),
+        class_counts=[2] * classes,
+        classifier_weight=weight.astype(np.float32),
+        classifier_bias=bias.astype(np.float32),
+    )
+    return FeatureStore.open(folder / "train.h5")
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+@pytest.mark.parametrize("sizes", [[5], [5, 5], [10], [5, 11], [10, 6]])
+def test_every_classifier_starts_from_the_backbones(classifier, sizes, tmp_path):
+    """A rate of nothing leaves what it started from: of the feature, stage one's classifier."""
+    backbone = store_with_classifier(tmp_path)
+    data = data_of(group(parts={5: 1, 10: 2, 16: 3}[sum(sizes)]), sizes)
+    recipe = Recipe(1, 64, 1e-12, "constant", 0.0, 0.0)
+    fitted = fit_group(data, backbone, classifier, recipe, 0, CPU, initial="backbone")
+    own = torch.from_numpy(backbone.classifier_weight)
+    of_features = fitted["weight"][:, :, :5].mean(0)
+    torch.testing.assert_close(of_features, own, rtol=1e-5, atol=1e-6)
+    # The rest of it is drawn, and so is what starts at random.
+    assert not torch.isclose(fitted["weight"].mean(0)[:, 5:], torch.zeros(())).any()
+    fresh = fit_group(data, backbone, classifier, recipe, 0, CPU, initial="random")
+    assert (fresh["weight"].mean(0)[:, :5] - own).abs().mean() > 0.1
+    if classifier != "cosine" and len(sizes) == 1:
+        bias = torch.from_numpy(backbone.classifier_bias)
+        torch.testing.assert_close(fitted["bias"].mean(0), bias, rtol=1e-5, atol=1e-6)
+    if sizes == [5]:
+        x = data.features.double().numpy()
+        weight = own.double().numpy()
+        if classifier == "cosine":
+            lengths = np.linalg.norm(x, axis=1, keepdims=True)
+            weight = weight / np.linalg.norm(weight, axis=1, keepdims=True)
+            expected = 16 * (x / (1 + lengths)) @ weight.T
+        else:
+            expected = x @ weight.T + backbone.classifier_bias
+        found = group_logits(classifier, fitted, data.features, sizes)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("initial", ["random", "backbone"])
+@pytest.mark.parametrize("sizes", [[5], [5, 11]])
+def test_experts_start_and_stay_apart(sizes, initial, tmp_path):
+    backbone = store_with_classifier(tmp_path)
+    data = data_of(group(parts=3 if len(sizes) == 2 else 1), sizes)
+    start = embedded._start(data, backbone, "ride", initial, 0, CPU)
+    recipe = Recipe(20, 16, 0.1, "constant", 0.9, 0.0)
+    fitted = fit_group(data, backbone, "ride", recipe, 0, CPU, initial=initial)
+    for weights in (start, fitted):
+        one, two = weights["weight"]
+        assert (one - two)[:, :5].abs().mean() > 0.05
+        assert (weights["bias"][0] - weights["bias"][1]).abs().mean() > 0.01
+
+
+def independent_logits(cosine, layers, parts):
+    """The sum of the parts' layers: linear ones, or cosines with squashed inputs, times 16."""
+    total = 0
+    for layer, x in zip(layers, parts, strict=True):
+        if cosine:
+            lengths = x.norm(dim=1, keepdim=True)
+            directions = layer.weight / layer.weight.norm(dim=1, keepdim=True)
+            total = total + 16 * (lengths / (1 + lengths) * (x / lengths)) @ directions.t()
+        else:
+            total = total + layer(x)
+    return total
+
+
+@pytest.mark.parametrize("classifier", ["cosine", "balanced-softmax"])
+@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("last", [False, True])
+def test_forms_train_as_layers_of_their_own_do(classifier, form, last, tmp_path):
+    """From copied weights on equal batches: the released code's FC[x] + FC[z, P], and the paper's.
+
+    Layers are torch's, each with its bias, and so is the optimiser.
+    """
+    cosine = classifier == "cosine"
+    flow = torch.nn.Identity()
+    prior = None if last else torch.zeros(4, 6)
+    sizes = dlsa.Lift(flow, prior, form=form).sizes(5)
+    assert (
+        sizes
+        == {
+            ("paper", False): [10, 6],
+            ("paper", True): [10],
+            ("released", False): [5, 11],
+            ("released", True): [5, 5],
+        }[form, last]
+    )
+    made = group(parts=2 if last else 3)
+    data = data_of(made, sizes)
+    backbone = store_with_classifier(tmp_path)
+    recipe = Recipe(4, 16, 0.05, "constant", 0.9, 1e-3)
+    start = embedded._start(data, backbone, classifier, "backbone", 0, CPU)
+    layers = []
+    for number, weight in enumerate(start["weight"][0].double().split(sizes, 1)):
+        layer = torch.nn.Linear(weight.shape[1], 6, bias=not cosine).double()
+        layer.weight.data.copy_(weight)
+        if not cosine:
+            # Only the sum of biases shows: how it is shared out between them does not.
+            share = torch.zeros(6) if number else start["bias"][0]
+            layer.bias.data.copy_(share)
+        layers.append(layer)
+    parameters = [value for layer in layers for value in layer.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
+    prior_log = data.counts.double().clamp_min(1e-6).log()
+    draws = Draws(data.labels, 1, 0, classes=6, sampler="shuffle")
+    for epoch in range(4):
+        rows, _ = draws.epoch(epoch)
+        for batch in rows.split(16):
+            parts = data.lift(data.features[batch]).double().split(sizes, 1)
+            logits = independent_logits(cosine, layers, parts)
+            logits = logits if cosine else logits + prior_log
+            optimizer.zero_grad()
+            F.cross_entropy(logits, data.labels[batch]).backward()
+            optimizer.step()
+    fitted = fit_group(data, backbone, classifier, recipe, 0, CPU, initial="backbone")
+    joined = torch.cat([layer.weight.data for layer in layers], 1)
+    torch.testing.assert_close(fitted["weight"][0].double(), joined, rtol=1e-4, atol=1e-5)
+    inputs = data.lift(data.features)
+    expected = independent_logits(cosine, layers, inputs.double().split(sizes, 1)).detach()
+    found = group_logits(classifier, fitted, inputs, sizes).double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def independent_flow(state, masks, x):
+    """Log densities (B, K) under a flow's clusters, from its state dict, a formula at a time."""
+    log_det = 0
+    for layer in (0, 1):
+        x = x.flip(1) if layer else x
+        hidden = x
+        for place in range(3):
+            name = f"mades.{layer}.layers.{place}"
+            hidden = hidden @ (state[f"{name}.weight"] * masks[layer, place]).t()
+            hidden = hidden + state[f"{name}.bias"]
+            hidden = hidden.clamp(min=0) if place < 2 else hidden
+        shift, log_scale = hidden[:, 0::2], hidden[:, 1::2]
+        x = (x - shift) / log_scale.exp()
+        mean = x.mean(0)
+        variance = ((x - mean) ** 2).sum(0) / (len(x) - 1)
+        gamma, beta = state[f"norms.{layer}.log_gamma"], state[f"norms.{layer}.beta"]
+        x = gamma.exp() * (x - mean) / (variance + 1e-5).sqrt() + beta
+        log_det = log_det - log_scale.sum(1) + (gamma - (variance + 1e-5).log() / 2).sum()
+    squares = ((x.unsqueeze(1) - state["centres"].unsqueeze(0)) ** 2).sum(2)
+    return -(squares + x.shape[1] * np.log(2 * np.pi)) / 2 + log_det.unsqueeze(1)
+
+
+@pytest.mark.parametrize(("clamp", "agrees"), [(None, True), (1e-3, False)])
+def test_sixty_unclamped_steps_lead_to_the_released_losses_clusters(clamp, agrees, monkeypatch):
+    """Copied weights, equal batches, torch's SGD: every sample falls into the same cluster."""
+    stream = np.random.default_rng(5)
+    labels = torch.from_numpy(np.repeat(np.arange(6), COUNTS))
+    centres = 3 * stream.normal(size=(6, 8))
+    features = torch.from_numpy(centres[labels] + 0.7 * stream.normal(size=(len(labels), 8)))
+    settings = FlowFilter(
+        clusters=20,
+        epochs=20,
+        batch_size=64,
+        learning_rate=0.1,
+        likelihood_weight=0.02,
+        purity_weight=0.5,
+        purity_clamp=clamp,
+        spread=1.0,
+    )
+    flow = flow_filter.new_flow(settings, 8, seed=0, block=1).double()
+    masks = {
+        (layer, place): flow.mades[layer].layers[place].mask.double()
+        for layer in (0, 1)
+        for place in range(3)
+    }
+    state = {name: value.detach().clone() for name, value in flow.state_dict().items()}
+    drawn = []
+    original = flow_filter._draw
+
+    def noted(*arguments):
+        drawn.append(original(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(flow_filter, "_draw", noted)
+    flow_filter.train_flow(flow, features, labels, 6, settings, seed=0, block=1)
+
+    trained = [name for name, _ in flow.named_parameters()]
+    for name in trained:
+        state[name].requires_grad_()
+    optimizer = torch.optim.SGD([state[name] for name in trained], lr=0.1)
+    counts = np.array(COUNTS, dtype=float)
+    omega = torch.from_numpy(counts**-2 / (counts**-2).sum())
+    average, steps = torch.zeros(20, dtype=torch.float64), 0
+    for first, second in drawn:
+        for one, two in zip(first.split(64), second.split(64), strict=True):
+            of_one = independent_flow(state, masks, features[one])
+            of_two = independent_flow(state, masks, features[two])
+            likelihood = of_one.exp().mean(1).log()
+            loss = -0.02 * 2048 / 8 * (omega[labels[one]] * likelihood).mean()
+            target = torch.softmax(of_one.detach(), 1)
+            loss = loss + 0.5 * (target * torch.log_softmax(of_two, 1)).sum(1).mean()
+            mean = 0.7 * average + 0.3 * torch.softmax(of_one, 1).mean(0)
+            average, steps = mean.detach(), steps + 1
+            p = mean / (1 - 0.7**steps)
+            loss = loss + (p * (p + 1e-7).log()).sum() + np.log(20)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert steps == 60
+    flow.train()
+    ours = flow(features).cluster_log_prob.argmax(1)
+    theirs = independent_flow(state, masks, features).argmax(1)
+    assert torch.equal(ours, theirs) == agrees
+
+
 def test_a_diverging_flow_is_one_error(tmp_path):
     folder = store(tmp_path, 0)
-    with pytest.raises(InputError, match=r"lower filter\.learning_rate"):
+    with pytest.raises(InputError, match=r"165 samples the rarest class has 12: set filter\.grad"):
         filtered(folder, {**SMALL, "learning_rate": 1e6})
+
+
+def test_a_block_with_one_sample_of_a_class_diverges_unless_gradients_are_clipped():
+    """One sample has nearly all of the likelihood's weight, and its density has no bound."""
+    stream = np.random.default_rng(1)
+    labels = torch.tensor([0] * 86 + [1] * 57 + [2])
+    features = torch.from_numpy(stream.normal(size=(144, 16)) * 0.5).float().clamp_min(0)
+    settings = FlowFilter(
+        clusters=20, epochs=60, batch_size=128, learning_rate=0.2, likelihood_weight=0.1
+    )
+    with pytest.raises(InputError, match=r"of its 144 samples the rarest class has 1: set filter"):
+        flow = flow_filter.new_flow(settings, 16, seed=0, block=3)
+        flow_filter.train_flow(flow, features, labels, 3, settings, seed=0, block=3)
+    clipped = settings.model_copy(update={"grad_clip": 5.0})
+    flow = flow_filter.new_flow(clipped, 16, seed=0, block=3)
+    history = flow_filter.train_flow(flow, features, labels, 3, clipped, seed=0, block=3)
+    assert np.isfinite([row["loss"] for row in history]).all()
+
+
+def test_clipping_shortens_steps_to_the_norm_that_is_asked_for():
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 8))).float()
+    moved = {}
+    for clip in (None, 0.5, 0.25):
+        settings = FlowFilter(
+            clusters=4, epochs=1, batch_size=40, learning_rate=0.1, grad_clip=clip
+        )
+        flow = flow_filter.new_flow(settings, 8, seed=0, block=1)
+        before = [value.detach().clone() for value in flow.parameters()]
+        flow_filter.train_flow(flow, features, labels, 2, settings, seed=0, block=1)
+        steps = [(a - b).detach() for a, b in zip(flow.parameters(), before, strict=True)]
+        moved[clip] = float(sum(step.double().square().sum() for step in steps).sqrt())
+    assert moved[None] > 0.1
+    assert moved[0.5] == pytest.approx(0.05, rel=1e-3)
+    assert moved[0.25] == pytest.approx(0.025, rel=1e-3)
 
 
 def test_settings_are_the_released_ones():

@@ -79,7 +79,7 @@ def test_gradients_by_finite_differences():
     )
     one = torch.from_numpy(posteriors(3, 4))
     two = torch.from_numpy(posteriors(3, 4, seed=1)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda other: purity_loss(one, other), (two,))
+    assert torch.autograd.gradcheck(lambda other: purity_loss(one, other.log()), (two,))
     loss = BalanceLoss(4).double()
     loss(one)
     assert torch.autograd.gradcheck(lambda p: copy.deepcopy(loss)(p), (two,))
@@ -132,7 +132,7 @@ def test_purity_by_loops_and_its_gradient_through_one_side():
         expected += sum(p * math.log(max(q, 1e-6)) for p, q in zip(a, b, strict=True)) / 6
     left = torch.from_numpy(one).requires_grad_()
     right = torch.from_numpy(two).requires_grad_()
-    found = purity_loss(left, right)
+    found = purity_loss(left, right.log())
     assert found.item() == pytest.approx(expected)
     found.backward()
     assert left.grad is None
@@ -140,7 +140,20 @@ def test_purity_by_loops_and_its_gradient_through_one_side():
         for k in range(4):
             assert right.grad[i, k].item() == pytest.approx(one[i, k] / two[i, k] / 6)
     even = torch.full((3, 8), 1 / 8, dtype=torch.float64)
-    assert purity_loss(even, even).item() == pytest.approx(-math.log(8))
+    assert purity_loss(even, even.log()).item() == pytest.approx(-math.log(8))
+
+
+def test_purity_without_a_clamp_has_no_bound():
+    one = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    logits = torch.tensor([[0.0, -900.0]], dtype=torch.float64, requires_grad=True)
+    free = purity_loss(one, logits.log_softmax(1), None)
+    assert free.item() == pytest.approx(-450)
+    (slope,) = torch.autograd.grad(free, logits)
+    assert slope[0].tolist() == pytest.approx([-0.5, 0.5])
+    held = purity_loss(one, logits.log_softmax(1))
+    assert held.item() == pytest.approx(0.5 * math.log(1e-6))
+    (slope,) = torch.autograd.grad(held, logits)
+    assert not slope.any()
 
 
 def test_a_momentum_of_one_is_refused():

@@ -18,7 +18,7 @@ class Clustering:
     """The centres of C classes, and the rule that turns features into subclass ids.
 
     A centre is the class's first batch mean y_1, and then ``alpha SC + (1 - alpha) y_t`` (`smooth`)
-    or ``alpha y_t + (1 - alpha) SC``, as eq. 2 prints it (`printed`). Centres move before distances
+    or ``alpha y_t + (1 - alpha) SC``, as eq. 4 prints it (`printed`). Centres move before distances
     are taken. An interval holds its upper bound and not its lower one; distance 0 is in the first.
     A class whose largest distance is 0, such as a single sample seen for the first time, has all
     its samples in the first interval.

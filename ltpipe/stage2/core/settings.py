@@ -60,10 +60,14 @@ class FlowFilter(Settings):
     The defaults are those released for ImageNet-LT. `likelihood_weight` is meant at 2,048
     dimensions and is scaled to others, since likelihoods grow with them; `spread` is that of the
     clusters' centres (the square root of 5.12 / D unless given), `exponent` q of the class weights
-    n ** -q, `share` what a block takes out. `precision` is that of the masked networks' products
-    in training; `auto` takes bfloat16 where the machine has units for it and there are at least
-    256 dimensions. Likelihoods and thresholds are computed in float32. `select: pure-clusters`
-    keeps the epoch with the most pure clusters among training samples, as the released code does.
+    n ** -q, `share` what a block takes out. `purity_clamp` bounds the purity loss: posteriors below
+    it push no further; null, as in the paper and the released code, leaves it without a bound.
+    `grad_clip` is the largest norm of a step's gradient; the released code has such a setting and
+    applies it before there are gradients.
+    `precision` is that of the masked networks' products in training; `auto` takes bfloat16 where
+    the machine has units for it and there are at least 256 dimensions. Likelihoods and thresholds
+    are computed in float32. `select: pure-clusters` keeps the epoch with the most pure clusters
+    among training samples, as the released code does.
     """
 
     clusters: int = Field(default=500, ge=1)
@@ -78,6 +82,8 @@ class FlowFilter(Settings):
     likelihood_weight: Float = Field(default=2.0, ge=0)
     balance_weight: Float = Field(default=1.0, ge=0)
     purity_weight: Float = Field(default=0.02, ge=0)
+    purity_clamp: Float | None = Field(default=1e-6, gt=0, lt=1)
+    grad_clip: Float | None = Field(default=None, gt=0)
     exponent: Float = Field(default=2.0, ge=0)
     balance_momentum: Float = Field(default=0.7, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

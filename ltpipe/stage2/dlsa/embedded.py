@@ -15,8 +15,8 @@ from ltpipe.stage2.core.batches import Draws, FeatureBatches, Rows
 from ltpipe.stage2.core.classifiers import backbone_head
 from ltpipe.stage2.core.experts import DiversityGradient, mean_logits
 from ltpipe.stage2.core.fit import EpochBatches, Model, Parameters, Recipe, fit
-from ltpipe.stage2.core.heads import LinearModel, random_classifier
-from ltpipe.stage2.core.logit_gradients import SoftmaxGradient
+from ltpipe.stage2.core.heads import LinearModel, random_linear
+from ltpipe.stage2.core.logit_gradients import LogitGradient, SoftmaxGradient
 from ltpipe.stage2.core.settings import COSINE_SCALE
 from ltpipe.stage2.core.translation import TranslatedBatches, Translation, mean_norm
 from ltpipe.stage2.dlsa.cosine_parts import CosinePartsModel, cosine_part_logits
@@ -33,8 +33,8 @@ class GroupData:
     """A group's training features (n, D), labels (n,) on the CPU, and what is made of features.
 
     `lift` maps (m, D) to what the classifier sees, (m, E); `sizes` are the widths, E in all, of
-    the parts that a cosine classifier takes apart; `prior_counts` (C,) are those that a balanced
-    loss goes by.
+    the parts that have layers of their own, the feature first; `prior_counts` (C,) are those that
+    a balanced loss goes by.
     """
 
     name: str
@@ -101,13 +101,13 @@ def fit_group(
             experts=_EXPERTS,
             reweight_from=4 * recipe.epochs // 5,
         )
-        model = LinearModel(diverse, ("weight", "bias"))
+        model = _Layers(diverse, len(data.sizes))
     else:
         prior = None
         if classifier == "balanced-softmax":
             prior = data.prior_counts.double().clamp_min(_ABSENT).log().float()
         gradient = SoftmaxGradient(SoftmaxForm(prior=prior), device=device)
-        model = LinearModel(gradient, ("weight", "bias"))
+        model = _Layers(gradient, len(data.sizes))
 
     def classify(inputs: Tensor) -> Tensor:
         return group_logits(classifier, weights, inputs, data.sizes)
@@ -129,11 +129,27 @@ def group_logits(
 
     Args:
         weights: those of `fit_group`.
-        sizes: the widths of the parts that a cosine classifier takes apart.
+        sizes: the widths of the parts that have layers of their own.
     """
     if classifier == "cosine":
         return COSINE_SCALE * cosine_part_logits(weights["weight"][0], inputs, sizes)
     return mean_logits(weights, inputs)
+
+
+class _Layers:
+    """Linear layers on the parts of one vector, as one weight and the sum of their biases.
+
+    Each bias has the gradient of the logits, so that their sum moves as fast as all together.
+    """
+
+    def __init__(self, gradient: LogitGradient, layers: int) -> None:
+        self.joined = LinearModel(gradient, ("weight", "bias"))
+        self.layers = layers
+
+    def gradients(self, parameters: Parameters, inputs: Tensor, target: Tensor) -> Parameters:
+        gradients = self.joined.gradients(parameters, inputs, target)
+        gradients["bias"].mul_(self.layers)
+        return gradients
 
 
 def _start(
@@ -144,17 +160,28 @@ def _start(
     seed: int,
     device: torch.device,
 ) -> Parameters:
-    cosine, width = classifier == "cosine", sum(data.sizes)
-    streams = [generator(seed, "dlsa", data.name)]
-    if not cosine:
-        experts = _EXPERTS if classifier == "ride" else 1
-        streams = [generator(seed, "dlsa", data.name, expert) for expert in range(experts)]
-    starts = [random_classifier(data.classes, width, draws, cosine=cosine) for draws in streams]
-    weights = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
-    if initial == "backbone" and not cosine:
+    """Return weights (E, C, sum of sizes), and biases (E, C) but of cosines, of E experts.
+
+    Every part is a fresh layer. From the backbone's classifier experts start apart, too: it is
+    their mean, and each is off by what fresh layers differ by. Equal experts would stay equal.
+    """
+    experts = _EXPERTS if classifier == "ride" else 1
+    layers = []
+    for part, width in enumerate(data.sizes):
+        fresh = [
+            random_linear(data.classes, width, generator(seed, "dlsa", data.name, expert, part))
+            for expert in range(experts)
+        ]
+        layers.append([torch.stack(values) for values in zip(*fresh, strict=True)])
+    if initial == "backbone":
         own = backbone_head(store)
-        weights["weight"][:, :, : own["weight"].shape[1]] = own["weight"]
-        weights["bias"][:] = own["bias"]
+        weight, bias = layers[0]
+        of_features = weight[:, :, : data.features.shape[1]]
+        of_features += own["weight"] - of_features.mean(0)
+        bias += own["bias"] - bias.mean(0)
+    weights = {"weight": torch.cat([weight for weight, _ in layers], 2)}
+    if classifier != "cosine":
+        weights["bias"] = torch.stack([bias for _, bias in layers]).sum(0)
     return {name: value.to(device) for name, value in weights.items()}
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore
@@ -156,21 +157,26 @@ def train_flow(
             even = balance(posterior)
             pure = posterior.new_zeros(())
             if paired and settings.purity_weight:
-                other = flow(features[second[batch]]).cluster_log_prob.softmax(1)
-                pure = purity_loss(posterior.detach(), other)
+                other = flow(features[second[batch]]).cluster_log_prob.log_softmax(1)
+                pure = purity_loss(posterior, other, settings.purity_clamp)
             value = (
                 likelihood_weight * likelihood
                 + settings.balance_weight * even
                 + settings.purity_weight * pure
             )
             value.backward()
+            if settings.grad_clip is not None:
+                # A gradient that is no number stays none, and shows in the epoch's means.
+                clip_grad_norm_(flow.parameters(), settings.grad_clip)
             optimizer.step(settings.learning_rate)
             sums += torch.stack([likelihood, even, pure, value]).detach()
         means = (sums / steps).tolist()
         if not np.isfinite(means).all():
             raise InputError(
-                f"the flow of block {block} diverges in epoch {epoch}: lower filter.learning_rate "
-                "or filter.likelihood_weight"
+                f"the flow of block {block} diverges in epoch {epoch}; of its {len(labels)} "
+                f"samples the rarest class has {int(counts[counts > 0].min())}: set "
+                "filter.grad_clip, or lower filter.learning_rate, filter.likelihood_weight or "
+                "filter.exponent"
             )
         names = ("likelihood", "balance", "purity", "loss")
         history.append({"epoch": epoch, **dict(zip(names, means, strict=True))})

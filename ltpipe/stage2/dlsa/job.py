@@ -3,9 +3,10 @@
 Xu et al., "Constructing Balance from Imbalance for Long-tailed Image Recognition", ECCV 2022,
 sections 3.1 and 3.4. The classifier of a block is aided by clusters: it sees the feature x, the
 flow's latent vector z and the class distribution P(y | h) of the sample's cluster among all
-training samples; what no block takes out goes to a regular classifier on x and z. For linear
-classifiers ``FC[x, z] + FC[P]`` is one linear map of the joined vector; a cosine classifier adds
-the cosines of both parts. Class counts in a loss are those of the samples that it is trained on.
+training samples; what no block takes out goes to a regular classifier on x and z. Logits are
+``FC[x, z] + FC[P]`` (in the released code FC[x] + FC[z, P]), kept as one map of the joined vector:
+of linear classifiers it is one matrix, a cosine classifier adds the cosines of both parts. Class
+counts in a loss are those of the samples that it is trained on.
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ _ROWS = 4096
 class Lift:
     """From features x (n, D) to what a group's classifier sees: x, then z, then P(y | h).
 
-    Without a flow it is x alone, without a prior (K, C) it is x and z.
+    Without a flow it is x alone, without a prior (K, C) it is x and z. `form` is as in DLSA's
+    settings.
     """
 
     flow: FlowMixture | None = None
     prior: Tensor | None = None
     use_latent: bool = True
+    form: str = "paper"
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
@@ -70,10 +73,17 @@ class Lift:
         return torch.cat(parts, 1)
 
     def sizes(self, dimension: int) -> list[int]:
-        """Return the widths of the parts that a cosine classifier takes apart."""
+        """Return the widths of the parts that have layers of their own, x's first."""
         if self.flow is None:
             return [dimension]
-        return [2 * dimension] + ([] if self.prior is None else [self.prior.shape[1]])
+        classes = [] if self.prior is None else [self.prior.shape[1]]
+        if self.form == "released":
+            return [dimension, sum([dimension, *classes])]
+        return [2 * dimension, *classes]
+
+
+def _lift(settings: DLSA, flow: FlowMixture, prior: Tensor | None = None) -> Lift:
+    return Lift(flow, prior, settings.use_latent, settings.form)
 
 
 @dataclass(frozen=True)
@@ -175,10 +185,10 @@ def logits(fitted: Fitted[DLSA], samples: Samples) -> Tensor:
     taken: list[tuple[Tensor, Tensor]] = []
     for number, block in enumerate(fitted.filters, 1):
         output: FlowOutput = block.flow(features)
-        lift = Lift(block.flow, fitted.weights[f"block{number}.prior"], settings.use_latent)
+        lift = _lift(settings, block.flow, fitted.weights[f"block{number}.prior"])
         answer = answered(f"block{number}", lift, lift.lifted(features, output))
         taken.append((output.log_likelihood >= block.threshold, answer))
-    rest = Lift(fitted.filters[-1].flow, None, settings.use_latent)
+    rest = _lift(settings, fitted.filters[-1].flow)
     joined = answered("rest", rest, rest.lifted(features, output))
     # The first block that takes a sample out has the last word.
     for inside, answer in reversed(taken):
@@ -237,9 +247,9 @@ def cascade(
         prior = cluster_prior(
             train.cluster, features.train.labels, settings.filter.clusters, features.classes
         )
-        lift = Lift(block.flow, prior.to(device), settings.use_latent)
+        lift = _lift(settings, block.flow, prior.to(device))
         groups.append(Group(f"block{number}", lift, train.inside, test.inside))
-    rest = Lift(filters[-1].flow, None, settings.use_latent)
+    rest = _lift(settings, filters[-1].flow)
     return [*groups, Group("rest", rest, blocks["train"][-1].passed, blocks["test"][-1].passed)]
 
 

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from ltpipe.utils.errors import InputError
 
 _SMALLEST = 1e-7
-_CLAMP = 1e-6
 
 
 def likelihood_weights(class_counts: Sequence[int], exponent: float = 2.0) -> Tensor:
-    """Return ``n_c ** -q / sum n ** -q`` (eq. 7), float32 (C,); 0 for classes without a sample.
+    """Return ``n_c ** -q / sum n ** -q`` (eq. 6), float32 (C,); 0 for classes without a sample.
 
     Raises:
         InputError: no class has a sample.
@@ -34,7 +33,7 @@ def likelihood_weights(class_counts: Sequence[int], exponent: float = 2.0) -> Te
 def weighted_likelihood_loss(
     log_likelihood: Tensor, target: Tensor, class_weights: Tensor
 ) -> Tensor:
-    """Return ``-mean_i w_{y_i} log p(x_i)`` (eq. 6) of (B,), targets (B,) and weights (C,)."""
+    """Return ``-mean_i w_{y_i} log p(x_i)`` (eq. 7) of (B,), targets (B,) and weights (C,)."""
     return -(class_weights[target] * log_likelihood).mean()
 
 
@@ -72,14 +71,17 @@ class BalanceLoss(nn.Module):
         return math.log(len(unbiased)) - entropy
 
 
-def purity_loss(posterior: Tensor, other: Tensor) -> Tensor:
+def purity_loss(posterior: Tensor, log_other: Tensor, clamp: float | None = 1e-6) -> Tensor:
     """Return ``mean_i sum_k P(k | x_i) log P(k | x_j)`` (eq. 10) of pairs of different classes.
 
     It is minus a cross-entropy, so minimising it drives the clusters of two classes apart. The
-    gradient flows through `other` alone, and posteriors are held above 1e-6, below which the loss
-    has no bound.
+    gradient flows through `log_other` alone. As printed, and in the released code, it has no
+    bound; with `clamp` posteriors of x_j count as no smaller, and push no further.
 
     Args:
-        posterior, other: (B, K).
+        posterior: P(k | x_i), (B, K).
+        log_other: log P(k | x_j), (B, K).
     """
-    return (posterior.detach() * other.clamp_min(_CLAMP).log()).sum(1).mean()
+    if clamp is not None:
+        log_other = log_other.clamp_min(math.log(clamp))
+    return (posterior.detach() * log_other).sum(1).mean()

@@ -17,12 +17,15 @@ class DLSA(MethodSettings):
     """DLSA: a cascade of filters, a cluster-aided classifier for what each takes out.
 
     `classifier` is what is trained on each group; `blocks: 0` trains it on all samples, without
-    filters, which is what DLSA is compared with. `use_latent: false` passes the feature twice
-    instead of the flow's latent vector, as the released code does by mistake. `prior: all` lets the
-    classifier of what no block takes out balance by the counts of the whole training set, as that
-    code does, and not by those of its own samples. `initial: backbone` starts the feature's part of
-    linear classifiers from stage one's. `best_test` adds, under its own protocol tag, what each
-    classifier's best epoch of every fifth on its own test samples gives.
+    filters, which is what DLSA is compared with. `form` says of which layers its logits are the
+    sum: the paper's FC[x, z] + FC[P], or the released code's FC[x] + FC[z, P]; cosines differ by
+    it, linear maps in how fast they learn. `use_latent: false` passes the feature twice instead of
+    the flow's latent vector, as the released code does by mistake. `prior: all` lets the classifier
+    of what no block takes out balance by the counts of the whole training set, as that code does,
+    and not by those of its own samples. `initial: backbone` starts what a classifier makes of the
+    feature from stage one's classifier; RIDE's experts start around it. `best_test` adds, under its
+    own protocol tag, what each classifier's best epoch of every fifth on its own test samples
+    gives.
     """
 
     stackable = False
@@ -34,6 +37,7 @@ class DLSA(MethodSettings):
     classifier: Literal["balanced-softmax", "class-balanced-sampling", "cosine", "m2m", "ride"] = (
         "balanced-softmax"
     )
+    form: Literal["paper", "released"] = "paper"
     use_latent: bool = True
     prior: Literal["group", "all"] = "group"
     initial: Literal["random", "backbone"] = "random"
