@@ -490,6 +490,9 @@ def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
     if isinstance(figure, SettingCurve):
         for line in figure.lines:
             places_on_line(experiment, figure, line, where)
+        for line, method in figure.levels.items():
+            match([line], figure.lines, f"{where}.levels")
+            match([method], experiment.methods, f"{where}.levels.{line}")
     if isinstance(figure, SweepCurve | Confusion | CascadeTsne):
         match([figure.method], experiment.methods, f"{where}.method")
     if isinstance(figure, CascadeTsne) and not experiment.methods[figure.method].settings.filters():

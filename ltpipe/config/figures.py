@@ -90,14 +90,16 @@ class TailAccuracy(Settings):
 class SettingCurve(Settings):
     """A metric over a numeric setting of the methods' backbones (CWS's Fig. 4).
 
-    `lines` maps each line's name to the methods on it (`*` allowed). `name` tells two such figures
-    of one data set apart.
+    `lines` maps each line's name to the methods on it (`*` allowed), `levels` a line's name to a
+    method that it is compared with, a dashed line. `name` tells two such figures of one data set
+    apart.
     """
 
     kind: Literal["setting_curve"]
     dataset: str
     setting: str
     lines: dict[str, str] = Field(min_length=1)
+    levels: dict[str, str] = {}
     name: str = ""
     metric: str = "accuracy"
 

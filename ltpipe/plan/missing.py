@@ -69,6 +69,7 @@ def _stays(experiment: Experiment, figure: Any, kept: set[Pair]) -> bool:
     if isinstance(figure, TrainingCurves):
         return any(name in backbones for name in _names(figure.backbones, experiment.backbones))
     wanted = [*getattr(figure, "methods", []), *getattr(figure, "lines", {}).values()]
+    wanted += getattr(figure, "levels", {}).values()
     wanted += [figure.method] if hasattr(figure, "method") else []
     shown = [*getattr(figure, "backbones", [])]
     shown += [figure.backbone] if hasattr(figure, "backbone") else []

@@ -109,6 +109,15 @@ def test_a_metric_over_a_setting(tmp_path):
     assert data["seeds"].tolist() == [2, 1, 1]
 
 
+def test_what_a_line_is_compared_with_is_a_level(tmp_path):
+    figure, data = drawn(material(tmp_path, curve(levels={"two": "b"}), records=results()))
+    assert data["alpha"].isna().tolist() == [False, False, False, True]
+    assert data.iloc[3][["line", "method", "mean"]].tolist() == ["two", "b", 0.8]
+    assert "Dashed: without alpha" in figure.caption
+    with pytest.raises(InputError, match="never was not run on d"):
+        draw_figures(material(tmp_path, curve(levels={"one": "never"}), records=results()))
+
+
 def test_a_method_that_was_not_run_is_named(tmp_path):
     lines = {"one": {"a": 0.5, "never": 0.9}}
     with pytest.raises(InputError, match="never was not run on d"):

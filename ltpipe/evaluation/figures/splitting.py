@@ -19,7 +19,8 @@ from ltpipe.utils.errors import InputError
 def setting_curve(material: Material, settings: Mapping[str, Any]) -> Drawn:
     """A metric over a setting of the methods' backbones, a line a group of methods.
 
-    CWS, Fig. 4. Runs that did not converge are left out.
+    CWS, Fig. 4; the levels of a line, where no setting applies, are dashed. Runs that did not
+    converge are left out.
     """
     dataset, setting, metric = settings["dataset"], settings["setting"], settings["metric"]
     records = material.records
@@ -30,7 +31,9 @@ def setting_curve(material: Material, settings: Mapping[str, Any]) -> Drawn:
     ]
     rows = []
     for line, places in settings["lines"].items():
-        for method, place in sorted(places.items(), key=lambda item: item[1]):
+        level = settings.get("levels", {}).get(line)
+        points = sorted(places.items(), key=lambda item: item[1])
+        for method, place in [*points, *([(level, np.nan)] if level else [])]:
             values = of_dataset[of_dataset["method"] == method]["value"]
             if values.empty:
                 raise InputError(f"figures: {method} was not run on {dataset}; see runs")
@@ -39,14 +42,17 @@ def setting_curve(material: Material, settings: Mapping[str, Any]) -> Drawn:
     data = pd.DataFrame(rows, columns=["line", "method", setting, "mean", "sd", "seeds"])
     stem = "-".join(filter(None, ("setting", setting, settings["name"], dataset)))
     # Settings such as 0.5, 0.9, 0.99, 0.999 crowd at one end: places are evenly spaced.
-    values = sorted(data[setting].unique())
+    values = sorted(data[setting].dropna().unique())
     unit = 1 if metric in PLAIN else 100
     with file_of(material, stem.lower(), data) as figure:
         axes = figure.subplots()
-        for line, part in data.groupby("line", sort=False):
+        for line, every in data.groupby("line", sort=False):
+            part = every[every[setting].notna()]
             places = [values.index(value) for value in part[setting]]
             mean, sd = unit * part["mean"], unit * part["sd"].fillna(0)
-            axes.errorbar(places, mean, yerr=sd, marker="o", capsize=3, label=line)
+            drawn = axes.errorbar(places, mean, yerr=sd, marker="o", capsize=3, label=line)
+            for level in unit * every["mean"][every[setting].isna()]:
+                axes.axhline(level, color=drawn[0].get_color(), linestyle="--", linewidth=1)
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.set_xlabel(setting)
         axes.set_ylabel(f"test {METRIC_TITLES[metric]}" + (", %" if unit == 100 else ""))
@@ -57,7 +63,8 @@ def setting_curve(material: Material, settings: Mapping[str, Any]) -> Drawn:
         f"{METRIC_TITLES[metric].capitalize()} over {setting}{kind}, "
         f"{material.dataset(dataset)['label']}",
         f"Mean and standard deviation over {data['seeds'].max()} seeds, last epoch; values of "
-        f"{setting} are evenly spaced.",
+        f"{setting} are evenly spaced."
+        + (f" Dashed: without {setting}." if settings.get("levels") else ""),
     )
 
 
