@@ -130,6 +130,12 @@ def rates(rate: float | list[float]) -> float | list[float]:
     return rate
 
 
+def decays(decay: float | list[float]) -> float | list[float]:
+    if min(different("weight_decay", decay)) < 0:
+        raise ValueError("weight_decay must be at least 0")
+    return decay
+
+
 def exponents(tau: float | list[float]) -> float | list[float]:
     if min(different("tau", tau)) < 0:
         raise ValueError("tau must be at least 0")

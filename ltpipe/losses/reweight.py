@@ -38,6 +38,38 @@ class ClassBalancedLoss(SoftmaxLoss):
         return SoftmaxForm()
 
 
+@loss("class-balanced-binary", paper="Alshammari et al., CVPR 2022")
+class BinarySoftmaxLoss(Loss):
+    """``v_y / C [-log p_y - sum_{j != y} log(1 - p_j)]`` with softmax probabilities p.
+
+    v are the inverse effective numbers, summing to C; the mean divides by the batch, not by their
+    sum. What weight balancing's released code trains its classifier with: Alshammari et al.,
+    "Long-Tailed Recognition via Weight Balancing", CVPR 2022.
+
+    Raises:
+        InputError: a class has no training image; `beta` is outside [0, 1).
+    """
+
+    factors: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int] | Tensor,
+        beta: Annotated[float, Field(ge=0, lt=1)] = 0.9999,
+    ) -> None:
+        super().__init__()
+        factors = effective_number_weights(class_counts, beta)
+        self.register_buffer("factors", factors, persistent=False)
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        log_probabilities = torch.log_softmax(logits, dim=1)
+        # A probability that rounds to 1 must not cost infinitely much.
+        others = torch.log1p(-log_probabilities.exp().clamp(max=1 - 1e-6))
+        places = target.unsqueeze(1)
+        right = (log_probabilities - others).gather(1, places).squeeze(1)
+        return -self.factors[target] / logits.shape[1] * (right + others.sum(1))
+
+
 @loss("focal", paper="Lin et al., ICCV 2017")
 class FocalLoss(Loss):
     """Softmax focal loss ``(1 - p_y) ** gamma * CE``.

@@ -18,7 +18,18 @@ def inverse_frequency_weights(class_counts: Sequence[int] | Tensor) -> Tensor:
     Raises:
         InputError: a class has no training image.
     """
-    return _sum_to_classes(1 / checked_counts(class_counts))
+    return powered_frequency_weights(class_counts, 1.0)
+
+
+def powered_frequency_weights(class_counts: Sequence[int] | Tensor, exponent: float) -> Tensor:
+    """Return ``n_c ** -exponent``, scaled to sum to C, as float32 (C,).
+
+    Zhang et al., "Distribution Alignment", CVPR 2021, eq. 8, with rho as the exponent.
+
+    Raises:
+        InputError: a class has no training image.
+    """
+    return _sum_to_classes(checked_counts(class_counts) ** -exponent)
 
 
 def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:

@@ -39,6 +39,8 @@ PLAYED = {
     "label-mapping": {"features": "cws"},
     "ecvl": {"features": "towers"},
     "zero-shot": {"features": "towers"},
+    "tip-adapter": {"features": "towers"},
+    "gla": {"features": "towers"},
 }
 
 

@@ -109,11 +109,19 @@ def label_aware(row: Sequence[float], label: int) -> float:
     return smoothed(row, label, 0.3 * math.sin(math.pi * share / 2))
 
 
+def balanced_binary(row: Sequence[float], label: int) -> float:
+    own = [1 / (1 - 0.9999**n) for n in COUNTS]
+    shares = [math.exp(-cross_entropy(row, c)) for c in range(4)]
+    terms = [math.log(p if c == label else 1 - p) for c, p in enumerate(shares)]
+    return -own[label] / sum(own) * sum(terms)
+
+
 # One sample's loss under the default settings, from the papers; every registered loss has one.
 FORMULAS: dict[str, Callable[[Sequence[float], int], float]] = {
     "ce": cross_entropy,
     "focal": focal,
     "class-balanced": cross_entropy,
+    "class-balanced-binary": balanced_binary,
     "balanced-softmax": lambda row, label: cross_entropy(shifted(row, COUNTS), label),
     "logit-adjustment": lambda row, label: cross_entropy(
         shifted(row, [n / sum(COUNTS) for n in COUNTS]), label

@@ -20,9 +20,10 @@ from ltpipe.losses.reweight import FocalLoss
 from ltpipe.losses.smoothing import LabelAwareSmoothingLoss
 from ltpipe.losses.softmax import BalancedSoftmaxLoss, CrossEntropyLoss
 from ltpipe.losses.weights import effective_number_weights
+from ltpipe.stage2.core.base_classifier import backbone_head
 from ltpipe.stage2.core.batches import Sampling, SquashedRows, UnitRows
 from ltpipe.stage2.core.class_means import class_means, closeness
-from ltpipe.stage2.core.classifiers import backbone_head, fit_classifiers, fit_scaled
+from ltpipe.stage2.core.classifiers import fit_classifiers, fit_scaled
 from ltpipe.stage2.core.experts import DiversityGradient, fit_experts
 from ltpipe.stage2.core.fit import Recipe
 from ltpipe.stage2.core.heads import CosineModel, LinearModel, normalised
@@ -59,7 +60,7 @@ def classifiers(store, recipe, loss=None, sampling=SAMPLING, **values):
 
 
 def scaled(store, recipe, loss, trained):
-    return fit_scaled(store, loss, recipe, SAMPLING, 4, CPU, trained=trained)
+    return fit_scaled(store, loss, recipe, SAMPLING, 4, CPU, initial="backbone", trained=trained)
 
 
 def experts(store, recipe, loss, **values):
@@ -288,7 +289,7 @@ def test_tau_is_the_best_on_the_held_out_samples_of_the_tuning_backbone(tmp_path
         output=tmp_path,
         device=CPU,
     )
-    chosen = tau_norm.run(job)["tau"]
+    chosen = tau_norm.run(job)["chosen"]["tau"]
     weight = FeatureStore.open(tmp_path / "tuning/train.h5").classifier_weight
     held_out = FeatureStore.open(tmp_path / "tuning/val.h5")
     means = []

@@ -6,11 +6,11 @@ import torch
 
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.base import Loss
+from ltpipe.stage2.core.base_classifier import base_classifier
 from ltpipe.stage2.core.batches import Rows, Sampling
 from ltpipe.stage2.core.fit import Parameters, Recipe, fit, repeated
 from ltpipe.stage2.core.heads import LinearModel, classifier_model, random_classifier
 from ltpipe.stage2.core.logit_gradients import logit_gradient
-from ltpipe.stage2.core.results import linear_classifier_of
 from ltpipe.stage2.core.retraining import training_batches
 from ltpipe.utils.seeding import generator
 
@@ -34,13 +34,13 @@ def fit_classifiers(
         cosine: whether logits are cosines of the weight's rows with the inputs as they come.
         rows: how rows of the features are handed out.
         scale: by what logits are multiplied before the loss.
-        initial: `random`, or `backbone`: as the stage-one classifier is.
+        initial: `random`, or that of `base_classifier`.
 
     Raises:
         InputError: the store carries no stage-one classifier, and one is needed.
     """
-    if initial == "backbone":
-        start = backbone_head(store)
+    if initial != "random":
+        start = base_classifier(store, initial, seed, device)
         if cosine:
             del start["bias"]
     else:
@@ -64,16 +64,17 @@ def fit_scaled(
     seed: int,
     device: torch.device,
     *,
+    initial: str,
     trained: tuple[str, ...],
 ) -> Parameters:
     """Return weight, bias and class-wise scale of the recipe's P points: (P, ...).
 
-    They start as the stage-one classifier with scales of 1; `trained` names what is trained.
+    They start as `base_classifier` gives them, with scales of 1; `trained` names what is trained.
 
     Raises:
         InputError: the store carries no stage-one classifier.
     """
-    start = backbone_head(store)
+    start = base_classifier(store, initial, seed, device)
     start["scale"] = torch.ones_like(start["bias"])
     return fit(
         repeated(start, recipe.points, device),
@@ -82,9 +83,3 @@ def fit_scaled(
         recipe,
         description=f"scaled classifier, {recipe.points} models",
     )
-
-
-def backbone_head(store: FeatureStore) -> Parameters:
-    """Return weight and bias of the stage-one classifier; see `linear_classifier_of`."""
-    weight, bias = linear_classifier_of(store)
-    return {"weight": weight, "bias": bias}

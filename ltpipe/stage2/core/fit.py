@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ _LARGE = 1 << 17
 class Recipe:
     """How models are fitted: momentum SGD with a schedule without warm-up.
 
-    `learning_rate` is one number, or one for each point of a sweep. `factors` multiply the rate of
-    the parameters that they name.
+    `learning_rate` and `weight_decay` are one number, or one for each point of a sweep. `factors`
+    multiply the rate of the parameters that they name.
     """
 
     epochs: int
@@ -39,13 +39,14 @@ class Recipe:
     learning_rate: float | tuple[float, ...]
     schedule: str
     momentum: float
-    weight_decay: float
+    weight_decay: float | tuple[float, ...]
     factors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def points(self) -> int:
         """How many sweep points are fitted together."""
-        return len(self.learning_rate) if isinstance(self.learning_rate, tuple) else 1
+        swept = (self.learning_rate, self.weight_decay)
+        return max((len(grid) for grid in swept if isinstance(grid, tuple)), default=1)
 
 
 class Model(Protocol):
@@ -78,14 +79,16 @@ def fit(
         on_epoch: told the 0-based epoch and the parameters after each epoch.
     """
     momenta: Parameters = {}
-    base = _rates(parameters, recipe)
+    base = _by_model(recipe.learning_rate, parameters)
+    decay = _by_model(recipe.weight_decay, parameters)
+    swept = isinstance(base, Tensor) or isinstance(decay, Tensor)
     for epoch in track(range(recipe.epochs), description):
         share = learning_rate(recipe.schedule, 1.0, epoch, recipe.epochs)
         for inputs, target in batches(epoch):
             for name, gradient in model.gradients(parameters, inputs, target).items():
                 value = parameters[name]
                 rate = share * recipe.factors.get(name, 1.0)
-                if not isinstance(base, Tensor) and _in_one_pass(value, gradient):
+                if not swept and _in_one_pass(value, gradient):
                     first = name not in momenta
                     if first:
                         momenta[name] = torch.empty_like(value)
@@ -94,7 +97,7 @@ def fit(
                         [value],
                         [gradient],
                         [momenta[name]],
-                        weight_decay=recipe.weight_decay,
+                        weight_decay=decay,
                         momentum=recipe.momentum,
                         lr=base * rate,
                         dampening=0.0,
@@ -103,14 +106,16 @@ def fit(
                         is_first_step=first,
                     )
                     continue
-                gradient.add_(value, alpha=recipe.weight_decay)
+                if isinstance(decay, Tensor):
+                    gradient.addcmul_(value, _along(decay, value))
+                else:
+                    gradient.add_(value, alpha=decay)
                 if name in momenta:
                     momentum = momenta[name].mul_(recipe.momentum).add_(gradient)
                 else:
                     momentum = momenta[name] = gradient
                 if isinstance(base, Tensor):
-                    rates = (base * rate).view(-1, *[1] * (value.ndim - 1))
-                    value.addcmul_(momentum, rates, value=-1)
+                    value.addcmul_(momentum, _along(base * rate, value), value=-1)
                 else:
                     value.add_(momentum, alpha=-base * rate)
         if on_epoch is not None:
@@ -125,13 +130,18 @@ def repeated(start: Parameters, points: int, device: torch.device) -> Parameters
     }
 
 
-def _rates(parameters: Parameters, recipe: Recipe) -> float | Tensor:
-    """Return one learning rate, or (M,) of them on the parameters' device."""
-    if not isinstance(recipe.learning_rate, tuple):
-        return recipe.learning_rate
+def _by_model(grid: float | tuple[float, ...], parameters: Parameters) -> Any:
+    """Return the one number of all models, or (M,) of them on the parameters' device."""
+    if not isinstance(grid, tuple):
+        return grid
     value = next(iter(parameters.values()))
-    rates = torch.tensor(recipe.learning_rate, device=value.device)
-    return rates.repeat_interleave(len(value) // len(rates))
+    numbers = torch.tensor(grid, device=value.device)
+    return numbers.repeat_interleave(len(value) // len(numbers))
+
+
+def _along(numbers: Tensor, value: Tensor) -> Tensor:
+    """Return (M,) numbers in a shape that goes with a parameter of M models."""
+    return numbers.view(-1, *[1] * (value.ndim - 1))
 
 
 def _in_one_pass(value: Tensor, gradient: Tensor) -> bool:

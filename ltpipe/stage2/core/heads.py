@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -58,6 +58,33 @@ class CosineModel:
         radial = torch.linalg.vecdot(gradient, directions).unsqueeze(-1)
         gradient.addcmul_(radial, directions, value=-1).div_(norms)
         return {"weight": gradient}
+
+
+class AutogradModel:
+    """Logits of any form: their gradient by the parameters is autograd's.
+
+    Args:
+        forward: makes logits (G, B, P, C) of all parameters and inputs (G, B, D).
+        trained: the parameters that gradients are wanted for.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Parameters, Tensor], Tensor],
+        gradient: LogitGradient,
+        trained: Sequence[str],
+    ) -> None:
+        self.forward = forward
+        self.gradient = gradient
+        self.trained = trained
+
+    def gradients(self, parameters: Parameters, inputs: Tensor, target: Tensor) -> Parameters:
+        leaves = {name: parameters[name].detach().requires_grad_() for name in self.trained}
+        with torch.enable_grad():
+            logits = self.forward({**parameters, **leaves}, inputs)
+            by_logits = self.gradient(logits.detach().clone(), target)
+            found = torch.autograd.grad(logits, list(leaves.values()), by_logits)
+        return dict(zip(leaves, found, strict=True))
 
 
 def _stacked_logits(parameters: Parameters, inputs: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,34 +16,58 @@ from ltpipe.plan.layout import VALIDATION_SHARE
 from ltpipe.plan.stages import MANIFEST
 
 
-def held_out_files(job: Job, role: str, scratch: Path) -> tuple[Path, Path]:
-    """Return the training and the held-out features of a role, as feature files.
+def held_out_stores(
+    job: Job, role: str, skip: Sequence[str] = ()
+) -> tuple[FeatureStore, FeatureStore]:
+    """Return the training and the held-out features of a role.
 
     They are those of the data set's own validation part, or of a backbone that was trained without
     the held-out samples. A network that was not trained here has seen none of them: its training
-    features are split, a tenth of each class by a fixed seed, into two files in `scratch`.
+    features are split, a tenth of each class by a fixed seed. `skip` is that of
+    `FeatureStore.open`.
     """
     tuning = job.tuning(role)
-    train, held_out = (job.file(tuning, f"{split}.h5") for split in ("train", "val"))
-    has_samples = len(FeatureStore.open(held_out, skip=("views",)).labels)
-    if has_samples or not _is_frozen(job.inputs[tuning]):
+    train = FeatureStore.open(job.file(tuning, "train.h5"), skip)
+    held_out = FeatureStore.open(job.file(tuning, "val.h5"), (*skip, "views"))
+    if len(held_out.labels) or not _is_frozen(job.inputs[tuning]):
         return train, held_out
-    store = FeatureStore.open(train)
-    parts = split_validation(store.labels, 0, VALIDATION_SHARE)
+    kept, taken = split_validation(train.labels, 0, VALIDATION_SHARE)
+    counts = np.bincount(train.labels[kept], minlength=len(train.class_names)).tolist()
+    return _part(train, kept, counts), _part(train, taken, counts)
+
+
+def _part(store: FeatureStore, rows: np.ndarray, counts: list[int]) -> FeatureStore:
+    return replace(
+        store,
+        features=store.features[rows],
+        labels=store.labels[rows],
+        index=store.index[rows],
+        class_counts=counts,
+        views=None if store.views is None else store.views[:, rows],
+        logits=None if store.logits is None else store.logits[rows],
+    )
+
+
+def held_out_files(job: Job, role: str, scratch: Path) -> tuple[Path, Path]:
+    """Return what `held_out_stores` does as files; those that are split lie in `scratch`."""
+    tuning = job.tuning(role)
+    own = job.file(tuning, "train.h5"), job.file(tuning, "val.h5")
+    stores = held_out_stores(job, role)
+    if stores[0].path == own[0] and stores[1].path == own[1]:
+        return own
     paths = scratch / f"{role}-train.h5", scratch / f"{role}-val.h5"
-    counts = np.bincount(store.labels[parts[0]], minlength=len(store.class_names)).tolist()
-    for path, rows in zip(paths, parts, strict=True):
+    for path, store in zip(paths, stores, strict=True):
         write_features(
             path,
-            features=store.features[rows],
-            labels=store.labels[rows],
-            index=store.index[rows],
+            features=store.features,
+            labels=store.labels,
+            index=store.index,
             class_names=store.class_names,
-            class_counts=counts,
+            class_counts=store.class_counts,
             attributes=store.attributes,
-            views=None if store.views is None else store.views[:, rows],
+            views=store.views,
             view_strength=store.view_strength,
-            logits=None if store.logits is None else store.logits[rows],
+            logits=store.logits,
             text=store.text,
             classifier_weight=store.classifier_weight,
             classifier_bias=store.classifier_bias,
@@ -49,9 +75,22 @@ def held_out_files(job: Job, role: str, scratch: Path) -> tuple[Path, Path]:
     return paths
 
 
+def best_place(accuracies: Sequence[float]) -> int:
+    """Return the place of the best one; of equals, which few samples make, that in the middle."""
+    equals = np.flatnonzero(np.isclose(accuracies, max(accuracies)))
+    return int(equals[len(equals) // 2])
+
+
+def mean_class_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean accuracy of the classes that have samples, for labels (N,)."""
+    counts = np.bincount(labels)
+    hits = np.bincount(labels, weights=predicted == labels)
+    return float((hits[counts > 0] / counts[counts > 0]).mean())
+
+
 def _is_frozen(folder: Path) -> bool:
     """Return whether features are of a network of the plan that was not trained here."""
     if not (folder / MANIFEST).is_file():
         return False
     spec = open_artifact(folder).spec
-    return spec["kind"] == "features" and "seed" not in spec
+    return spec["kind"] in ("features", "import") and "seed" not in spec

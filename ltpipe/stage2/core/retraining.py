@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ltpipe.stage2.core.batches import (
     drawn_views,
 )
 from ltpipe.stage2.core.fit import Recipe
+from ltpipe.stage2.core.settings import Chosen
 
 
 class RecipeSettings(Protocol):
@@ -34,7 +35,7 @@ class RecipeSettings(Protocol):
     @property
     def momentum(self) -> float: ...
     @property
-    def weight_decay(self) -> float: ...
+    def weight_decay(self) -> float | list[float]: ...
 
 
 class SamplingSettings(Protocol):
@@ -49,18 +50,25 @@ class SamplingSettings(Protocol):
 
 
 def recipe_of(settings: RecipeSettings, **factors: float) -> Recipe:
-    """Return the recipe in a method's settings.
+    """Return the recipe in a method's settings, of all points of its grid where it has one.
 
     `factors` multiply the learning rate of the parameters that they name.
     """
-    rate = settings.learning_rate
+    rate: Any = settings.learning_rate
+    decay: Any = settings.weight_decay
+    if isinstance(settings, Chosen):
+        grid = settings.grid()
+        rate = [point.get("learning_rate", rate) for point in grid]
+        decay = [point.get("weight_decay", decay) for point in grid]
+        if grid == [{}]:
+            rate, decay = rate[0], decay[0]
     return Recipe(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         learning_rate=tuple(rate) if isinstance(rate, list) else rate,
         schedule=settings.schedule,
         momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+        weight_decay=tuple(decay) if isinstance(decay, list) else decay,
         factors=factors,
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import itertools
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
 from ltpipe.config.base import Float, Settings
-from ltpipe.config.methods import MethodSettings, OneBackbone, points, rates
+from ltpipe.config.methods import MethodSettings, OneBackbone, decays, points, rates
 
 # By which cosines are multiplied under losses without a scale of their own, as OLTR does.
 COSINE_SCALE = 16.0
@@ -41,6 +42,64 @@ class Retrained(MethodSettings):
         if not isinstance(self.learning_rate, list):
             return [{}]
         return points("learning_rate", self.learning_rate)
+
+
+class Chosen(MethodSettings):
+    """What the methods share that choose the values of swept settings by held-out samples.
+
+    Of a list of values, `select: validation` takes the one of the best mean class accuracy on
+    held-out samples, and fits with it on all; `select: none` shows them all. Of several lists every
+    combination is tried.
+    """
+
+    # The settings that may be lists, in the order in which their combinations are written out.
+    swept: ClassVar[tuple[str, ...]] = ()
+
+    select: Literal["validation", "none"] = "validation"
+
+    def grid(self) -> list[dict[str, float]]:
+        """Return every combination of the listed values."""
+        lists = {name: getattr(self, name) for name in self.swept}
+        lists = {name: values for name, values in lists.items() if isinstance(values, list)}
+        return [dict(zip(lists, one, strict=True)) for one in itertools.product(*lists.values())]
+
+    def at(self, point: dict[str, float]) -> Self:
+        """Return these settings with one value for each list."""
+        return self.model_copy(update=point)
+
+    def points(self) -> list[dict[str, float]]:
+        return [{}] if self.needs_validation() else self.grid()
+
+    def protocol(self) -> str:
+        return "best_val" if self.needs_validation() else "last"
+
+    def needs_validation(self) -> bool:
+        return self.select == "validation" and len(self.grid()) > 1
+
+
+class Tuned(Chosen, Retrained):
+    """A retrained classifier whose learning rate and weight decay may be chosen; see `Chosen`."""
+
+    swept: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay")
+
+    weight_decay: Float | list[Float] = 5e-4  # type: ignore[assignment]
+    select: Literal["validation", "none"] = "none"
+
+    _check_decays = field_validator("weight_decay")(decays)
+
+
+class OnClassifier(MethodSettings):
+    """What the methods share that start from a classifier that is trained already.
+
+    `initial: backbone` is the one of stage one. A network from elsewhere has none over these
+    classes: `initial: linear` first fits a linear one to the same features, by cross-entropy.
+    """
+
+    backbones: OneBackbone
+    initial: Literal["backbone", "linear"] = "backbone"
+
+    def reads_classifier(self, role: str) -> bool:
+        return self.initial == "backbone"
 
 
 class OnTexts(MethodSettings):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.softmax import CrossEntropyLoss
+from ltpipe.stage2.core.base_classifier import backbone_head
 from ltpipe.stage2.core.batches import Sampling
-from ltpipe.stage2.core.classifiers import backbone_head
 from ltpipe.stage2.core.fit import EpochBatches, Parameters, Recipe, fit, repeated
 from ltpipe.stage2.core.heads import LinearModel, random_classifier
 from ltpipe.stage2.core.logit_gradients import logit_gradient

@@ -11,8 +11,8 @@ from torch import Tensor
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.base import SoftmaxForm
 from ltpipe.losses.softmax import CrossEntropyLoss
+from ltpipe.stage2.core.base_classifier import backbone_head
 from ltpipe.stage2.core.batches import Draws, FeatureBatches, Rows
-from ltpipe.stage2.core.classifiers import backbone_head
 from ltpipe.stage2.core.experts import DiversityGradient, mean_logits
 from ltpipe.stage2.core.fit import EpochBatches, Model, Parameters, Recipe, fit
 from ltpipe.stage2.core.heads import LinearModel, random_linear

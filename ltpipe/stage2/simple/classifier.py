@@ -16,36 +16,40 @@ from pydantic import Field, model_validator
 from ltpipe.config.base import Float
 from ltpipe.config.losses import Loss, check_head, loss_settings
 from ltpipe.config.registry import method
-from ltpipe.stage2.core.settings import COSINE_SCALE, Retrained
+from ltpipe.stage2.core.settings import COSINE_SCALE, Tuned
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ltpipe.artifacts.job import Job
+    from ltpipe.features.store import FeatureStore
     from ltpipe.losses.base import Loss as LossModule
     from ltpipe.stage2.core.inference import Fitted, Samples
 
 
 @method("classifier", paper="Kang et al., ICLR 2020")
-class Classifier(Retrained):
+class Classifier(Tuned):
     """A classifier retrained on frozen features: any head, loss and sampler.
 
     With its defaults it is cRT. `weights` are class weights in the loss. A cosine head sees
     features of unit length, or squashed ones (`rows: squashed`), and its cosines are multiplied by
-    `scale` (16 unless given) except under the losses that have a scale of their own.
+    `scale` (16 unless given) except under the losses that have a scale of their own. `initial:
+    linear` starts from a linear classifier that is first fitted by plain cross-entropy.
     """
 
     kind: Literal["classifier"]
     head: Literal["linear", "cosine"] = "linear"
     loss: Loss = loss_settings("ce")
     weights: Literal["none", "inverse", "effective"] = "none"
-    initial: Literal["random", "backbone"] = "random"
+    initial: Literal["random", "backbone", "linear"] = "random"
     rows: Literal["unit", "squashed"] | None = None
     scale: Float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Classifier:
         check_head(self.head, self.loss)
+        if self.head == "cosine" and self.initial == "linear":
+            raise ValueError("initial: linear belongs to head: linear")
         if self.head == "linear" and (self.rows is not None or self.scale is not None):
             raise ValueError("rows and scale belong to head: cosine")
         if self.loss.takes_cosines and self.scale is not None:
@@ -59,27 +63,30 @@ class Classifier(Retrained):
 def run(job: Job) -> dict[str, Any]:
     """Fit the classifiers of all sweep points at once and evaluate their last epoch."""
     from ltpipe.stage2.core.batches import Rows, SquashedRows, UnitRows
+    from ltpipe.stage2.core.choosing import fit_chosen
     from ltpipe.stage2.core.classifiers import fit_classifiers
     from ltpipe.stage2.core.one_backbone import finish, open_features
     from ltpipe.stage2.core.retraining import recipe_of, sampling_of
 
+    def fit(settings: Classifier, train: FeatureStore) -> dict[str, Tensor]:
+        cosine = settings.head == "cosine"
+        rows = SquashedRows if settings.rows == "squashed" else UnitRows
+        return fit_classifiers(
+            train,
+            _loss(settings, train.class_counts),
+            recipe_of(settings),
+            sampling_of(settings),
+            job.seed,
+            job.device,
+            cosine=cosine,
+            rows=rows if cosine else Rows,
+            scale=_scale(settings),
+            initial=settings.initial,
+        )
+
     features = open_features(job, Classifier)
-    settings, train = features.settings, features.train
-    cosine = settings.head == "cosine"
-    rows = SquashedRows if settings.rows == "squashed" else UnitRows
-    weights = fit_classifiers(
-        train,
-        _loss(settings, train.class_counts),
-        recipe_of(settings),
-        sampling_of(settings),
-        job.seed,
-        job.device,
-        cosine=cosine,
-        rows=rows if cosine else Rows,
-        scale=_scale(settings),
-        initial=settings.initial,
-    )
-    return finish(job, features, logits, weights)
+    weights, facts = fit_chosen(job, features, fit, logits)
+    return finish(job, features, logits, weights, **facts)
 
 
 def logits(fitted: Fitted[Classifier], samples: Samples) -> Tensor:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import field_validator
 
 from ltpipe.config.base import Float
-from ltpipe.config.methods import MethodSettings, OneBackbone, exponents, points
+from ltpipe.config.methods import exponents, points
 from ltpipe.config.registry import method
+from ltpipe.stage2.core.settings import OnClassifier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
 
 
 @method("logit-adjusted", paper="Menon et al., ICLR 2021")
-class LogitAdjusted(MethodSettings):
-    """The stage-one classifier's logits less tau times the log prior; nothing is trained."""
+class LogitAdjusted(OnClassifier):
+    """A trained classifier's logits less tau times the log prior."""
 
     kind: Literal["logit-adjusted"]
-    backbones: OneBackbone
     tau: Float | list[Float] = 1.0
 
     _check_tau = field_validator("tau")(exponents)
@@ -33,31 +33,39 @@ class LogitAdjusted(MethodSettings):
     def points(self) -> list[dict[str, float]]:
         return points("tau", self.tau) if isinstance(self.tau, list) else [{}]
 
-    def reads_classifier(self, role: str) -> bool:
-        return True
-
 
 def run(job: Job) -> dict[str, Any]:
-    """Evaluate the adjusted logits of the backbone's own classifier at every tau."""
+    """Evaluate the classifier's adjusted logits at every tau."""
     import torch
 
+    from ltpipe.stage2.core.base_classifier import base_classifier
+    from ltpipe.stage2.core.fit import repeated
     from ltpipe.stage2.core.one_backbone import finish, open_features
     from ltpipe.stage2.core.results import class_logits
     from ltpipe.utils.errors import InputError
 
     features = open_features(job, LogitAdjusted)
-    if class_logits(features.test) is None:
-        raise InputError(f"{features.test.path}: has no logits to adjust")
-    grid = features.settings.tau
-    taus = torch.tensor(grid if isinstance(grid, list) else [grid])
-    return finish(job, features, logits, {"tau": taus})
+    settings, train = features.settings, features.train
+    grid = settings.tau if isinstance(settings.tau, list) else [settings.tau]
+    weights = {"tau": torch.tensor(grid)}
+    if settings.initial == "linear":
+        start = base_classifier(train, settings.initial, job.seed, job.device)
+        weights |= repeated(start, len(grid), job.device)
+    elif class_logits(features.test) is None:
+        raise InputError(
+            f"{features.test.path}: has no logits to adjust; initial: linear fits a classifier"
+        )
+    return finish(job, features, logits, weights)
 
 
 def logits(fitted: Fitted[LogitAdjusted], samples: Samples) -> Tensor:
-    """Return the backbone's logits (N, C) less tau times the log prior."""
+    """Return the classifier's logits (N, C) less tau times the log prior."""
     from ltpipe.losses.base import checked_counts
+    from ltpipe.stage2.core.heads import linear_logits
 
-    own = samples["features"].logits
+    given = samples["features"]
+    own = linear_logits(fitted.weights, given.features) if "weight" in fitted.weights else None
+    own = given.logits if own is None else own
     assert own is not None
     counts = checked_counts(fitted.class_counts)
     log_prior = (counts / counts.sum()).log().float().to(own.device)

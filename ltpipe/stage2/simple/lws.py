@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ltpipe.config.losses import Loss, loss_settings
 from ltpipe.config.registry import method
-from ltpipe.stage2.core.settings import Retrained
+from ltpipe.stage2.core.settings import OnClassifier, Retrained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @method("lws", paper="Kang et al., ICLR 2020")
-class LWS(Retrained):
-    """Learnable weight scaling: the stage-one classifier with one learned factor a class."""
+class LWS(OnClassifier, Retrained):
+    """Learnable weight scaling: a trained classifier with one learned factor a class."""
 
     kind: Literal["lws"]
     loss: Loss = loss_settings("ce")
@@ -33,9 +33,6 @@ class LWS(Retrained):
         if self.loss.takes_cosines:
             raise ValueError(f"loss {self.loss.name!r} takes cosines, which have no factors")
         return self
-
-    def reads_classifier(self, role: str) -> bool:
-        return True
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -54,6 +51,7 @@ def run(job: Job) -> dict[str, Any]:
         sampling_of(settings),
         job.seed,
         job.device,
+        initial=settings.initial,
         trained=("scale",),
     )
     return finish(job, features, logits, weights)

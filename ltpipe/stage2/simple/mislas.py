@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ltpipe.config.base import Float
 from ltpipe.config.registry import method
-from ltpipe.stage2.core.settings import Retrained
+from ltpipe.stage2.core.settings import OnClassifier, Retrained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @method("mislas", paper="Zhong et al., CVPR 2021")
-class MiSLAS(Retrained):
+class MiSLAS(OnClassifier, Retrained):
     """MiSLAS's second stage: label-aware smoothing, factors a class, a slowly moving classifier.
 
     Smoothing is `head` for the largest class, falling to `tail` for the smallest in a `shape`.
@@ -41,9 +41,6 @@ class MiSLAS(Retrained):
         if self.tail > self.head:
             raise ValueError("tail must not exceed head")
         return self
-
-    def reads_classifier(self, role: str) -> bool:
-        return True
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -63,6 +60,7 @@ def run(job: Job) -> dict[str, Any]:
         sampling_of(settings),
         job.seed,
         job.device,
+        initial=settings.initial,
         trained=("weight", "bias", "scale"),
     )
     return finish(job, features, logits, weights)

@@ -1,0 +1,112 @@
+"""Tip-Adapter: class texts and a cache of training features that vote by similarity.
+
+Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022,
+eqs. 4 and 6: ``scale x't + alpha exp(-beta (1 - x'k)) L``, keys k the unit mean of a sample's
+augmented views, values L one-hot. alpha and beta are chosen on the test set of ImageNet there, and
+on held-out samples here. The sum over keys favours frequent classes; `votes: mean` divides by the
+number of a class's keys.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from ltpipe.config.base import Float
+from ltpipe.config.methods import different
+from ltpipe.config.registry import method
+from ltpipe.stage2.core.settings import Chosen, OnTexts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ltpipe.artifacts.job import Job
+    from ltpipe.features.store import FeatureStore
+    from ltpipe.stage2.core.inference import Fitted, Samples
+
+
+@method("tip-adapter", paper="Zhang et al., ECCV 2022")
+class TipAdapter(Chosen, OnTexts):
+    """Class texts, and training features that vote by similarity; nothing is trained.
+
+    `alpha` weighs the votes, `beta` says how fast they fade with distance. `votes: mean` divides by
+    the number of a class's keys, `sum` is the paper's. At most `keys` training samples a class are
+    kept, all if null. `views: cached` takes the mean of the cached views, `plain` the plain image.
+    """
+
+    swept = ("alpha", "beta")
+
+    kind: Literal["tip-adapter"]
+    alpha: Float | list[Float] = [0.3, 1.0, 3.0, 10.0, 30.0]  # noqa: RUF012
+    beta: Float | list[Float] = [1.0, 3.0, 5.5, 10.0, 20.0]  # noqa: RUF012
+    votes: Literal["mean", "sum"] = "mean"
+    keys: int | None = Field(default=None, ge=1)
+    views: Literal["cached", "plain"] = "cached"
+
+    @field_validator("alpha", "beta")
+    @classmethod
+    def _above_zero(cls, value: float | list[float]) -> float | list[float]:
+        if min(different("alpha and beta", value)) <= 0:
+            raise ValueError("alpha and beta must be greater than 0")
+        return value
+
+    def needs_views(self) -> bool:
+        return self.views == "cached"
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Keep the keys, and choose alpha and beta by held-out samples."""
+    from ltpipe.stage2.core.choosing import fit_chosen
+    from ltpipe.stage2.core.one_backbone import finish, open_features
+
+    features = open_features(job, TipAdapter)
+    weights, facts = fit_chosen(
+        job, features, lambda settings, train: _fit(job, settings, train), logits
+    )
+    return finish(job, features, logits, weights, **facts)
+
+
+def logits(fitted: Fitted[TipAdapter], samples: Samples) -> Tensor:
+    """Return the scaled cosines with the classes' texts and the weighted votes, (N, C)."""
+    from ltpipe.stage2.core.batches import unit_rows
+    from ltpipe.stage2.core.texts import class_texts, text_logits
+
+    given, weights = samples["features"], fitted.weights
+    text, scale = class_texts(given)
+    rows = unit_rows(given.features)
+    votes = affinities(rows, weights["keys"], weights["beta"]) @ weights["values"]
+    return text_logits(given.features, text, scale) + weights["alpha"] * votes
+
+
+def affinities(rows: Tensor, keys: Tensor, beta: Tensor) -> Tensor:
+    """Return ``exp(-beta (1 - x'k))`` (N, K) of unit rows (N, D) and unit keys (K, D)."""
+    return (-beta * (1 - rows @ keys.T)).exp()
+
+
+def _fit(job: Job, settings: TipAdapter, train: FeatureStore) -> dict[str, Tensor]:
+    import torch
+    from torch.nn import functional as F
+
+    from ltpipe.stage2.core.batches import drawn_views, unit_rows
+    from ltpipe.utils.seeding import generator
+
+    labels = torch.from_numpy(train.labels)
+    if settings.keys is not None:
+        # The first of each class in a random order.
+        order = torch.randperm(len(labels), generator=generator(job.seed, "keys"))
+        kept = [order[labels[order] == c][: settings.keys] for c in range(len(train.class_names))]
+        places = torch.cat(kept).sort().values
+    else:
+        places = torch.arange(len(labels))
+    keys = drawn_views(train, settings.views)[:, places].to(job.device).float().mean(0)
+    values = F.one_hot(labels[places], len(train.class_names)).float().to(job.device)
+    if settings.votes == "mean":
+        values = values / values.sum(0).clamp_min(1)
+    grid = settings.grid()
+    return {
+        "keys": unit_rows(keys).expand(len(grid), -1, -1),
+        "values": values.expand(len(grid), -1, -1),
+        "alpha": torch.tensor([point.get("alpha", settings.alpha) for point in grid]),
+        "beta": torch.tensor([point.get("beta", settings.beta) for point in grid]),
+    }
