@@ -55,3 +55,15 @@ def import_open_clip() -> ModuleType:
         raise InputError("open_clip is not installed: pip install open_clip_torch")
     import_torchvision()
     return importlib.import_module("open_clip")
+
+
+def import_timm() -> ModuleType:
+    """Import timm, which imports torchvision and needs it as `import_torchvision` leaves it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if importlib.util.find_spec("timm") is None:
+        raise InputError("timm is not installed: pip install timm")
+    import_torchvision()
+    return importlib.import_module("timm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -64,6 +64,21 @@ class InputSettings(Settings):
         ):
             raise ValueError("stored must not be smaller than size")
         return self
+
+
+class NetworkInput(Settings):
+    """How a pretrained network sees an image, as whoever trained it had it.
+
+    The image is brought to `resized` (height, width) as `fit` says, and its middle `size` is kept;
+    `mean` and `std` of each channel are in units of the full range 0 .. 1.
+    """
+
+    size: Size
+    resized: Size
+    interpolation: Literal["bilinear", "bicubic"]
+    fit: Literal["cover", "stretch"]
+    mean: list[Float]
+    std: list[Float]
 
 
 class Expect(Settings):
@@ -149,6 +164,18 @@ class ImageDataset(DatasetSettings):
     """Images: `input` says how one becomes a network's input."""
 
     input: InputSettings
+
+    def seen_by(self, network: NetworkInput) -> Self:
+        """Return the same data set as a pretrained network sees it, its augmentation unchanged."""
+        changed = {
+            "size": network.size,
+            "stored": network.resized,
+            "interpolation": network.interpolation,
+            "fit": network.fit,
+            "mean": network.mean,
+            "std": network.std,
+        }
+        return self.model_copy(update={"input": self.input.model_copy(update=changed)})
 
     @abstractmethod
     def read(self, root: Path | None) -> Any:

@@ -76,6 +76,11 @@ class MethodSettings(Settings):
     def check_backbone(self, role: str, backbone: Any) -> None:
         """Raise ValueError where the method cannot use a backbone with these settings."""
         self.check_views(backbone)
+        if self.reads_classifier(role) and not backbone.has_classifier():
+            raise ValueError(
+                "it is not trained here and has no classifier over these classes; take a method "
+                "that trains one, such as crt or balanced-softmax"
+            )
         if backbone.splits_classes() and self.reads_classifier(role):
             raise ValueError(
                 "its classifier is over subclasses; method label-mapping leads from them to classes"

@@ -12,9 +12,10 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ltpipe.config.datasets import Dataset
+from ltpipe.config.datasets import Dataset, NetworkInput
 from ltpipe.data.augment import Augmentation
 from ltpipe.data.batches import ImageBatches, open_batches
+from ltpipe.data.images import FileImages
 from ltpipe.data.subset import Subset
 from ltpipe.utils.errors import InputError
 
@@ -51,14 +52,21 @@ def open_split(
     split: Literal["train", "val", "test"],
     device: torch.device,
     root: Path | None,
+    network: NetworkInput | None = None,
 ) -> ImageSplit:
     """Open one split's images for `device`; on the device itself where they fit.
+
+    For a network that brings its own statistics, files are decoded to its size. Images that come
+    as arrays keep theirs, and the network enlarges them.
 
     Raises:
         InputError: files are missing or damaged, or are no longer those that the subset was
             drawn from.
     """
     settings = dataset_settings(identity)
+    native = settings.input.size
+    if network is not None:
+        settings = settings.seen_by(network)
     source = settings.read(root)
     index = getattr(subset, f"{split}_index")
     labels = getattr(subset, f"{split}_labels")
@@ -74,6 +82,7 @@ def open_split(
         )
     shape = part.images.shape
     wanted = settings.input
+    size = wanted.size if isinstance(part.images, FileImages) else native
     if shape[2] != wanted.channels:
         raise InputError(
             f"input.channels is {wanted.channels} but the images of source {settings.source!r} "
@@ -83,7 +92,7 @@ def open_split(
         part.images,
         index,
         Augmentation(
-            size=(wanted.size[0], wanted.size[1]),
+            size=(size[0], size[1]),
             padding=wanted.padding,
             flip=wanted.flip,
             resized_crop=wanted.resized_crop,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ltpipe.artifacts.divergence import read_divergence
 from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import FeatureSettings, HybridBranch, backbone_settings
+from ltpipe.config.datasets import NetworkInput
 from ltpipe.data.augment import Normalise, normalise
 from ltpipe.data.head_tail import group_classes
 from ltpipe.data.loading import ImageSplit, Pixels, open_split
@@ -215,12 +216,18 @@ class Head(nn.Module):
         return outputs if self.loss is None else self.loss.logits(outputs)
 
 
-def open_splits(job: Job, subset: Subset) -> Iterator[tuple[str, ImageSplit | None]]:
-    """Yield each split's name and images, the training ones first; None where it has none."""
+def open_splits(
+    job: Job, subset: Subset, network: NetworkInput | None = None
+) -> Iterator[tuple[str, ImageSplit | None]]:
+    """Yield each split's name and images, the training ones first; None where it has none.
+
+    `network` is how a network sees images that brings its own statistics.
+    """
     splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
     for name in splits:
         if len(getattr(subset, f"{name}_index")):
-            yield name, open_split(job.spec["dataset"], subset, name, job.device, job.root)
+            dataset = job.spec["dataset"]
+            yield name, open_split(dataset, subset, name, job.device, job.root, network)
         else:
             yield name, None
 

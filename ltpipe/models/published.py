@@ -1,12 +1,60 @@
-"""Weights that others published: whether they are those of a network."""
+"""Weights that others published: how their files are read, and whether they are a network's."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.outside import checked
+
+# Under what names training scripts keep the weights beside the rest of a checkpoint.
+_NESTED = ("state_dict", "model")
+
+
+def read_published(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file or a saved state dict by their names.
+
+    Raises:
+        InputError: the file is missing, damaged, changed since the run was planned, or holds more
+            than tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"weights file {path} does not exist")
+    checked(path)
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            with warnings.catch_warnings(action="ignore"):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A damaged pickle raises nearly anything, also IndexError.
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"weights file {path} is a TorchScript archive, which can hold code and is not "
+                "opened; where you trust it, save its tensors: "
+                "torch.save(torch.jit.load(PATH, 'cpu').state_dict(), 'weights.pth')"
+            ) from None
+        raise InputError(
+            f"weights file {path} is damaged or holds more than tensors: give a safetensors file "
+            "or a saved state dict"
+        ) from None
+    for name in _NESTED:
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
+        raise InputError(f"weights file {path} is not a plain state dict (name -> tensor)")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ltpipe.config.experiment import Head
+from ltpipe.config.backbones import backbone_settings
+from ltpipe.config.experiment import Head, read_catalogue
 from ltpipe.plan.missing import Absent
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.paths import data_root
@@ -36,3 +37,24 @@ def judge(head: Head) -> Absent:
 def require(settings: Any, root: Path | None) -> None:
     """Raise InputError, saying what to put where, if files that `settings` name are not there."""
     next(iter(settings.files(root)), None)
+
+
+def pretrained_at_hand(catalogue: Path) -> list[str]:
+    """Return the catalogue's pretrained networks whose weights are here, in its order: best first.
+
+    Args:
+        catalogue: the folder with backbones/.
+
+    Raises:
+        InputError: the catalogue can't be read.
+    """
+    found = []
+    for name, values in read_catalogue(catalogue)["backbones"].items():
+        if values.get("system") == "pretrained":
+            settings = backbone_settings(values)
+            try:
+                require(settings, None)
+            except InputError:
+                continue
+            found.append(name)
+    return found

@@ -12,7 +12,10 @@ from ltpipe.config.registry import code_of, load, module_of
 from ltpipe.plan.stages import STAGES
 
 # Systems whose networks are dumped in a way of their own.
-_DUMPS = {"vision-language": "ltpipe.features.vision_language"}
+_DUMPS = {
+    "pretrained": "ltpipe.features.pretrained",
+    "vision-language": "ltpipe.features.vision_language",
+}
 _TEMPLATES = Path(__file__).parents[1] / "evaluation" / "templates"
 
 
@@ -63,8 +66,10 @@ def _system(backbone: Mapping[str, Any]) -> str:
 
 
 def _network_code(backbone: Mapping[str, Any]) -> tuple[str, ...]:
-    towers = _system(backbone) == "vision-language"
-    return code_of("tower" if towers else "network", backbone["network"])
+    system = _system(backbone)
+    if system == "pretrained":
+        return ("ltpipe.models.pretrained",)
+    return code_of("tower" if system == "vision-language" else "network", backbone["network"])
 
 
 def _loss_code(method: Mapping[str, Any]) -> tuple[str, ...]:

@@ -111,8 +111,23 @@ def precision(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if _has_amx() else torch.float32
 
 
+def inference_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """Return `precision` for forward passes alone.
+
+    There `auto` takes bfloat16 also on CPUs that multiply it without matrix units (AVX-512 BF16):
+    it is more than twice as fast on them, where a training step gains nothing.
+    """
+    if wanted == "auto" and device.type == "cpu" and _has_instructions("avx512_bf16"):
+        return torch.bfloat16
+    return precision(wanted, device)
+
+
 def _has_amx() -> bool:
+    return _has_instructions("amx_bf16")
+
+
+def _has_instructions(name: str) -> bool:
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return name in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False

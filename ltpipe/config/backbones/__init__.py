@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings, Rule, Schedule
 from ltpipe.config.backbones.cws import CWS, Mapper
 from ltpipe.config.backbones.hrjba import HybridBranch
+from ltpipe.config.backbones.pretrained import Pretrained, PretrainedFeatures
 from ltpipe.config.backbones.systems import BBN, Backbone, PaCo
 from ltpipe.config.backbones.vision_language import (
     Ladder,
@@ -29,6 +30,8 @@ __all__ = [
     "Ladder",
     "Mapper",
     "PaCo",
+    "Pretrained",
+    "PretrainedFeatures",
     "Rule",
     "Schedule",
     "VisionLanguage",

@@ -154,6 +154,10 @@ class BackboneSettings(Settings):
         """Return whether the classifier has an output for every class."""
         return True
 
+    def has_classifier(self) -> bool:
+        """Return whether the network has a classifier of its own."""
+        return True
+
     def origin(self) -> str:
         """Return in words what the network starts from, where tables are to say so."""
         return ""

@@ -1,0 +1,153 @@
+"""Settings of networks that others trained: which one, what of it is trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ltpipe.config.backbones.base import BackboneSettings, FeatureSettings
+from ltpipe.config.datasets import Size
+from ltpipe.config.libraries import NetworkName, parse_network, torchvision_weights
+from ltpipe.config.registry import system
+from ltpipe.config.weights import (
+    PACKAGES,
+    existing_file,
+    openai_file,
+    package_file,
+    timm_file,
+    torch_hub_file,
+)
+
+_PACKAGE = "package:"
+# Of a network that is not trained, nothing of this means anything.
+_TRAINING = (
+    *("epochs", "batch_size", "learning_rate", "momentum", "nesterov", "weight_decay"),
+    *("schedule", "compile", "precision", "head", "loss", "rule"),
+)
+
+
+class PretrainedFeatures(FeatureSettings):
+    """What is cached of a pretrained network."""
+
+    batch_size: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _has_no_defect(self) -> PretrainedFeatures:
+        if self.train_bn:
+            raise ValueError("train_bn: the defect is that of FFN's backbones")
+        return self
+
+
+@system("pretrained", runs="ltpipe.stage1.frozen")
+class Pretrained(BackboneSettings):
+    """A network of timm, torchvision or open_clip with the weights that others trained.
+
+    `network` is LIBRARY:MODEL.TAG, such as timm:resnet50.a1_in1k; the tag names one of the
+    model's published weights. `weights` says where these lie: `hub` is the library's cache, a path
+    is a file of them, `package:NAME` an installed package; null leaves random numbers. With the
+    weights come the statistics, interpolation and crop that they were trained with, whatever the
+    data set says, and the size unless `size` gives another height and width.
+    `trained: none` only reads features off it.
+    """
+
+    system: Literal["pretrained"]
+    loss: None = None
+    weights: str | None = "hub"
+    size: Size | None = None
+    trained: Literal["none"] = "none"  # type: ignore[assignment]
+    features: PretrainedFeatures = PretrainedFeatures()
+
+    @field_validator("network")
+    @classmethod
+    def _network_exists(cls, name: str) -> str:
+        return str(parse_network(name))
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_positive(cls, size: list[int] | None) -> list[int] | None:
+        if size is not None and min(size) < 1:
+            raise ValueError("size must be positive")
+        return size
+
+    @model_validator(mode="after")
+    def _network_fits(self) -> Pretrained:
+        if self.attention is not None:
+            raise ValueError(f"attention: {self.network} has no place for it; take resnet8 to 56")
+        given = [name for name in _TRAINING if name in self.model_fields_set]
+        if self.trained == "none" and given:
+            raise ValueError(f"{given[0]} means nothing to trained: none")
+        name = self.name()
+        if self.weights == "hub" and not name.tag:
+            raise ValueError(
+                f"network: {name} has several published weights; name them as in "
+                "timm:resnet50.a1_in1k, torchvision:resnet50.IMAGENET1K_V2 or "
+                "open_clip:ViT-B-32.openai, or give weights: PATH"
+            )
+        package = self.package()
+        if package is not None:
+            if package not in PACKAGES:
+                package_file(package)
+            if name.library != "timm" or name.model != PACKAGES[package].network:
+                raise ValueError(
+                    f"weights: {package} is for network: timm:{PACKAGES[package].network}"
+                )
+        return self
+
+    def name(self) -> NetworkName:
+        """Return the parts of the network's name."""
+        return parse_network(self.network)
+
+    def package(self) -> str | None:
+        """Return the package that `weights` names, or None."""
+        if self.weights is None or not self.weights.startswith(_PACKAGE):
+            return None
+        return self.weights.removeprefix(_PACKAGE)
+
+    def weights_file(self) -> str | None:
+        return None if self.weights == "hub" or self.package() else self.weights
+
+    def has_seed(self) -> bool:
+        return self.trained != "none" or self.weights is None
+
+    def has_classifier(self) -> bool:
+        return self.trained != "none"
+
+    def files(self, root: Path | None) -> Iterator[tuple[str, str]]:
+        path = self.find_weights()
+        if path is not None:
+            yield "weights", str(path)
+
+    def find_weights(self) -> Path | None:
+        """Return the file of the weights; None where there are none, or only a library knows it.
+
+        Raises:
+            InputError: the file is not there; says what to put where.
+        """
+        package, file = self.package(), self.weights_file()
+        if package is not None:
+            return package_file(package)
+        if file is not None:
+            return existing_file(file)
+        return None if self.weights is None else self._published()
+
+    def _published(self) -> Path | None:
+        name = self.name()
+        if name.library == "timm":
+            return timm_file(f"{name.model}.{name.tag}")
+        if name.library == "torchvision":
+            url = torchvision_weights()[name.model][name.tag]
+            return torch_hub_file(url.rpartition("/")[2], f"torchvision's weights {name}")
+        return openai_file(name.model) if name.tag == "openai" else None
+
+    def origin(self) -> str:
+        """Return in words what the network starts from and what of it was trained here."""
+        if self.weights is None:
+            start = "random numbers, not pretrained"
+        elif self.weights == "hub":
+            start = "published weights"
+        else:
+            start = f"weights {self.package() or self.weights}"
+        return f"{self.network}: {start}, not trained here"
