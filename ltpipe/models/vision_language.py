@@ -27,6 +27,7 @@ from ltpipe.config.registry import towers
 from ltpipe.models.published import load_published
 from ltpipe.utils.errors import InputError, nearest
 from ltpipe.utils.outside import checked
+from ltpipe.utils.progress import say
 
 MAX_LOGIT_SCALE = 100.0
 _VOCABULARY = 49408
@@ -118,9 +119,21 @@ def build_towers(settings: VisionLanguage, *, with_weights: bool = True) -> Any:
         )
     if path is not None:
         load_towers(towers, path)
+        if not config.get("quick_gelu") and _were_half_precision(towers):
+            say(
+                f"warning: weights {path} were stored in half precision, as OpenAI's are, which "
+                f"were trained with QuickGELU: if they are OpenAI's, set network: "
+                f"{settings.network}-quickgelu"
+            )
     with torch.no_grad():
         towers.logit_scale.fill_(math.log(settings.logit_scale))
     return towers
+
+
+def _were_half_precision(towers: Any) -> bool:
+    """Return whether rounding a large weight to half precision changes none of its numbers."""
+    weight = towers.transformer.resblocks[0].mlp.c_fc.weight
+    return torch.equal(weight, weight.half().to(weight.dtype))
 
 
 def _published(open_clip: Any, settings: VisionLanguage) -> dict[str, Any]:

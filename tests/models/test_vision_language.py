@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
+from ltpipe.models import vision_language
 from ltpipe.models.vision_language import (
     build_prompts,
     build_towers,
@@ -243,3 +244,23 @@ def test_towers_say_where_they_come_from():
     from_tag = settings_of(network="RN50", weights="openai")
     assert from_tag.origin() == "RN50: pretrained weights openai, 50 epochs of fine-tuning"
     assert from_tag.weights_file() is None
+
+
+@pytest.mark.parametrize(
+    ("network", "half", "warned"),
+    [("RN50", True, True), ("RN50-quickgelu", True, False), ("RN50", False, False)],
+)
+def test_weights_like_openais_are_warned_of_under_the_plain_name(
+    network, half, warned, towers, tmp_path, monkeypatch, capsys
+):
+    """OpenAI's load into towers without QuickGELU, too; theirs were stored in half precision."""
+    small = vision_language._SMALL["small-vit"]
+    monkeypatch.setitem(vision_language._SMALL, "RN50", small)
+    monkeypatch.setitem(vision_language._SMALL, "RN50-quickgelu", {**small, "quick_gelu": True})
+    state = {name: value.clone() for name, value in towers.state_dict().items()}
+    if half:
+        state = {name: value.half().to(value.dtype) for name, value in state.items()}
+    save_file(state, tmp_path / "model.safetensors")
+    build_towers(settings_of(network=network, weights=str(tmp_path / "model.safetensors")))
+    said = capsys.readouterr().out
+    assert ("set network: RN50-quickgelu" in said) == warned

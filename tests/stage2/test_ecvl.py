@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.experiment import find_catalogue, resolve
+from ltpipe.config.experiment import find_catalogue, read_yaml, resolve
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.stage1 import vision_language
 from ltpipe.stage2.core.results import read_predictions
@@ -246,6 +246,21 @@ def test_the_papers_phase_two_is_an_entry():
     assert paper.randaugment
     assert paper.adapter.relu
     assert paper.adapter.bias
+
+
+def test_rows_beside_ecvls_published_numbers_have_its_recipe():
+    read = read_yaml(REPOSITORY / "config/experiments/ecvl.yaml")
+    experiment = resolve(read, find_catalogue(REPOSITORY / "config/config.yaml"))
+    found = {
+        row.method
+        for table in experiment.file.tables.values()
+        for row in table.rows
+        if str(row.paper_method).startswith("ECVL")
+    }
+    assert len(found) == 6
+    for name in found:
+        settings = experiment.methods[name].settings
+        assert (settings.optimizer, settings.epochs) == ("adamw", 300)
 
 
 @pytest.mark.parametrize("entry", ["ballad", "ecvl", "ecvl-momentum"])
