@@ -203,7 +203,7 @@ def _exact(device: torch.device, slots: int = 1) -> Iterator[torch.device]:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Uninitialised memory is never read here, so it need not be filled.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield device
     finally:

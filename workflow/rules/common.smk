@@ -99,9 +99,10 @@ def options(stage):
         return []
 
     def told_resources(wildcards, resources):
-        if resources.gpu == 0:
+        gpus = resources.get("gpu", 0)
+        if not gpus:
             return ["--device=cpu"] if os.environ["LTPIPE_DEVICE"] == "auto" else []
-        several = [f"--processes={resources.gpu}"] if stage.kind == "stage1" else []
+        several = [f"--processes={gpus}"] if stage.kind == "stage1" else []
         return [*several, f"--gpu-slots={resources.get('gpu_slots', 1)}"]
 
     return told_resources
