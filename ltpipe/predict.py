@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltpipe.bundles.corrected import Corrected
 from ltpipe.bundles.format import read_description
 from ltpipe.bundles.pipeline import Pipeline
 from ltpipe.bundles.preparing import Given, GivenImages
@@ -104,6 +105,14 @@ class Predictor:
         if self.takes_images:
             return self._of_images(images, batch_size, bad)
         return self._of_features(images, batch_size)
+
+    def corrected(self) -> Corrected:
+        """Return what moves probabilities to other class priors and makes sets of classes.
+
+        Raises:
+            InputError: the bundle is not one of method calibrated.
+        """
+        return Corrected(self.description, self._pipeline.tensors.under("method"))
 
     def _of_images(
         self, images: Any, batch_size: int | None, bad: dict[int, str] | None

@@ -63,6 +63,7 @@ def write_table(
     labels: Sequence[str],
     probabilities: np.ndarray,
     *,
+    sets: np.ndarray | None = None,
     column: str = "path",
     top: int,
     full: bool,
@@ -71,6 +72,7 @@ def write_table(
 
     Args:
         target: a path, written whole or not at all, or an open text stream.
+        sets: bool (N, C), shown as the labels in each, likeliest first, with semicolons between.
         column: what the names are.
         samples: N names; `labels` C names; `probabilities` (N, C).
     """
@@ -79,11 +81,14 @@ def write_table(
     ranks = range(1, top + 1)
     heading = [f"{name}_{rank}" for rank in ranks for name in ("label", "probability")]
     columns = [f"p_{label}" for label in labels] if full else []
-    rows.writerow([column, *heading, *columns])
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-    for sample, values, best in zip(samples, probabilities, order, strict=True):
-        pairs = [item for place in best for item in (labels[place], _shown(values[place]))]
-        rows.writerow([sample, *pairs, *(map(_shown, values) if full else [])])
+    rows.writerow([column, *heading, *([] if sets is None else ["set"]), *columns])
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    for number, (sample, values) in enumerate(zip(samples, probabilities, strict=True)):
+        best = order[number]
+        pairs = [item for place in best[:top] for item in (labels[place], _shown(values[place]))]
+        inside = [] if sets is None else [labels[place] for place in best if sets[number, place]]
+        shown = [] if sets is None else ["; ".join(inside)]
+        rows.writerow([sample, *pairs, *shown, *(map(_shown, values) if full else [])])
     if isinstance(target, Path):
         write_text_atomic(target, stream.getvalue())  # type: ignore[attr-defined]
 

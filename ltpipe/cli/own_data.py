@@ -92,6 +92,19 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--skip-bad", action="store_true", help="go on after images that can't be read; name them"
     )
+    command.add_argument(
+        "--adapt",
+        action="store_true",
+        help="estimate how frequent classes are among these images, and predict for that (bundles "
+        "of method calibrated)",
+    )
+    command.add_argument(
+        "--sets",
+        type=float,
+        metavar="COVERAGE",
+        help="also a column with all classes that may be the true one, such that it is among them "
+        "this often, as in 0.9 (bundles of method calibrated)",
+    )
     command.set_defaults(run=_predict)
 
 
@@ -152,11 +165,20 @@ def _predict(options: argparse.Namespace) -> int:
         tables = feature_files(options.images, predictor.roles)
         found = predictor.predict(tables, batch_size=options.batch)
         names = [str(row) for row in range(len(found.labels))]
+    probabilities, sets = found.probabilities, None
+    if options.sets is not None:
+        sets = predictor.corrected().sets(probabilities, options.sets)
+    if options.adapt:
+        probabilities, prior = predictor.corrected().adapted(probabilities)
+        shares = zip(predictor.class_names, prior, strict=True)
+        listed = ", ".join(f"{name} {share:.1%}" for name, share in shares)
+        print(f"ltpipe: estimated shares of the classes: {listed}", file=sys.stderr)
     write_table(
         options.csv or sys.stdout,
         names,
         predictor.class_names,
-        found.probabilities,
+        probabilities,
+        sets=sets,
         column="path" if predictor.takes_images else "row",
         top=options.top,
         full=options.probabilities,

@@ -49,6 +49,10 @@ class Table(Settings):
             "nll",
             "head_group",
             "tail_group",
+            "coverage",
+            "macro_coverage",
+            "covered_below_half",
+            "set_size",
         ]
     ] = ["accuracy", "many", "medium", "few"]
     expected: Expected | None = None

@@ -47,10 +47,14 @@ METRIC_TITLES = {
     "nll": "NLL",
     "head_group": "head",
     "tail_group": "tail",
+    "coverage": "coverage",
+    "macro_coverage": "macro coverage",
+    "covered_below_half": "below half",
+    "set_size": "set size",
 }
 # Fractions are shown in percent; these are not fractions, or not usually shown as such.
-PLAIN = {"mcc", "nmi", "auc", "ece", "nll"}
-LOW_IS_BETTER = {"head_tail_gap", "ece", "nll"}
+PLAIN = {"mcc", "nmi", "auc", "ece", "nll", "set_size"}
+LOW_IS_BETTER = {"head_tail_gap", "ece", "nll", "covered_below_half", "set_size"}
 
 
 def build_table(

@@ -99,7 +99,8 @@ class BranchTask(NetworkTask):
             with self.autocast():
                 logits = self.forward(chosen)
                 value = self.loss(logits, target)
-            self.steps.descend(share * value, rate)
+            (share * value).backward()
+            self.optimizer.step(rate)
             sums += batch_sums(value, logits, target)
         total, correct = sums.tolist()
         return total, correct

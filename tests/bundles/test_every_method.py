@@ -18,6 +18,10 @@ SMALL = {
     "dlsa": {**DLSA, "blocks": 2},
     "cached-splitting": {"subclasses": "counts"},
     "label-mapping": {},
+    "calibrated": {
+        "backbones": {"ce": "ce"},
+        "members": {"head": {"kind": "classifier", "backbones": {"features": "ce"}, "epochs": 2}},
+    },
     "stacked": {
         "backbones": {"ce": "ce", "kps": "kps"},
         "members": {

@@ -18,6 +18,7 @@ from ltpipe.evaluation.tables import (
     to_text,
     wide,
 )
+from ltpipe.stage2.core.conformal import SET_METRICS
 from ltpipe.stage2.core.results import SCALARS
 from ltpipe.stage2.hrjba.groups import GROUP_METRICS
 from ltpipe.utils.errors import InputError
@@ -115,7 +116,7 @@ def test_the_best_mean_is_marked_and_bars_are_escaped():
 
 def test_tables_settings_and_methods_name_the_same_metrics():
     (names,) = get_args(Table.model_fields["metrics"].annotation)
-    assert set(get_args(names)) == set(METRIC_TITLES) == {*SCALARS, *GROUP_METRICS}
+    assert set(get_args(names)) == set(METRIC_TITLES) == {*SCALARS, *GROUP_METRICS, *SET_METRICS}
 
 
 LOST = ROWS.assign(

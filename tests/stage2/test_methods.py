@@ -27,6 +27,12 @@ SMALL = {
     },
     # The paper's lists are for ten classes or a hundred.
     "cached-splitting": {"subclasses": "counts"},
+    "calibrated": {
+        "roles": ["a"],
+        "members": {"head": {"kind": "classifier", "backbones": {"features": "a"}, "epochs": 3}},
+        "coverage": 0.8,
+        "shifts": [2.0, 10.0],
+    },
     "stacked": {
         "roles": ["a", "b"],
         "members": {

@@ -159,7 +159,8 @@ class SplittingTask(NetworkTask):
                     pseudo = given[order[start : start + len(target)].to(self.device)]
                 value = self.loss(outputs, pseudo)
             start += len(target)
-            self.steps.descend(value, rate)
+            value.backward()
+            self.optimizer.step(rate)
             correct = (self.owners[outputs.detach().argmax(1)] == target).sum()
             sums += torch.stack([value.detach() * len(target), correct.to(value.dtype)])
         found = self.clustering.restart().cpu()

@@ -15,34 +15,23 @@ and once on the full ones, for the test.
 
 from __future__ import annotations
 
-import importlib
-import math
-import tempfile
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.registry import module_of
-from ltpipe.features.store import FeatureStore
-from ltpipe.stage2.core.held_out import held_out_files
 from ltpipe.stage2.core.inference import Fitted, Samples, evaluate_points
-from ltpipe.stage2.core.results import method_settings, open_stores, read_predictions, under
+from ltpipe.stage2.core.results import method_settings, open_stores, under
+from ltpipe.stage2.stacked.members import FLOOR, held_out_members, member_logs, run_members
 from ltpipe.stage2.stacked.settings import Stacked
-from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import write_text_atomic
 from ltpipe.utils.progress import say
 
-# Probabilities below this are taken for it: a member must not veto a class by rounding to zero.
-_FLOOR = 1e-12
 _FOLDS = 5
 
 
@@ -60,13 +49,13 @@ def run(job: Job) -> dict[str, Any]:
     weights = np.full(len(names), 1 / len(names))
     facts: dict[str, Any] = {}
     if settings.needs_validation():
-        held_out, logs = _held_out(job, roles, names)
+        held_out, logs = held_out_members(job, roles, names)
         weights = fit_weights(logs, held_out.labels, settings.prior)
         table = _judge(logs, held_out.labels, weights, settings.prior, names)
         write_text_atomic(job.output / "members.csv", table.to_csv(index=False))
         facts = {"held_out": len(held_out.labels)}
     folders = {role: job.inputs[f"features.{role}"] for role in roles}
-    trained = _run_members(job, folders, names)
+    trained = run_members(job, folders, names)
     for name, weight in zip(names, weights, strict=True):
         say(f"weight of {name}: {weight:.2f}")
     facts["member_weights"] = dict(zip(names, weights.round(6).tolist(), strict=True))
@@ -77,19 +66,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def logits(fitted: Fitted[Stacked], samples: Samples) -> Tensor:
     """Return the members' log-probabilities, weighted and summed, (N, C)."""
-    logs = []
-    for name, settings in sorted(fitted.settings.members.items()):
-        member = Fitted(
-            settings,
-            under(fitted.weights, name),
-            settings.points()[0],
-            fitted.class_counts,
-            fitted.facts["members"][name],
-        )
-        own = {role: samples[outer] for role, outer in settings.roles().items()}
-        module = importlib.import_module(module_of("method", settings.kind))
-        log = torch.log_softmax(module.logits(member, own), dim=1)
-        logs.append(log.clamp(min=math.log(_FLOOR)))
+    logs = member_logs(fitted, samples)
     return torch.einsum("m,mnc->nc", fitted.weights["weights"], torch.stack(logs))
 
 
@@ -162,7 +139,7 @@ def _judge(
     rows = []
 
     def judge(name: str, weight: float, probabilities: np.ndarray) -> None:
-        right = np.log(probabilities[np.arange(len(labels)), labels].clip(_FLOOR))
+        right = np.log(probabilities[np.arange(len(labels)), labels].clip(FLOOR))
         rows.append(
             {
                 "member": name,
@@ -178,60 +155,3 @@ def _judge(
     if len(labels) > 1:
         judge("stack, cross-fitted", float("nan"), cross_fitted(logs, labels, prior))
     return pd.DataFrame(rows)
-
-
-def _held_out(job: Job, roles: list[str], names: list[str]) -> tuple[FeatureStore, np.ndarray]:
-    """Return the held-out store and the members' log-probabilities (M, N, C) on it."""
-    with tempfile.TemporaryDirectory(dir=job.output) as temporary:
-        folders = {}
-        for role in roles:
-            train, val = held_out_files(job, role, Path(temporary))
-            held_out = FeatureStore.open(val, skip=("views",))
-            if not len(held_out.labels):
-                raise InputError(
-                    f"{held_out.path}: has no samples to weigh members by; give the data set a "
-                    "validation part, or set weights: equal"
-                )
-            # To a member, the held-out samples are those to be tested on.
-            folders[role] = Path(temporary, role)
-            folders[role].mkdir()
-            (folders[role] / "train.h5").symlink_to(train.resolve())
-            (folders[role] / "test.h5").symlink_to(val.resolve())
-        say(f"members on {len(held_out.labels)} held-out samples, called test here:")
-        return held_out, _run_members(job, folders, names).logs
-
-
-class _Trained(NamedTuple):
-    """Members' log-probabilities (M, N, C), weights by member and name, and manifest facts."""
-
-    logs: np.ndarray
-    weights: dict[str, Tensor]
-    facts: dict[str, dict[str, Any]]
-
-
-def _run_members(job: Job, folders: Mapping[str, Path], names: Iterable[str]) -> _Trained:
-    """Train members on stores by role."""
-    logs: list[np.ndarray] = []
-    tensors: dict[str, Tensor] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    for name in names:
-        method = job.spec["method"]["members"][name]
-        inputs = {f"features.{own}": folders[outer] for own, outer in method["backbones"].items()}
-        with tempfile.TemporaryDirectory(dir=job.output) as temporary:
-            output = Path(temporary)
-            spec = {**job.spec, "method": method}
-            member = importlib.import_module(module_of("method", method["kind"]))
-            say(f"member {name}:")
-            facts[name] = member.run(
-                Job(spec=spec, inputs=inputs, output=output, device=job.device)
-            )
-            predicted = read_predictions(output).scores
-            if predicted is None:
-                raise InputError(
-                    f"members.{name}: the test set times its classes is too large to keep scores "
-                    "of; a stack needs them"
-                )
-            weights = load_file(output / "models.safetensors")
-        logs.append(np.log(predicted[0].astype(np.float64).clip(_FLOOR)))
-        tensors |= {f"{name}.{key}": value for key, value in weights.items()}
-    return _Trained(np.stack(logs), tensors, facts)

@@ -1,39 +1,33 @@
-"""Settings of the stack."""
+"""Settings of the methods that are made of others: the stack, and what corrects probabilities."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.base import Float
 from ltpipe.config.choices import Choice
-from ltpipe.config.methods import MethodSettings
+from ltpipe.config.methods import MethodSettings, different
 from ltpipe.config.registry import method
 
 
-@method("stacked", paper="ltpipe", runs="ltpipe.stage2.stacked.job")
-class Stacked(MethodSettings):
-    """Predictions of several methods multiplied, each to the power of a weight of its own.
+class OfMembers(MethodSettings):
+    """What the methods share whose members are methods.
 
     `backbones` gives names of backbones to roles, and the `backbones` of each member give these
-    roles to the member's own. `weights: fitted` chooses the powers by the class-balanced
-    likelihood of held-out samples, drawn to equal shares as by `prior` samples; `equal` takes
-    the geometric mean and holds nothing out.
+    roles to the member's own.
     """
 
     stackable = False
 
-    kind: Literal["stacked"]
     backbones: dict[str, str] = Field(min_length=1)
     members: dict[str, Annotated[MethodSettings, Choice("method", "kind", brief=True)]] = Field(
-        min_length=2
+        min_length=1
     )
-    weights: Literal["fitted", "equal"] = "fitted"
-    prior: Float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
-    def _members_fit(self) -> Stacked:
+    def _members_fit(self) -> Self:
         used = set()
         for name, member in self.members.items():
             for role in member.roles().values():
@@ -69,12 +63,6 @@ class Stacked(MethodSettings):
         }
         return {**super().identity(), "members": members}
 
-    def protocol(self) -> str:
-        return "best_val" if self.needs_validation() else "last"
-
-    def needs_validation(self) -> bool:
-        return self.weights == "fitted"
-
     def reads_classifier(self, role: str) -> bool:
         return any(
             member.reads_classifier(own)
@@ -88,3 +76,61 @@ class Stacked(MethodSettings):
             for own, outer in member.roles().items():
                 if outer == role:
                     member.check_backbone(own, backbone)
+
+
+@method("stacked", paper="ltpipe", runs="ltpipe.stage2.stacked.job")
+class Stacked(OfMembers):
+    """Predictions of several methods multiplied, each to the power of a weight of its own.
+
+    `backbones` gives names of backbones to roles, and the `backbones` of each member give these
+    roles to the member's own. `weights: fitted` chooses the powers by the class-balanced
+    likelihood of held-out samples, drawn to equal shares as by `prior` samples; `equal` takes
+    the geometric mean and holds nothing out.
+    """
+
+    kind: Literal["stacked"]
+    members: dict[str, Annotated[MethodSettings, Choice("method", "kind", brief=True)]] = Field(
+        min_length=2
+    )
+    weights: Literal["fitted", "equal"] = "fitted"
+    prior: Float = Field(default=1.0, gt=0)
+
+    def protocol(self) -> str:
+        return "best_val" if self.needs_validation() else "last"
+
+    def needs_validation(self) -> bool:
+        return self.weights == "fitted"
+
+
+@method("calibrated", paper="Alexandari et al., ICML 2020", runs="ltpipe.stage2.stacked.calibrated")
+class Calibrated(OfMembers):
+    """One method with probabilities that held-out samples correct, for any class prior, and sets.
+
+    `form` is that of `ltpipe.stage2.core.calibration`. The corrected probabilities are those under
+    the training prior; `prior: uniform` moves them to classes that are equally likely. `coverage`
+    also measures sets that hold the true class so often, by every rule; `shifts` also measures
+    long-tailed parts of the test set, forward and backward with these ratios, without adaptation,
+    with a prior estimated from the part's own samples (`adapted`), and `told` its prior.
+    """
+
+    kind: Literal["calibrated"]
+    members: dict[str, Annotated[MethodSettings, Choice("method", "kind", brief=True)]] = Field(
+        min_length=1, max_length=1
+    )
+    form: Literal["temperature", "vector", "bcts", "class-size"] = "class-size"
+    prior: Literal["uniform", "training"] = "uniform"
+    coverage: Float | None = Field(default=None, gt=0, lt=1)
+    shifts: list[Float] = []  # noqa: RUF012
+
+    @field_validator("shifts")
+    @classmethod
+    def _ratios(cls, values: list[float]) -> list[float]:
+        if values and min(different("shifts", values)) < 1:
+            raise ValueError("shifts are ratios of at least 1")
+        return values
+
+    def protocol(self) -> str:
+        return "best_val"
+
+    def needs_validation(self) -> bool:
+        return True
