@@ -163,7 +163,7 @@ def _branch(
     pixels, channels, wanted = seen
     settings = backbone_settings({**values["settings"], "weights": None})
     # Half precision is for devices that have units for it; elsewhere float32 is as good and faster.
-    dtype = precision("auto" if wanted == "bf16" else "fp32", device)
+    dtype = precision("auto" if wanted == "bf16" else "fp32", device, "extraction")
     state = load_tensors(path)
     if settings.system == "vision-language":
         visual = build_towers(settings, with_weights=False).visual

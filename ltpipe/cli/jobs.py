@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,13 @@ def _add_job(commands: Any, stage: Stage) -> None:
             help="auto, cpu or cuda (default: $LTPIPE_DEVICE, else auto)",
         )
         command.add_argument(
+            "--gpu-slots",
+            type=int,
+            default=1,
+            metavar="N",
+            help="share a GPU with up to N - 1 other jobs (default: 1, none)",
+        )
+        command.add_argument(
             "--data-root",
             default=None,
             metavar="DIR",
@@ -92,7 +99,7 @@ def _run_job(options: argparse.Namespace) -> int:
     from ltpipe.plan.entries import code_entries
 
     if getattr(options, "processes", 1) > 1 and _torchrun_rank() is None:
-        return _launch(options.processes, options.arguments)
+        return _launch(options)
     spec = _read_spec(options)
     inputs = _read_inputs(options, spec)
     started = time.perf_counter()
@@ -118,11 +125,17 @@ def _torchrun_rank() -> int | None:
     return None if value is None or "TORCHELASTIC_RUN_ID" not in os.environ else int(value)
 
 
-def _launch(processes: int, arguments: Sequence[str]) -> int:
-    """Start this command again as several processes and wait for them."""
+def _launch(options: argparse.Namespace) -> int:
+    """Start this command again as several processes, on GPUs of their own, and wait for them."""
+    from ltpipe.training.devices import lease_several
+
+    processes = options.processes
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "ltpipe", *arguments]
-    return subprocess.run(command).returncode
+    command += [f"--nproc-per-node={processes}", "-m", "ltpipe", *options.arguments]
+    # The threads are those of the job: each process has its share.
+    command += ["--threads", str(max(1, options.threads // processes))]
+    with lease_several(options.device, processes) as environment:
+        return subprocess.run(command, env={**os.environ, **environment}).returncode
 
 
 def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
@@ -213,7 +226,7 @@ def _compute(
     from ltpipe.plan.contents import planned_files
     from ltpipe.plan.entries import job_module
     from ltpipe.plan.specs import with_locations
-    from ltpipe.training.devices import CPU, describe, lease
+    from ltpipe.training.devices import CPU, describe, lease, numerics, undetermined
     from ltpipe.training.distributed import is_launched, joined
     from ltpipe.utils.memory import keep_freed_memory
     from ltpipe.utils.outside import holding
@@ -236,9 +249,15 @@ def _compute(
     wanted = options.device if options.stage.gpu else "cpu"
     drawn = open_artifact(inputs["data"]).spec if "data" in inputs else None
     expected = planned_files(job.spec, drawn, job.root)
-    with lease(wanted) as device, joined(device), holding(expected):
+    with (
+        lease(wanted, options.gpu_slots) as device,
+        joined(device),
+        holding(expected),
+        undetermined() as without_order,
+    ):
         run_info = module.run(dataclasses.replace(job, device=device))
-        return {"device": describe(device), **(run_info or {})}
+        how = numerics(device, without_order)
+        return {"device": describe(device), **how, **(run_info or {})}
 
 
 def _publish(options: argparse.Namespace) -> int:

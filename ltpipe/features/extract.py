@@ -107,6 +107,7 @@ def run(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     images = 0
     dimension = 0
+    dtype = precision(settings.precision, job.device, "extraction")
     for name, split in open_splits(job, subset):
         if split is None:
             write_empty(job, name, subset, dimension, attributes)
@@ -117,7 +118,6 @@ def run(job: Job) -> dict[str, Any]:
                 nn.init.zeros_(parameter)
         else:
             load_weights(network, weights)
-        dtype = precision(settings.precision, job.device)
         with torch.inference_mode():
             dimension = _write_split(
                 job, name, split, network, settings, backbone, subset, dtype, attributes
@@ -127,7 +127,7 @@ def run(job: Job) -> dict[str, Any]:
     say(f"embedded {images} images in {seconds:.1f} s ({images / seconds:.0f} images/s)")
     return {
         "checkpoint_sha256": file_sha256(weights),
-        "precision": str(precision(settings.precision, job.device)).removeprefix("torch."),
+        "precision": str(dtype).removeprefix("torch."),
         "images_per_second": round(images / seconds, 1),
     }
 

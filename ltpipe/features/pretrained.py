@@ -21,7 +21,7 @@ from ltpipe.features.extract import Embed, described, open_splits, view_draws, w
 from ltpipe.features.store import Blocks, write_features
 from ltpipe.models.building import load_weights, place
 from ltpipe.models.pretrained import build_pretrained, network_input
-from ltpipe.training.devices import inference_precision
+from ltpipe.training.devices import precision
 from ltpipe.training.engine import autocast_to
 from ltpipe.utils.io import file_sha256
 from ltpipe.utils.progress import say, track
@@ -72,7 +72,7 @@ def run(job: Job) -> dict[str, Any]:
     load_weights(network, weights)
     network = place(network.eval(), job.device)
     seen = network_input(backbone)
-    dtype = inference_precision(settings.precision, job.device)
+    dtype = precision(settings.precision, job.device, "extraction")
     embed = PretrainedEmbedder(network, seen, dtype).to(job.device)
     attributes = {
         "backbone": backbone.network,

@@ -54,7 +54,7 @@ def run(job: Job) -> dict[str, Any]:
     backbone = backbone_settings(job.spec["backbone"])
     subset = read_subset(job.file("data", "subset.h5"))
     towers = open_towers(job, backbone, "stage1")
-    dtype = precision(settings.precision, job.device)
+    dtype = precision(settings.precision, job.device, "extraction")
     with torch.inference_mode():
         prompts = build_prompts(towers, subset.class_names, backbone)
         text = encode_texts(towers, prompts).cpu()

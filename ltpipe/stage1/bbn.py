@@ -52,8 +52,7 @@ class BilateralTask(NetworkTask):
             with self.autocast():
                 logits = self.forward(images, rare_images, a)
                 value = a * criterion(logits, target) + (1 - a) * criterion(logits, rare_target)
-            value.backward()
-            self.optimizer.step(rate)
+            self.steps.descend(value, rate)
             sums += a * batch_sums(value, logits, target)
             sums += (1 - a) * batch_sums(value, logits, rare_target)
         total, correct = distributed.all_sum(sums).tolist()

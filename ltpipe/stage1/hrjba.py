@@ -99,8 +99,7 @@ class BranchTask(NetworkTask):
             with self.autocast():
                 logits = self.forward(chosen)
                 value = self.loss(logits, target)
-            (share * value).backward()
-            self.optimizer.step(rate)
+            self.steps.descend(share * value, rate)
             sums += batch_sums(value, logits, target)
         total, correct = sums.tolist()
         return total, correct

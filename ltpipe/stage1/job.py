@@ -121,6 +121,7 @@ def _finish(job: Job, training: Training, history: list[Epoch], diverged: str) -
     seconds = sum(record.seconds for record in history)
     samples = len(training.data.labels)
     settings = training.settings
+    dtype = precision(settings.precision, job.device, "training")
     if distributed.rank() == 0:
         say(
             f"trained {settings.network} ({settings.system}) on {describe(job.device)}: "
@@ -130,7 +131,7 @@ def _finish(job: Job, training: Training, history: list[Epoch], diverged: str) -
             say(f"did not converge: {diverged} (a lower learning_rate or precision: fp32 may help)")
     return {
         **({"diverged": diverged} if diverged else {}),
-        "precision": str(precision(settings.precision, job.device)).removeprefix("torch."),
+        "precision": str(dtype).removeprefix("torch."),
         "images_on_device": training.split.batches.resident,
         "images_per_second": round(len(history) * samples / max(seconds, 1e-9), 1),
         "processes": distributed.size(),

@@ -24,6 +24,7 @@ from ltpipe.losses.contrastive import paco_loss
 from ltpipe.models.building import place
 from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
+from ltpipe.training.devices import precision
 from ltpipe.training.engine import (
     TrainingSet,
     autocast,
@@ -31,6 +32,7 @@ from ltpipe.training.engine import (
     build_optimizer,
     training_state,
 )
+from ltpipe.training.lean import Steps
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import generator
 
@@ -87,6 +89,9 @@ class ContrastiveTask:
         self.device = device
         self.autocast = functools.partial(autocast, settings, device)
         self.optimizer = build_optimizer([self.encoder], settings)
+        dtype = precision(settings.precision, device, "training")
+        self.steps = Steps(self.encoder, self.optimizer, dtype, settings.compile)
+        self.followed = [parameter.detach() for parameter in self.encoder.parameters()]
         self.forward = torch.compile(self.encoder) if settings.compile else self.encoder
         counts = checked_counts(data.class_counts)
         self.log_prior = (counts / counts.sum()).log().float().to(device)
@@ -134,8 +139,7 @@ class ContrastiveTask:
                 centre_weight=settings.centre_weight,
                 temperature=settings.temperature,
             )
-            value.backward()
-            self.optimizer.step(rate)
+            self.steps.descend(value, rate)
             self._enqueue(keys, target)
             sums += batch_sums(value, outputs, target)
         total, correct = sums.tolist()
@@ -145,7 +149,7 @@ class ContrastiveTask:
         """Move the key encoder's weights a little towards the encoder's."""
         torch._foreach_lerp_(
             list(self.key_encoder.parameters()),
-            [parameter.detach() for parameter in self.encoder.parameters()],
+            self.followed,
             1 - self.settings.encoder_momentum,
         )
 

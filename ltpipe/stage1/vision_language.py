@@ -32,12 +32,14 @@ from ltpipe.models.vision_language import (
 )
 from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
+from ltpipe.training.devices import precision
 from ltpipe.training.engine import (
     TrainingSet,
     autocast,
     batch_sums,
     training_state,
 )
+from ltpipe.training.lean import Steps
 from ltpipe.training.optimizers import SGD, AdamW
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import file_sha256
@@ -98,6 +100,8 @@ class RetrievalTask:
         self.towers.logit_scale.requires_grad_(settings.learn_scale)
         self.table = token_rows(self.towers, self.prompts).clone().requires_grad_()
         self.optimizer = self._optimizer()
+        dtype = precision(settings.precision, device, "training")
+        self.steps = Steps(self.towers, self.optimizer, dtype, compiled=False)
 
     def _optimizer(self) -> AdamW | SGD:
         parameters = [*self.towers.parameters(), self.table]
@@ -132,8 +136,7 @@ class RetrievalTask:
                 in_batch=settings.text_targets == "in_batch",
                 both=settings.directions == "both",
             )
-            value.backward()
-            self.optimizer.step(rate)
+            self.steps.descend(value, rate)
             if settings.learn_scale:
                 with torch.no_grad():
                     self.towers.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))

@@ -77,7 +77,10 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
     """Return `network` for training together: synchronised BatchNorm, averaged gradients."""
     if size() == 1:
         return network
-    synchronise_batchnorm(network)
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    else:
+        synchronise_batchnorm(network)
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
@@ -128,7 +131,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             unbiased = variance * (count / (count - 1))
             self.running_mean.lerp_(mean.detach(), self.momentum or 0.0)
             self.running_var.lerp_(unbiased.detach(), self.momentum or 0.0)
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         result = values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)

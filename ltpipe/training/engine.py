@@ -27,6 +27,7 @@ from ltpipe.models.building import place
 from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint, copy_into
 from ltpipe.training.devices import precision
+from ltpipe.training.lean import Steps
 from ltpipe.training.mixup import mixup, mixup_loss
 from ltpipe.training.optimizers import SGD
 from ltpipe.training.rules import Phase, on_device, phases
@@ -89,6 +90,8 @@ class Epoch:
 class Task(Protocol):
     """One way of training, an epoch at a time."""
 
+    steps: Steps
+
     def run_epoch(self, epoch: int, rate: float) -> tuple[float, float]:
         """Train for one epoch; return the summed loss and the number of correct samples."""
         ...
@@ -124,7 +127,8 @@ def run_epochs(
     for epoch in bar:
         rate = rates[epoch]
         started = time.perf_counter()
-        total, correct = task.run_epoch(epoch, rate)
+        with task.steps.epoch():
+            total, correct = task.run_epoch(epoch, rate)
         record = Epoch(
             epoch, rate, total / samples, correct / samples, time.perf_counter() - started
         )
@@ -183,6 +187,8 @@ class NetworkTask:
         self.autocast = functools.partial(autocast, settings, device)
         self.optimizer = build_optimizer([self.network], settings)
         self.forward = forward_of(self.network, settings, device)
+        dtype = precision(settings.precision, device, "training")
+        self.steps = Steps(self.network, self.optimizer, dtype, settings.compile)
 
     def state(self) -> dict[str, Tensor]:
         return training_state(self.network, self.optimizer)
@@ -221,8 +227,7 @@ class SupervisedTask(NetworkTask):
             else:
                 logits = self.forward(images)
                 value = criterion(logits, target)
-        value.backward()
-        self.optimizer.step(rate)
+        self.steps.descend(value, rate)
         return batch_sums(value, logits, target)
 
     @functools.cached_property
@@ -232,10 +237,11 @@ class SupervisedTask(NetworkTask):
         return on_device(found, self.device)
 
 
+@torch.no_grad()
 def batch_sums(value: Tensor, logits: Tensor, target: Tensor) -> Tensor:
     """Return (summed loss, correct samples) of one batch, left on its device."""
-    correct = (logits.detach().argmax(1) == target).sum()
-    return torch.stack([value.detach() * len(target), correct.to(value.dtype)])
+    correct = (logits.argmax(1) == target).sum()
+    return torch.stack([value * len(target), correct.to(value.dtype)])
 
 
 def epoch_stream(
@@ -248,7 +254,7 @@ def epoch_stream(
 
 def autocast(settings: BackboneSettings, device: torch.device) -> Any:
     """Return the context in which forward passes and losses run."""
-    return autocast_to(precision(settings.precision, device), device)
+    return autocast_to(precision(settings.precision, device, "training"), device)
 
 
 def autocast_to(dtype: torch.dtype, device: torch.device) -> Any:

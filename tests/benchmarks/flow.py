@@ -93,7 +93,7 @@ def take_steps(form: str) -> Steps:
     else:
         keep_freed_memory()
         mixture = FlowMixture(DIMENSION, CLUSTERS, generator=generator(0, "flow"))
-        mixture.compute_in(precision("auto", torch.device("cpu")))
+        mixture.compute_in(precision("auto", torch.device("cpu"), "products"))
         flow, step = mixture, functools.partial(SGD(mixture.parameters()).step, RATE)
     balance = BalanceLoss(CLUSTERS)
     x = torch.randn(BATCH, DIMENSION, generator=generator(0, "x"))

@@ -156,7 +156,7 @@ def cascade(scale: Scale) -> Iterator[Row]:
                 class_counts=np.bincount(np.arange(samples) % classes, minlength=classes).tolist(),
             )
         seconds, peak = timed(scale, lambda: _cascade(scale, settings, folder))
-    remark = precision(settings.filter.precision, scale.device)
+    remark = precision(settings.filter.precision, scale.device, "products")
     yield Row(
         f"DLSA, {samples:,} x {dimension}, {settings.filter.clusters} clusters",
         seconds,

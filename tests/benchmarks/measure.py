@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ltpipe import __version__
-from ltpipe.training.devices import precision
+from ltpipe.training.devices import units
 
 CPU = torch.device("cpu")
 THREADS = min(2, torch.get_num_threads())
@@ -174,16 +174,14 @@ def environment() -> dict[str, str]:
 
 def machine() -> str:
     """Return processor, cores and versions in one line."""
-    model, flags = platform.processor() or platform.machine(), ""
+    model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = info.read_text().splitlines()
         model = next((line.split(": ")[1] for line in lines if "model name" in line), model)
-        flags = next((line for line in lines if line.startswith("flags")), "")
-    matrix_units = "AMX" if "amx_bf16" in flags else "no AMX"
     return (
-        f"{model}, {matrix_units}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"{str(precision('auto', CPU)).removeprefix('torch.')} by default, "
+        f"{model}, units for bfloat16: {units()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
 

@@ -54,7 +54,7 @@ def training_step(tiny: bool) -> Work:
 def extraction(tiny: bool) -> Work:
     samples = 64 if tiny else 1024
     _, _, batches = stage1.cifar(samples)
-    embed = embedder(resnet32(10).eval(), stage1.PIXELS, precision("auto", CPU), CPU)
+    embed = embedder(resnet32(10).eval(), stage1.PIXELS, precision("auto", CPU, "extraction"), CPU)
 
     @torch.inference_mode()
     def call() -> None:

@@ -115,7 +115,7 @@ def dump(images: int, views: int) -> Callable[[], Any]:
     )
     settings = FeatureSettings(views=views)
     backbone = stage1.settings_of()
-    dtype = precision("auto", CPU)
+    dtype = precision("auto", CPU, "extraction")
 
     @torch.inference_mode()
     def call() -> None:

@@ -75,7 +75,7 @@ def our_epoch(batches: ImageBatches, labels: torch.Tensor, compiled: bool) -> Ca
 def training(run: Run) -> Iterator[Result]:
     samples = 1280 if run.quick else 2560
     images, labels, batches = cifar(samples)
-    ceiling = ceilings.product_name(precision("auto", CPU))
+    ceiling = ceilings.product_name(precision("auto", CPU, "training"))
     flops = work.training_flops(resnet32(10), IMAGE)
     our_epoch(batches, labels, False)()
     peers.train_epoch(resnet32(10), images[:256], labels[:256], 128)
@@ -110,7 +110,7 @@ def extraction(run: Run) -> Iterator[Result]:
     samples = 2560 if run.quick else 7680
     images, labels, batches = cifar(samples)
     network = resnet32(10).eval()
-    dtype = precision("auto", CPU)
+    dtype = precision("auto", CPU, "extraction")
     embed = embedder(network, PIXELS, dtype, CPU)
 
     @torch.inference_mode()

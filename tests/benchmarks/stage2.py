@@ -182,7 +182,7 @@ def dlsa_filter(run: Run) -> Iterator[Result]:
         1 / found.peer.seconds,
         f"2048-d, 500 clusters; peak memory {found.product.megabytes:,.0f} and "
         f"{found.peer.megabytes:,.0f} MB",
-        ceilings.product_name(precision("auto", CPU)),
+        ceilings.product_name(precision("auto", CPU, "products")),
         work.flow_step_flops(flow.BATCH, flow.DIMENSION, flow.DIMENSION, flow.CLUSTERS),
     )
 

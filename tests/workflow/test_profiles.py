@@ -33,7 +33,14 @@ def test_a_named_profile_sets_other_keys_than_the_default_one_and_knows_the_rule
     rules = {stage.rule for stage in STAGES.values()}
     assert set(values["set-resources"]) | set(values["set-threads"]) <= rules
     for resources in values["set-resources"].values():
-        assert set(resources) <= {"gpu", "gpu_manufacturer", "mem_mb", "runtime"}
+        assert set(resources) <= {
+            "gpu",
+            "gpu_manufacturer",
+            "mem_mb",
+            "nodes",
+            "runtime",
+            "tasks",
+        }
 
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])

@@ -4,6 +4,7 @@
 # Two things of Snakemake's that its documentation does not name, both held by
 # tests/workflow/test_profiles.py: `workflow.overwrite_configfiles`, the files after --configfile
 # (in the Snakefile, too), and `workflow.global_resources`, the limits of resources.
+import os
 from pathlib import Path
 
 from ltpipe.plan.stages import MANIFEST, STAGES
@@ -89,7 +90,19 @@ def told(stage, attribute):
 
 
 def options(stage):
-    """A params function: what the stage's command is told beside that; GPUs are processes."""
-    if stage.kind != "stage1":
+    """A params function: what the stage's command is told of the resources that it was given.
+
+    A training has a process for each GPU. A job without a GPU leaves those that the machine has to
+    others, unless the run names its device itself.
+    """
+    if not stage.gpu:
         return []
-    return lambda wildcards, resources: [f"--processes={resources.gpu}"]
+
+    def told_resources(wildcards, resources):
+        gpus = resources.get("gpu", 0)
+        if not gpus:
+            return ["--device=cpu"] if os.environ["LTPIPE_DEVICE"] == "auto" else []
+        several = [f"--processes={gpus}"] if stage.kind == "stage1" else []
+        return [*several, f"--gpu-slots={resources.get('gpu_slots', 1)}"]
+
+    return told_resources

@@ -27,7 +27,8 @@ for stage in STAGES.values():
         resources:
             mem_mb=stage.memory,
             runtime=stage.minutes,
-            gpu=RUN.gpu_per_job if stage.gpu else 0,
+            # Unset where there is none to give: some clusters take 0 for a wish.
+            gpu=(RUN.gpu_per_job or None) if stage.gpu else None,
         params:
             command=stage.command,
             spec=told(stage, "spec_text"),

@@ -159,8 +159,7 @@ class SplittingTask(NetworkTask):
                     pseudo = given[order[start : start + len(target)].to(self.device)]
                 value = self.loss(outputs, pseudo)
             start += len(target)
-            value.backward()
-            self.optimizer.step(rate)
+            self.steps.descend(value, rate)
             correct = (self.owners[outputs.detach().argmax(1)] == target).sum()
             sums += torch.stack([value.detach() * len(target), correct.to(value.dtype)])
         found = self.clustering.restart().cpu()

@@ -141,7 +141,8 @@ def train_flow(
     purest = _PurestEpoch()
     flow.train()
     narrow = features.shape[1] < _WIDE and settings.precision == "auto"
-    flow.compute_in(precision("fp32" if narrow else settings.precision, features.device))
+    wanted = "fp32" if narrow else settings.precision
+    flow.compute_in(precision(wanted, features.device, "products"))
     for epoch in track(range(settings.epochs), f"filter, block {block}"):
         draws = generator(seed, "filter", block, epoch)
         first, second = _draw(labels, classes, steps * size, draws, paired)

@@ -1,0 +1,133 @@
+"""Steps of fewer operators give the numbers of plain ones, and stay few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ltpipe.config.backbones import backbone_settings
+from ltpipe.data.augment import Augmentation
+from ltpipe.data.batches import open_batches
+from ltpipe.data.images import ArrayImages
+from ltpipe.data.loading import Pixels
+from ltpipe.losses.building import build_loss
+from ltpipe.models.building import build_network
+from ltpipe.stage1.bbn import BilateralTask
+from ltpipe.stage1.cws.job import SplittingTask
+from ltpipe.stage1.hrjba import BranchTask
+from ltpipe.stage1.paco import ContrastiveTask
+from ltpipe.training.engine import SupervisedTask, TrainingSet
+from tests.support import CE, CPU
+
+COUNTS = [40, 16, 8]
+PACO = {"queue": 50, "projection": 8}
+# Operators that a step may dispatch: those of torch 2.13 and a few for other versions.
+SYSTEMS: dict[str, tuple[dict[str, Any], int]] = {
+    "resnet32": ({"network": "resnet32"}, 400),
+    "supervised": ({}, 195),
+    "mixup": ({"mixup": 1.0}, 215),
+    "cosine": ({"head": "cosine", "loss": {"name": "ldam"}}, 240),
+    "bbn": ({"system": "bbn", "network": "bbn-resnet8"}, 360),
+    "cws": ({"system": "cws", "subclasses": [3, 2, 1]}, 260),
+    "paco": ({"system": "paco", **PACO}, 400),
+    "hrjba": ({"system": "hrjba-branch", "group": "head"}, 215),
+}
+
+
+class Counter(TorchDispatchMode):
+    """Counts the operators that are dispatched."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.total += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class MarkedSet(TrainingSet):
+    """Keeps how many operators had been dispatched when each batch of a stream was there."""
+
+    counter: Counter = field(default_factory=Counter)
+    marks: list[list[int]] = field(default_factory=list)
+
+    def labelled(self, *arguments):
+        marks: list[int] = []
+        self.marks.append(marks)
+        for batch in super().labelled(*arguments):
+            marks.append(self.counter.total)
+            yield batch
+
+
+def task_of(system: str, precision: str):
+    given, _ = SYSTEMS[system]
+    spec = {**CE, "batch_size": 16, "precision": precision, **given}
+    if system == "paco":
+        del spec["loss"]
+    settings = backbone_settings(spec)
+    draws = np.random.default_rng(0)
+    labels = torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS))
+    images = ArrayImages(draws.integers(0, 256, (len(labels), 16, 16, 3), np.uint8))
+    plan = Augmentation((16, 16), padding=2, flip=True)
+    batches = open_batches(images, np.arange(len(labels)), plan, CPU)
+    data = MarkedSet(batches, labels, Pixels([0.5] * 3, [0.2] * 3), COUNTS)
+    torch.manual_seed(0)
+    outputs = {"cws": 6, "hrjba": 2}.get(system, len(COUNTS))
+    network = build_network(settings, outputs, 3)
+    if system == "cws":
+        return SplittingTask(network, data, settings, [3, 2, 1], 0, CPU)
+    if system == "paco":
+        return ContrastiveTask(network, data, settings, 0, CPU)
+    loss = build_loss(settings.loss, COUNTS[:outputs])
+    if system == "hrjba":
+        return BranchTask(network, loss, data, settings, 0, CPU, [0, 1])
+    kind = BilateralTask if system == "bbn" else SupervisedTask
+    return kind(network, loss, data, settings, 0, CPU)
+
+
+def trained(task) -> dict[str, torch.Tensor]:
+    for epoch in range(2):
+        with task.steps.epoch():
+            task.run_epoch(epoch, 0.05)
+    return task.state()
+
+
+@pytest.mark.parametrize("system", SYSTEMS.keys() - {"resnet32"})
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lean_steps_give_the_bytes_of_plain_ones(system, precision):
+    plain = task_of(system, precision)
+    plain.steps._is_plain = True
+    expected, found = trained(plain), trained(task_of(system, precision))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+        if name.endswith("num_batches_tracked"):
+            assert int(tensor) > 0
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_dispatches_few_operators(system, precision):
+    task = task_of(system, precision)
+    with task.data.counter, task.steps.epoch():
+        task.run_epoch(0, 0.05)
+    first = task.data.marks[0]
+    assert first[2] - first[1] <= SYSTEMS[system][1]
+
+
+def test_outside_of_an_epoch_the_network_is_in_full_precision():
+    task = task_of("supervised", "bf16")
+    weight = task.network.conv.weight
+    with task.steps.epoch():
+        assert task.network.conv.weight.dtype is torch.bfloat16
+        assert task.network.bn.num_batches_tracked is None
+    assert task.network.conv.weight is weight
+    with pytest.raises(RuntimeError), task.steps.epoch():
+        raise RuntimeError
+    assert task.network.conv.weight is weight
+    assert int(task.network.bn.num_batches_tracked) == 0
