@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from ltpipe.config.experiment import resolve
+from ltpipe.config.experiment import read_yaml, resolve
 from ltpipe.plan.layout import build_plan
 from ltpipe.utils.errors import InputError
 
@@ -108,3 +109,24 @@ def test_places_on_a_line_are_the_backbones_settings():
     figure = {"kind": "setting_curve", "dataset": "digits-lt", "setting": "features.views"}
     found = plan(on("label-mapping"), figures=[{**figure, "lines": {"all": "*"}}])
     assert found.report.spec["figures"][0]["lines"] == {"all": {"M": 9.0, "CE": 9.0}}
+
+
+def test_what_splitting_is_compared_with_is_trained_as_long():
+    """Fresh subclasses are learned slowly; networks with and without them have one recipe."""
+    networks = resolve(
+        read_yaml(CATALOGUE / "experiments/cws_digits.yaml"), CATALOGUE
+    ).backbones.values()
+    recipes = {
+        json.dumps(
+            [
+                getattr(backbone.settings, name)
+                for name in ("epochs", "batch_size", "learning_rate", "weight_decay")
+            ]
+            + [backbone.settings.schedule.model_dump()]
+        )
+        for backbone in networks
+    }
+    assert len(recipes) == 1
+    assert json.loads(recipes.pop())[0] == 120
+    assert not any(getattr(b.settings, "mixup", None) for b in networks)
+    assert any(getattr(b.settings, "subclasses", "") == "counts" for b in networks)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
+from ltpipe.config.experiment import find_catalogue, read_yaml, resolve
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.base import SoftmaxForm
 from ltpipe.stage2.core.batches import Draws
@@ -29,6 +30,7 @@ from ltpipe.stage2.dlsa.settings import DLSA
 from ltpipe.testing import check_method
 from ltpipe.utils.errors import InputError
 from tests.support import CPU
+from tests.workflow.workspace import REPOSITORY
 
 SMALL = {
     "clusters": 12,
@@ -530,6 +532,20 @@ def test_settings_are_the_released_ones():
     assert (settings.clusters, settings.share, settings.exponent) == (500, 0.3, 2.0)
     method = DLSA.model_validate({"kind": "dlsa", "backbones": {"features": "x"}})
     assert (method.blocks, method.epochs, method.batch_size) == (3, 150, 128)
+
+
+@pytest.mark.parametrize("name", ["dlsa", "dlsa_released"])
+def test_the_papers_experiments_have_its_filters_and_forms(name):
+    read = read_yaml(REPOSITORY / f"config/experiments/{name}.yaml")
+    experiment = resolve(read, find_catalogue(REPOSITORY / "config/config.yaml"))
+    for method in experiment.methods.values():
+        filters = method.settings.filter
+        assert (filters.purity_clamp, filters.precision, filters.exponent) == (None, "fp32", 2)
+        assert (filters.share, filters.grad_clip) == (0.3, None)
+        assert method.settings.form == ("released" if name == "dlsa_released" else "paper")
+        # PaCo's classifier is what its rows start from, cosines among them.
+        on_paco = method.settings.backbones.features.startswith("PaCo")
+        assert (method.settings.initial == "backbone") == on_paco
 
 
 def test_the_rest_balances_by_its_own_samples_or_by_all_as_released(tmp_path, monkeypatch):
