@@ -84,7 +84,7 @@ def augment(
     else:
         batch = _padded_crop(images, plan.size, plan.padding, place, mirrored)
     if plan.color_jitter:
-        batch = _color_jitter(batch, 1 + plan.color_jitter * (2 * jitter - 1))
+        batch = color_jitter(batch, 1 + plan.color_jitter * (2 * jitter - 1))
     return batch
 
 
@@ -252,22 +252,25 @@ def _source_coordinates(
     return (2 * (inside + start[:, None]) + 1) / side - 1
 
 
-def _color_jitter(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Brightness, contrast, saturation, in this order, by (3, B) factors; grey has no saturation.
+def color_jitter(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Change brightness, contrast, saturation, in this order, by (3, B) factors.
+
+    Grey images have no saturation.
 
     Each is a blend factor * image + (1 - factor) * other, clipped to 0 .. 255, where other is
     black, the mean grey of the image, and the grey image.
     """
     brightness, contrast, saturation = factors[:, :, None, None, None]
     batch = (images.float() * brightness).clamp_(0, 255)
-    mean = _grey(batch).mean(dim=(1, 2, 3), keepdim=True)
+    mean = to_grey(batch).mean(dim=(1, 2, 3), keepdim=True)
     batch = (contrast * batch + (1 - contrast) * mean).clamp_(0, 255)
     if batch.shape[1] == 3:
-        batch = (saturation * batch + (1 - saturation) * _grey(batch)).clamp_(0, 255)
+        batch = (saturation * batch + (1 - saturation) * to_grey(batch)).clamp_(0, 255)
     return batch.round().to(torch.uint8)
 
 
-def _grey(images: torch.Tensor) -> torch.Tensor:
+def to_grey(images: torch.Tensor) -> torch.Tensor:
+    """Return the grey (B, 1, H, W) of RGB images of floats, and grey images as they are."""
     if images.shape[1] != 3:
         return images
     red, green, blue = images.unbind(1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ import torch
 from ltpipe.data.augment import Augmentation, augment, centre_crop
 from ltpipe.data.images import Images
 from ltpipe.utils.errors import InputError
+
+T = TypeVar("T")
 
 # Images per decoding task, and batches in work beside the one in use.
 _TASK = 16
@@ -25,6 +28,7 @@ class ImageBatches:
     """Batches of some of the stored images on a device; `open_batches` makes one.
 
     Attributes:
+        augmentation: what happens to training batches, and the size of all batches.
         resident: whether all the images are kept on the device, or loaded batch by batch.
     """
 
@@ -38,7 +42,7 @@ class ImageBatches:
     ) -> None:
         self._images = images
         self._index = np.asarray(index, dtype=np.int64)
-        self._augmentation = augmentation
+        self.augmentation = augmentation
         self._device = device
         self.resident = resident
         self._stored: torch.Tensor | None = None
@@ -57,7 +61,7 @@ class ImageBatches:
     def epoch(
         self, order: torch.Tensor, batch_size: int, generator: torch.Generator | None
     ) -> Iterator[torch.Tensor]:
-        """Yield the images at `order`, batch by batch; the last batch may be short.
+        """Return the images at `order`, batch by batch; the last batch may be short.
 
         Resident and streamed images give equal bytes for equal generators.
 
@@ -67,18 +71,29 @@ class ImageBatches:
             generator: source of the augmentation's draws; None gives the plain test view, the
                 centre crop.
 
-        Yields:
+        Returns:
             (b, C, h, w) uint8 in channels-last memory, on the device.
+
+        Raises:
+            InputError: an image file can't be read.
+        """
+        plan = self.augmentation
+        if generator is None:
+            return self.changed(order, batch_size, lambda batch: centre_crop(batch, plan.size))
+        draws = generator
+        return self.changed(order, batch_size, lambda batch: augment(batch, plan, draws))
+
+    def changed(
+        self, order: torch.Tensor, batch_size: int, change: Callable[[torch.Tensor], T]
+    ) -> Iterator[T]:
+        """Yield what `change` makes of each batch of stored images, (b, H, W, C) uint8.
 
         Raises:
             InputError: an image file can't be read.
         """
         with closing(self._batches(order, batch_size)) as batches:
             for batch in batches:
-                if generator is None:
-                    yield centre_crop(batch, self._augmentation.size)
-                else:
-                    yield augment(batch, self._augmentation, generator)
+                yield change(batch)
 
     def _batches(self, order: torch.Tensor, batch_size: int) -> Generator[torch.Tensor, None, None]:
         if self._stored is None:

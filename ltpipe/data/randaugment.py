@@ -7,7 +7,7 @@ what Pillow's do, on whole bytes: nearest pixels, black where there are none, tr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,9 +72,14 @@ def rand_augment(
 
 
 def apply_operations(
-    images: Tensor, which: Tensor, strength: Tensor, negative: Tensor, place: Tensor
+    images: Tensor,
+    which: Tensor,
+    strength: Tensor,
+    negative: Tensor,
+    place: Tensor,
+    operations: Sequence[Operation] | None = None,
 ) -> Tensor:
-    """Return the batch with operation `which[i]` of OPERATIONS applied to image i.
+    """Return the batch with operation `which[i]` of `operations` applied to image i.
 
     Args:
         images: (B, C, H, W) uint8.
@@ -82,9 +87,10 @@ def apply_operations(
         strength: (B,) in 0 .. 1.
         negative: (B,) bool, where signed operations go the other way.
         place: (2, B) uniform numbers, the centre of what is cut out.
+        operations: OPERATIONS unless given.
     """
     result = images.clone()
-    for number, operation in enumerate(OPERATIONS):
+    for number, operation in enumerate(operations or OPERATIONS):
         chosen = torch.nonzero(which == number).flatten().to(images.device)
         if not len(chosen):
             continue
@@ -122,23 +128,23 @@ def _matrix(images: Tensor, **entries: Tensor) -> Tensor:
     return matrix
 
 
-def _shear_x(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def shear_x(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return _affine(images, _matrix(images, m01=value))
 
 
-def _shear_y(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def shear_y(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return _affine(images, _matrix(images, m10=value))
 
 
-def _translate_x(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def translate_x(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return _affine(images, _matrix(images, m02=value * images.shape[3]))
 
 
-def _translate_y(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def translate_y(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return _affine(images, _matrix(images, m12=value * images.shape[2]))
 
 
-def _rotate(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def rotate(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     """Counter-clockwise about the middle, in degrees."""
     angle = torch.deg2rad(value.double())
     cos, sin = torch.cos(angle), torch.sin(angle)
@@ -147,7 +153,7 @@ def _rotate(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return _affine(images, _matrix(images, m00=cos, m01=-sin, m10=sin, m11=cos, **shifts))
 
 
-def _autocontrast(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def autocontrast(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     """Stretch each channel to 0 .. 255; a channel of one value stays."""
     levels = images.double()
     low = levels.amin((2, 3), keepdim=True)
@@ -157,11 +163,11 @@ def _autocontrast(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return torch.where(high > low, stretched, images)
 
 
-def _invert(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def invert(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return 255 - images
 
 
-def _equalize(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def equalize(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     """Even out each channel's histogram by a table of 256 levels, in whole numbers."""
     count, channels = images.shape[:2]
     flat = images.reshape(count * channels, -1).long()
@@ -176,30 +182,30 @@ def _equalize(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return table.gather(1, flat).to(torch.uint8).view(images.shape)
 
 
-def _solarize(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def solarize(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return torch.where(images < value.view(-1, 1, 1, 1), images, 255 - images)
 
 
-def _posterize(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def posterize(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     """Keep the highest bits of each value."""
     dropped = (8 - value.int()).to(torch.uint8).view(-1, 1, 1, 1)
     return (images >> dropped) << dropped
 
 
-def _contrast(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def contrast(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     mean = _grey(images).mean((1, 2, 3), keepdim=True)
     return _blend(torch.floor(mean + 0.5), images, value)
 
 
-def _color(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def color(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return _blend(_grey(images), images, value)
 
 
-def _brightness(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def brightness(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return _blend(torch.zeros((), dtype=torch.float64, device=images.device), images, value)
 
 
-def _sharpness(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def sharpness(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     """Blend with a smoothed copy, whose outermost pixels are those of the image."""
     if min(images.shape[2:]) < 3:
         return images
@@ -212,7 +218,7 @@ def _sharpness(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     return _blend(smooth, images, value)
 
 
-def _cutout(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def cutout(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     """Paint a square of `value` times the width, its centre drawn, cut at the borders."""
     height, width = images.shape[2:]
     half = (value * width / 2).view(-1, 1)
@@ -243,19 +249,19 @@ def _blend(other: Tensor, images: Tensor, factor: Tensor) -> Tensor:
 
 
 OPERATIONS = (
-    Operation("shear_x", 0.0, 0.6, True, _shear_x),
-    Operation("shear_y", 0.0, 0.6, True, _shear_y),
-    Operation("translate_x", 0.0, 0.66, True, _translate_x),
-    Operation("translate_y", 0.0, 0.66, True, _translate_y),
-    Operation("rotate", 0.0, 60.0, True, _rotate),
-    Operation("autocontrast", 0.0, 1.0, False, _autocontrast),
-    Operation("invert", 0.0, 1.0, False, _invert),
-    Operation("equalize", 0.0, 1.0, False, _equalize),
-    Operation("solarize", 0.0, 110.0, False, _solarize),
-    Operation("posterize", 4.0, 8.0, False, _posterize),
-    Operation("contrast", 0.1, 1.9, False, _contrast),
-    Operation("color", 0.1, 1.9, False, _color),
-    Operation("brightness", 0.1, 1.9, False, _brightness),
-    Operation("sharpness", 0.1, 1.9, False, _sharpness),
-    Operation("cutout", 0.0, 0.4, False, _cutout),
+    Operation("shear_x", 0.0, 0.6, True, shear_x),
+    Operation("shear_y", 0.0, 0.6, True, shear_y),
+    Operation("translate_x", 0.0, 0.66, True, translate_x),
+    Operation("translate_y", 0.0, 0.66, True, translate_y),
+    Operation("rotate", 0.0, 60.0, True, rotate),
+    Operation("autocontrast", 0.0, 1.0, False, autocontrast),
+    Operation("invert", 0.0, 1.0, False, invert),
+    Operation("equalize", 0.0, 1.0, False, equalize),
+    Operation("solarize", 0.0, 110.0, False, solarize),
+    Operation("posterize", 4.0, 8.0, False, posterize),
+    Operation("contrast", 0.1, 1.9, False, contrast),
+    Operation("color", 0.1, 1.9, False, color),
+    Operation("brightness", 0.1, 1.9, False, brightness),
+    Operation("sharpness", 0.1, 1.9, False, sharpness),
+    Operation("cutout", 0.0, 0.4, False, cutout),
 )

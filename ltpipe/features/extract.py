@@ -19,6 +19,7 @@ from ltpipe.config.datasets import NetworkInput
 from ltpipe.data.augment import Normalise, normalise
 from ltpipe.data.head_tail import group_classes
 from ltpipe.data.loading import ImageSplit, Pixels, open_split
+from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import Subset, read_subset
 from ltpipe.features.store import Blocks, write_features
 from ltpipe.losses.building import build_loss
@@ -74,6 +75,22 @@ def train_bn_embedder(network: nn.Module, pixels: Pixels, device: torch.device) 
     return embed
 
 
+def re_estimate(
+    network: nn.Module, split: ImageSplit, classes: int, batch_size: int, seed: int, device: Any
+) -> None:
+    """Move BatchNorm's stored statistics on by an epoch of augmented, class-balanced batches.
+
+    What MiSLAS (Zhong et al., CVPR 2021, section 3.3) does along its second stage, whose network is
+    frozen but for these: momentum 0.1 from the statistics of stage one. In float32.
+    """
+    training = place(network.train(), device)
+    order = epoch_order(split.labels, classes, "balanced", generator(seed, "statistics"))
+    draws = generator(seed, "statistics augment", device=device)
+    for batch in split.batches.epoch(order, batch_size, draws):
+        if len(batch) > 1:
+            training.features(normalise(batch, split.pixels.mean, split.pixels.std, torch.float32))
+
+
 def run(job: Job) -> dict[str, Any]:
     """Write train.h5, val.h5 and test.h5: features, logits, and views of the training images.
 
@@ -108,6 +125,7 @@ def run(job: Job) -> dict[str, Any]:
     images = 0
     dimension = 0
     dtype = precision(settings.precision, job.device, "extraction")
+    moved: dict[str, Tensor] = {}
     for name, split in open_splits(job, subset):
         if split is None:
             write_empty(job, name, subset, dimension, attributes)
@@ -118,6 +136,20 @@ def run(job: Job) -> dict[str, Any]:
                 nn.init.zeros_(parameter)
         else:
             load_weights(network, weights)
+        if settings.batch_norm == "re-estimated":
+            # The training images come first; the other splits see the statistics found on them.
+            if not moved:
+                with torch.no_grad():
+                    re_estimate(
+                        network,
+                        split,
+                        len(subset.class_names),
+                        backbone.batch_size,
+                        job.seed,
+                        job.device,
+                    )
+                moved = {name: value.cpu() for name, value in network.named_buffers()}
+            network.load_state_dict(moved, strict=False)
         with torch.inference_mode():
             dimension = _write_split(
                 job, name, split, network, settings, backbone, subset, dtype, attributes
@@ -191,6 +223,7 @@ def _write_split(
             "seed": seed,
             "view_seed": settings.view_seed,
             "train_bn": settings.train_bn,
+            **({"batch_norm": settings.batch_norm} if settings.batch_norm != "stored" else {}),
             "batch_size": batch_size,
             "precision": str(dtype).removeprefix("torch."),
             **attributes,

@@ -34,6 +34,9 @@ class TorchvisionResNet(nn.Module):
         if weights is not None:
             _load_body(self.body, _read_weights(name, weights), f"weights {weights}")
         self.head = build_head(head, self.feature_dim, num_classes)
+        if isinstance(self.head, nn.Linear):
+            # The published ImageNet recipes start from torch's own initial values.
+            nn.Linear.reset_parameters(self.head)
 
     def features(self, x: Tensor) -> Tensor:
         """Return the globally pooled last map, (B, feature_dim)."""

@@ -19,17 +19,30 @@ from ltpipe.losses.building import build_loss
 from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
 from ltpipe.training.engine import NetworkTask, batch_sums, epoch_stream
+from ltpipe.utils.errors import InputError
 from ltpipe.utils.seeding import generator
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train the network of `job.spec`; files and inputs are those of supervised training."""
+    """Train the network of `job.spec`; files and inputs are those of supervised training.
+
+    Raises:
+        InputError: `drop_last` leaves no batch.
+    """
     training = open_training(job)
     loss = build_loss(training.settings.loss, training.data.class_counts)
     task = BilateralTask(
         training.network, loss, training.data, training.settings, job.seed, job.device
     )
-    return train_task(job, training, task)
+    settings, samples = training.settings, len(training.data.labels)
+    if settings.drop_last:
+        samples -= samples % settings.batch_size
+        if not samples:
+            raise InputError(
+                f"backbone.drop_last leaves nothing of {len(training.data.labels)} samples in "
+                f"batches of {settings.batch_size}; take a smaller batch_size"
+            )
+    return train_task(job, training, task, samples=samples)
 
 
 def balance(epoch: int, epochs: int) -> float:
@@ -61,6 +74,8 @@ class BilateralTask(NetworkTask):
     def _batches(self, epoch: int, sampler: str, order_name: str, augment_name: str) -> Any:
         draws = generator(self.seed, order_name, epoch)
         order = epoch_order(self.data.labels, len(self.data.class_counts), sampler, draws)
+        if self.settings.drop_last:
+            order = order[: len(order) // self.settings.batch_size * self.settings.batch_size]
         order, batch_size = distributed.share(order, self.settings.batch_size)
         stream = epoch_stream(self.seed, augment_name, epoch, self.device)
         return self.data.labelled(order, batch_size, stream, self.device)

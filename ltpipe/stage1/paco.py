@@ -2,14 +2,15 @@
 
 Cui et al., "Parametric Contrastive Learning", ICCV 2021. The classifier's rows are the centres,
 its training logits carry the log prior, and queries meet keys of a slowly following copy of the
-network and a queue of earlier keys. What is kept is the network with its classifier; both views of
-an image are draws of the data set's own augmentation.
+network and a queue of earlier keys. What is kept is the network with its classifier; the
+two views of an image are draws of the data set's own augmentation, or those of the released code.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import PaCo
+from ltpipe.data.augment import augment, normalise
 from ltpipe.data.sampling import epoch_order
+from ltpipe.data.two_views import View, two_views
 from ltpipe.losses.base import checked_counts
 from ltpipe.losses.contrastive import paco_loss
 from ltpipe.models.building import place
@@ -108,17 +111,10 @@ class ContrastiveTask:
         order = epoch_order(
             self.data.labels, classes, "shuffle", generator(self.seed, "order", epoch)
         )
-        views = [
-            self.data.labelled(
-                order,
-                settings.batch_size,
-                generator(self.seed, name, epoch, device=self.device),
-                self.device,
-            )
-            for name in ("augment", "second view")
-        ]
+        targets = self.data.labels[order].to(self.device, non_blocking=True)
+        pairs = self._pairs(order, epoch)
         sums = torch.zeros(2, device=self.device)
-        for (images, target), (second, _) in zip(*views, strict=True):
+        for (images, second), target in zip(pairs, targets.split(settings.batch_size), strict=True):
             if len(target) < 2:
                 # A batch of one has no variance for the projection's BatchNorm.
                 continue
@@ -144,6 +140,26 @@ class ContrastiveTask:
             sums += batch_sums(value, outputs, target)
         total, correct = sums.tolist()
         return total, correct
+
+    def _pairs(self, order: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield both views of each batch, normalised (B, C, H, W) float32."""
+        names = ("augment", "second view")
+        draws = [generator(self.seed, name, epoch, device=self.device) for name in names]
+        choices = [generator(self.seed, f"{name} operations", epoch) for name in names]
+        plan, pixels = self.data.batches.augmentation, self.data.pixels
+        if self.settings.views == "dataset":
+            views: list[View] = [lambda batch, drawn, _: augment(batch, plan, drawn)] * 2
+        else:
+            views = list(two_views(self.settings.views, plan.size, plan.interpolation))
+
+        def pair(batch: Tensor) -> tuple[Tensor, Tensor]:
+            first, second = (
+                normalise(view(batch, drawn, chosen), pixels.mean, pixels.std, torch.float32)
+                for view, drawn, chosen in zip(views, draws, choices, strict=True)
+            )
+            return first, second
+
+        return self.data.batches.changed(order, self.settings.batch_size, pair)
 
     def _follow(self) -> None:
         """Move the key encoder's weights a little towards the encoder's."""

@@ -11,15 +11,15 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ltpipe.config.backbones import Backbone, BackboneSettings
-from ltpipe.data.augment import normalise
+from ltpipe.data.augment import Augmentation, normalise
 from ltpipe.data.loading import Pixels
 from ltpipe.data.sampling import epoch_order
 from ltpipe.losses.base import Loss
@@ -35,6 +35,8 @@ from ltpipe.training.schedules import learning_rate
 from ltpipe.utils.progress import say, track
 from ltpipe.utils.seeding import generator
 
+T = TypeVar("T")
+
 
 class HasBuffers(Protocol):
     """An optimizer whose state is a list of tensors."""
@@ -48,10 +50,16 @@ class HasBuffers(Protocol):
 class Batches(Protocol):
     """A stream of uint8 image batches, as ltpipe.data.batches.open_batches gives it."""
 
+    augmentation: Augmentation
+
     def epoch(
         self, order: Tensor, batch_size: int, generator: torch.Generator | None
     ) -> Iterator[Tensor]:
         """Yield (B, C, H, W) uint8 batches of the samples in `order`."""
+        ...
+
+    def changed(self, order: Tensor, batch_size: int, change: Callable[[Tensor], T]) -> Iterator[T]:
+        """Yield what `change` makes of (B, H, W, C) uint8 batches of stored images."""
         ...
 
 
@@ -297,6 +305,7 @@ def learning_rates(settings: BackboneSettings) -> list[float]:
             epoch,
             settings.epochs,
             warmup=schedule.warmup,
+            warmup_start=schedule.warmup_start,
             milestones=schedule.milestones,
             factors=schedule.factors,
         )

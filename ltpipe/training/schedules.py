@@ -17,12 +17,14 @@ def learning_rate(
     epochs: int,
     *,
     warmup: int = 0,
+    warmup_start: float = 0.0,
     milestones: Sequence[int] = (),
     factors: Sequence[float] = (),
 ) -> float:
     """Return the learning rate of the 0-based `epoch` out of `epochs`.
 
-    During the first `warmup` epochs every kind rises as ``base * (epoch + 1) / warmup``. Then
+    During the first `warmup` epochs every kind rises as ``base * (s + (1 - s) * (epoch + 1) /
+    warmup)``; s is `warmup_start`, the share of `base` where the line begins. Then
     "step" is `base` times the factor of the last milestone reached (``epoch >= milestone``,
     milestones rising): a factor is relative to `base`, not to the rate before, as in the released
     code of LDAM (Cao et al., NeurIPS 2019). "cosine" is ``base / 2 * (1 + cos(pi * epoch /
@@ -40,7 +42,7 @@ def learning_rate(
             f"schedule has {len(milestones)} milestones but {len(factors)} factors; give one each"
         )
     if epoch < warmup:
-        return base * (epoch + 1) / warmup
+        return base * (warmup_start * warmup + (1 - warmup_start) * (epoch + 1)) / warmup
     if kind == "cosine":
         return 0.5 * base * (1 + math.cos(math.pi * epoch / epochs))
     if kind == "step":

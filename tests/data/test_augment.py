@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from ltpipe.compat import import_torchvision
 from ltpipe.data.augment import (
     Augmentation,
-    _color_jitter,
     _resized_crop,
     augment,
     centre_crop,
+    color_jitter,
     normalise,
 )
 from ltpipe.utils.errors import InputError
@@ -143,7 +143,7 @@ def test_colour_jitter_against_torchvision(channels):
 
     images = pictures(n=16, channels=channels).permute(0, 3, 1, 2)
     factors = 0.4 + 1.2 * torch.rand((3, 16), generator=generator(5))
-    result = _color_jitter(images, factors)
+    result = color_jitter(images, factors)
     for image, changed, (b, c, s) in zip(images, result, factors.T.tolist(), strict=True):
         expected = functional.adjust_brightness(image.float() / 255, b)
         expected = functional.adjust_contrast(expected, c)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ltpipe.config.backbones import Backbone
 from ltpipe.data.loading import open_split
+from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import read_subset
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.building import build_network, load_weights
@@ -92,3 +93,38 @@ def test_a_split_without_samples_is_a_file_without_rows(made):
     store = FeatureStore.open(made["ce"] / "val.h5")
     assert store.features.shape == (0, 64)
     assert store.class_counts == FeatureStore.open(made["ce"] / "train.h5").class_counts
+
+
+def test_re_estimated_statistics_are_those_of_balanced_batches_of_augmented_images(made, tmp_path):
+    """A loop over the same batches in float64, by BatchNorm's own rule (momentum 0.1)."""
+    shifted = embed(tmp_path / "f", CE, made["stage1-ce"], made["data"], batch_norm="re-estimated")
+    found = FeatureStore.open(shifted / "test.h5")
+    subset = read_subset(made["data"] / "subset.h5")
+    train_split = open_split(DIGITS, subset, "train", CPU, None)
+    order = epoch_order(train_split.labels, 10, "balanced", generator(0, "statistics"))
+    network = network_of(made, "ce", CE).double()
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    seen = {}
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda m, inputs: seen.__setitem__(m, inputs[0].detach()))
+    expected = {norm: (norm.running_mean.clone(), norm.running_var.clone()) for norm in norms}
+    with torch.no_grad():
+        for batch in train_split.batches.epoch(order, 16, generator(0, "statistics augment")):
+            if len(batch) < 2:
+                continue
+            network.train().features((batch.double() / 255 - 0.3) / 0.4)
+            for norm in norms:
+                maps = seen[norm].transpose(0, 1).flatten(1)
+                mean, var = expected[norm]
+                expected[norm] = (
+                    0.9 * mean + 0.1 * maps.mean(1),
+                    0.9 * var + 0.1 * maps.var(1, correction=1),
+                )
+        for norm, (mean, var) in expected.items():
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
+        features = network.eval().features(images_of(made).double())
+    np.testing.assert_allclose(found.features, features.numpy(), rtol=2e-3, atol=2e-3)
+    plain = FeatureStore.open(made["ce"] / "test.h5").features
+    assert np.abs(found.features - plain).max() > 0.05
+    assert found.attributes["batch_norm"] == "re-estimated"

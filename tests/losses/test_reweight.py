@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from ltpipe.config.backbones import Rule
 from ltpipe.losses.reweight import ClassBalancedLoss, FocalLoss
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.losses.weights import effective_number_weights, inverse_frequency_weights
+from ltpipe.training.rules import phases
 from ltpipe.utils.errors import InputError
 
 # CIFAR-10-LT training counts at imbalance 100.
@@ -125,3 +127,37 @@ def test_focal_with_gamma_0_is_cross_entropy(logits: np.ndarray) -> None:
 def test_negative_gamma_is_refused() -> None:
     with pytest.raises(InputError, match="gamma must be at least 0"):
         FocalLoss(-0.5)
+
+
+@pytest.mark.parametrize("rule", ["rw", "cb-rw", "drw", "dcb"])
+def test_focal_under_the_four_weightings_has_the_gradient_of_ldams_code(rule: str) -> None:
+    """A NumPy loop over samples and classes; the batch's size divides, not the weights' sum."""
+    counts = CIFAR_100
+    weights = phases(Rule(name=rule), counts, 200)[-1].weights
+    assert weights is not None
+    rng = np.random.default_rng(7)
+    # As a shuffled batch has them: mostly the large classes.
+    labels = rng.choice(10, 128, p=np.array(counts) / sum(counts))
+    logits = rng.normal(0, 2, (128, 10))
+    expected = np.zeros_like(logits)
+    for i, y in enumerate(labels):
+        p = np.exp(logits[i]) / np.exp(logits[i]).sum()
+        w = float(weights[y])
+        loss = -w * math.log(p[y])
+        # d/dl of (1 - exp(-l)) l, and dl/dz = w (p - onehot).
+        slope = 1 - math.exp(-loss) + loss * math.exp(-loss)
+        for c in range(10):
+            expected[i, c] = slope * w * (p[c] - (c == y)) / 128
+    z = torch.tensor(logits, requires_grad=True)
+    loss_module = FocalLoss(1.0, ldam_compat=True)
+    loss_module.reweight(weights)
+    loss_module(z, torch.from_numpy(labels)).backward()
+    assert z.grad is not None
+    np.testing.assert_allclose(z.grad.numpy(), expected, rtol=0, atol=1e-6)
+    # Divided by the weights' sum, as plain cross-entropy is, steps are several times larger.
+    other = torch.tensor(logits, requires_grad=True)
+    plain = FocalLoss(1.0)
+    plain.reweight(weights)
+    plain(other, torch.from_numpy(labels)).backward()
+    assert other.grad is not None
+    assert other.grad.abs().sum() > 2 * z.grad.abs().sum()

@@ -244,3 +244,13 @@ def test_the_last_stage_alone_is_trained() -> None:
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {name for name in after if name.startswith(("body.layer4.", "head."))}
     assert "body.layer4.0.bn1.running_mean" in moved
+
+
+def test_a_linear_head_starts_as_torchs_own_does() -> None:
+    """Uniform within 1 / sqrt(D), where Kaiming-normal has no bound and 2.4 times the spread."""
+    torch.manual_seed(0)
+    head = resnet50(200).head
+    bound = 2048**-0.5
+    assert head.weight.abs().max().item() <= bound
+    assert head.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+    assert isinstance(resnet50(20, head="cosine").head, CosineHead)

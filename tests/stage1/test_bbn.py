@@ -245,3 +245,31 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 def test_networks_of_two_branches_have_a_linear_head():
     with pytest.raises(InputError, match="linear head, not 'cosine'"):
         bbn_resnet8(3, head="cosine")
+
+
+def test_a_short_last_batch_is_left_out_where_it_is_asked_for(training_set):
+    """The released loader drops it; both streams then have equally many batches."""
+    samples = len(training_set.labels)
+    assert samples % 16
+    for drop_last, expected in ((False, -(-samples // 16)), (True, samples // 16)):
+        task = task_of(training_set, drop_last=drop_last)
+        sizes = []
+        forward = task.forward
+        task.forward = lambda images, *rest, f=forward, s=sizes: (
+            s.append(len(images)) or f(images, *rest)
+        )
+        task.run_epoch(0, 0.0)
+        assert len(sizes) == expected
+        assert (min(sizes) == 16) is drop_last
+
+
+def test_drop_last_must_leave_a_batch(data, tmp_path):
+    spec = {**SPEC, "batch_size": 4096, "drop_last": True}
+    job = Job(
+        {"kind": "stage1", "dataset": DIGITS, "backbone": spec, "seed": 0},
+        {"data": data},
+        tmp_path,
+        CPU,
+    )
+    with pytest.raises(InputError, match="take a smaller batch_size"):
+        bbn.run(job)

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.backbones import PaCo, backbone_settings
+from ltpipe.data.sampling import epoch_order
 from ltpipe.data.subset import read_subset
+from ltpipe.data.two_views import two_views
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.contrastive import paco_loss
 from ltpipe.models.building import build_network
@@ -19,6 +21,7 @@ from ltpipe.stage1 import paco
 from ltpipe.stage1.paco import ContrastiveTask
 from ltpipe.training import distributed
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
 from tests import support
 from tests.support import CE, CPU, DIGITS, draw, embed
 
@@ -234,3 +237,34 @@ def test_several_processes_are_refused(data, tmp_path, monkeypatch):
 def test_a_cosine_head_is_refused():
     with pytest.raises(ValueError, match="linear classifier"):
         PaCo.model_validate({**SPEC, "head": "cosine"})
+
+
+def first_inputs(task, epoch):
+    """Return what both encoders see first in an epoch."""
+    seen = {}
+
+    def watch(name):
+        def note(module, arguments):
+            seen.setdefault(name, arguments[0].clone())
+
+        return note
+
+    task.encoder.register_forward_pre_hook(watch("first"))
+    task.key_encoder.register_forward_pre_hook(watch("second"))
+    task.run_epoch(epoch, 0.0)
+    return seen
+
+
+def test_released_views_are_a_strong_and_a_contrasted_one(training_set):
+    """What the encoders see: by the names of the streams that the views are drawn from."""
+    task = task_of(training_set, views="cifar")
+    seen = first_inputs(task, 4)
+    order = epoch_order(training_set.labels, 10, "shuffle", generator(0, "order", 4))[:16]
+    stored = next(training_set.batches.changed(order, 16, lambda batch: batch))
+    views = two_views("cifar", (8, 8), "bilinear")
+    for name, stream, view in zip(seen, ("augment", "second view"), views, strict=True):
+        draws, choices = generator(0, stream, 4), generator(0, f"{stream} operations", 4)
+        expected = (view(stored, draws, choices).float() / 255 - 0.3) / 0.4
+        torch.testing.assert_close(seen[name], expected, rtol=1e-5, atol=1e-5)
+    plain = task_of(training_set)
+    assert not torch.allclose(first_inputs(plain, 4)["first"], seen["first"])

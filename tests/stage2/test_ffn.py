@@ -11,10 +11,14 @@ from safetensors.torch import load_file
 from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore, write_features
 from ltpipe.losses.margin import LDAMLoss
+from ltpipe.stage2.core.batches import Draws
+from ltpipe.stage2.core.heads import random_classifier
+from ltpipe.stage2.core.results import read_predictions
 from ltpipe.stage2.ffn import job as ffn
 from ltpipe.stage2.simple import backbone_head
 from ltpipe.testing import make_store
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.seeding import generator
 from tests.support import CE, CPU, DIGITS, KPS, draw, embed, train
 
 
@@ -175,3 +179,45 @@ def test_online_equals_the_cache_where_nothing_is_augmented(tmp_path):
     start = FeatureStore.open(inputs["features.kps"] / "train.h5").classifier_weight
     assert (weights["online"] - torch.from_numpy(start)).abs().max() > 0.01
     torch.testing.assert_close(weights["online"], weights["cached"], rtol=1e-3, atol=1e-4)
+
+
+def test_raw_features_are_mixed_under_a_linear_classifier(stores):
+    """Eq. 14 as printed, one step after another in a NumPy loop over the same draws."""
+    folder = run(
+        stores, "raw", normalise=False, initial="random", w1=0.3, scale=2.0, views="plain",
+        epochs=2, learning_rate=0.05, schedule="constant", batch_size=50, weight_decay=0.01,
+    )  # fmt: skip
+    made = load_file(folder / "models.safetensors")
+    ce, kps = (FeatureStore.open(stores / role / "train.h5") for role in ("ce", "kps"))
+    mixed = 0.3 * kps.features.astype(np.float64) + 0.7 * ce.features
+    start = random_classifier(5, 8, generator(0, "classifier"), cosine=False)
+    weight, bias = (start[name].double().numpy() for name in ("weight", "bias"))
+    momentum = [np.zeros_like(weight), np.zeros_like(bias)]
+    margins = 0.5 * np.array(kps.class_counts) ** -0.25 / np.min(kps.class_counts) ** -0.25
+    draws = Draws(torch.from_numpy(kps.labels), 1, 0, classes=5, sampler="balanced")
+    for epoch in range(2):
+        rows, targets = draws.epoch(epoch)
+        for batch, target in zip(rows.split(50), targets.split(50), strict=True):
+            x, y = mixed[batch.numpy()], target.numpy()
+            z = 2.0 * (x @ weight.T + bias - margins * np.eye(5)[y])
+            p = np.exp(z - z.max(1, keepdims=True))
+            error = 2.0 * (p / p.sum(1, keepdims=True) - np.eye(5)[y]) / len(y)
+            gradients = [error.T @ x + 0.01 * weight, error.sum(0) + 0.01 * bias]
+            momentum = [0.9 * m + g for m, g in zip(momentum, gradients, strict=True)]
+            weight, bias = weight - 0.05 * momentum[0], bias - 0.05 * momentum[1]
+    np.testing.assert_allclose(made["weight"][0].numpy(), weight, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(made["bias"][0].numpy(), bias, rtol=1e-4, atol=1e-5)
+    tests = [FeatureStore.open(stores / role / "test.h5").features for role in ("ce", "kps")]
+    z = 2.0 * ((0.7 * tests[0] + 0.3 * tests[1]) @ weight.T + bias)
+    p = np.exp(z - z.max(1, keepdims=True))
+    np.testing.assert_allclose(
+        read_predictions(folder).scores[0], p / p.sum(1, keepdims=True), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_raw_features_can_start_from_the_kps_classifier(stores):
+    slow = {"learning_rate": 1e-12, "weight_decay": 0.0, "normalise": False}
+    made = load_file(run(stores, "kept", **slow) / "models.safetensors")
+    start = FeatureStore.open(stores / "kps/train.h5").classifier_weight
+    np.testing.assert_allclose(made["weight"][0].numpy(), start, rtol=1e-5)
+    np.testing.assert_allclose(made["bias"][0].numpy(), np.zeros(5), atol=1e-9)

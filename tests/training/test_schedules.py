@@ -53,3 +53,12 @@ def test_unknown_kind_names_the_nearest() -> None:
 def test_milestones_without_factors_are_refused() -> None:
     with pytest.raises(InputError, match="2 milestones but 1 factors"):
         learning_rate("step", 0.1, 0, 10, milestones=[3, 6], factors=[0.1])
+
+
+def test_a_warm_up_that_begins_at_a_share_of_the_rate() -> None:
+    """BBN's scheduler: factor 1/3 (1 - e / 5) + e / 5 in the 1-based epoch e below 5."""
+    rates = [
+        learning_rate("constant", 0.1, epoch, 200, warmup=5, warmup_start=1 / 3)
+        for epoch in range(6)
+    ]
+    assert rates == pytest.approx([0.1 * f for f in (7 / 15, 9 / 15, 11 / 15, 13 / 15, 1, 1)])

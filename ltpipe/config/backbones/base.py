@@ -60,10 +60,14 @@ class Rule(Settings):
 
 
 class Schedule(Settings):
-    """Learning rate by epoch: linear warm-up, then steps of the initial rate, or a cosine to 0."""
+    """Learning rate by epoch: linear warm-up, then steps of the initial rate, or a cosine to 0.
+
+    The warm-up's line begins at `warmup_start` of the rate, before its first epoch.
+    """
 
     kind: Literal["step", "cosine", "constant"] = "step"
     warmup: int = Field(default=5, ge=0)
+    warmup_start: Float = Field(default=0.0, ge=0, lt=1)
     milestones: list[int] = [160, 180]
     factors: list[Float] = [0.1, 0.01]
 
@@ -83,7 +87,9 @@ class FeatureSettings(Settings):
     """What is cached of a trained backbone.
 
     `views` augmented images of each training sample are kept beside the plain one. `train_bn`
-    leaves BatchNorm on batch statistics, as the official FFN code does by mistake.
+    leaves BatchNorm on batch statistics, as the official FFN code does by mistake. `batch_norm:
+    re-estimated` moves its stored statistics on in an epoch of augmented images, every class drawn
+    equally often, before anything is cached: what MiSLAS's second stage does to a frozen network.
     """
 
     views: int = Field(default=0, ge=0)
@@ -92,6 +98,13 @@ class FeatureSettings(Settings):
     batch_size: int = Field(default=256, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     train_bn: bool = False
+    batch_norm: Literal["stored", "re-estimated"] = "stored"
+
+    @model_validator(mode="after")
+    def _one_use_of_statistics(self) -> FeatureSettings:
+        if self.train_bn and self.batch_norm != "stored":
+            raise ValueError("batch_norm: with train_bn the stored statistics are not used")
+        return self
 
 
 class BackboneSettings(Settings):

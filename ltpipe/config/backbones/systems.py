@@ -35,11 +35,13 @@ class Backbone(BackboneSettings):
 class BBN(BackboneSettings):
     """Two branches on a shared trunk, one fed uniformly, one reversely, mixed cumulatively.
 
-    `network` is one with two branches, such as bbn-resnet32.
+    `network` is one with two branches, such as bbn-resnet32. `drop_last` leaves out an epoch's
+    last batch where it is short, as the released code does.
     """
 
     system: Literal["bbn"]
     loss: Loss = loss_settings("ce")
+    drop_last: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> BBN:
@@ -57,7 +59,9 @@ class PaCo(BackboneSettings):
 
     `centre_weight` is the paper's beta on the true centre, `alpha` weighs each sample of the same
     class. `queue` keys are kept; `projection` is the width of the contrasted vectors;
-    `centre_temperature` divides the centres' logits.
+    `centre_temperature` divides the centres' logits. `views` says how an image's two views are
+    made: both by the `dataset`'s own augmentation, or as the released code does on `cifar` or
+    `imagenet` (ltpipe.data.two_views).
     """
 
     system: Literal["paco"]
@@ -69,6 +73,7 @@ class PaCo(BackboneSettings):
     queue: int = Field(default=1024, ge=0)
     projection: int = Field(default=32, ge=1)
     encoder_momentum: Float = Field(default=0.999, ge=0, lt=1)
+    views: Literal["dataset", "cifar", "imagenet"] = "dataset"
 
     @model_validator(mode="after")
     def _fits(self) -> PaCo:

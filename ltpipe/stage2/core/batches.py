@@ -153,9 +153,9 @@ class FeatureBatches:
 
 
 class FusedBatches:
-    """Batches of mixtures ``w1 u_kps + (1 - w1) u_ce`` of unit features, one mixture a model.
+    """Batches of mixtures ``w1 u_kps + (1 - w1) u_ce`` of features, one mixture a model.
 
-    The P coefficients share their draws.
+    The P coefficients share their draws. Features are of unit length unless `rows` says otherwise.
 
     Args:
         kps, ce: float (V, N, D), V views of the same N samples.
@@ -164,10 +164,16 @@ class FusedBatches:
     """
 
     def __init__(
-        self, kps: Tensor, ce: Tensor, draws: Draws, coefficients: Tensor, batch_size: int
+        self,
+        kps: Tensor,
+        ce: Tensor,
+        draws: Draws,
+        coefficients: Tensor,
+        batch_size: int,
+        rows: type[Rows] = UnitRows,
     ) -> None:
-        self.kps = UnitRows(kps.flatten(0, 1))
-        self.ce = UnitRows(ce.flatten(0, 1))
+        self.kps = rows(kps.flatten(0, 1))
+        self.ce = rows(ce.flatten(0, 1))
         self.draws = draws
         self.coefficients = coefficients
         self.batch_size = batch_size

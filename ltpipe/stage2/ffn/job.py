@@ -3,7 +3,8 @@
 The released code applies one cosine classifier to both features and averages the cosines. Since
 the classifier is linear in the unit feature, that equals fusing unit features first (the paper's
 eq. 14): ``z = W^T (w1 f_KPS / |f_KPS| + (1 - w1) f_CE / |f_CE|)`` with unit columns of W, and the
-mixture not brought to unit length again. The classifier is retrained with LDAM (eqs. 9, 10) under
+mixture not brought to unit length again. `normalise: false` is the equation as it is printed, on
+raw features under a linear classifier. The classifier is retrained with LDAM (eqs. 9, 10) under
 class-balanced sampling; both backbones stay frozen in evaluation mode. The released code leaves
 the CE branch's BatchNorm in training mode and picks the best epoch on the test set: `train_bn` and
 `best_test` show what that changes.
@@ -22,9 +23,22 @@ from torch import Tensor
 from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore
 from ltpipe.losses.margin import LDAMLoss
-from ltpipe.stage2.core.batches import Draws, FusedBatches, drawn_views, unit_rows
-from ltpipe.stage2.core.fit import EpochBatches, Parameters, fit
-from ltpipe.stage2.core.heads import CosineModel, cosines, random_directions
+from ltpipe.stage2.core.batches import (
+    Draws,
+    FusedBatches,
+    Rows,
+    UnitRows,
+    drawn_views,
+    unit_rows,
+)
+from ltpipe.stage2.core.fit import EpochBatches, Parameters, fit, repeated
+from ltpipe.stage2.core.heads import (
+    classifier_model,
+    cosines,
+    linear_logits,
+    model_at,
+    random_classifier,
+)
 from ltpipe.stage2.core.inference import Embedded, Fitted, Samples, evaluate_points, predict
 from ltpipe.stage2.core.logit_gradients import logit_gradient
 from ltpipe.stage2.core.results import (
@@ -56,33 +70,42 @@ def run(job: Job) -> dict[str, Any]:
     start = _initial_classifier(settings, train["kps"], classes, job.seed)
     batches = _batches(job, settings, train, coefficients)
     best = _BestOnTest(test, settings, job)
-    weight = fit(
-        {"weight": start.to(job.device).repeat(len(points), 1, 1)},
-        CosineModel(logit_gradient(loss, device=job.device)),
+    weights = fit(
+        repeated(start, len(points), job.device),
+        classifier_model(logit_gradient(loss, device=job.device), cosine=settings.normalise),
         batches,
         recipe_of(settings),
         on_epoch=best if settings.best_test else None,
         description=f"FFN, {len(points)} models",
-    )["weight"]
+    )
     return evaluate_points(
         job,
         settings,
         test,
         logits,
-        {"weight": weight, "w1": coefficients},
+        {**weights, "w1": coefficients},
         other_rows=best.rows(settings.protocol().replace("last", "best_test")),
     )
 
 
 def logits(fitted: Fitted[FFN], samples: Samples) -> Tensor:
-    """Return the scaled cosines (N, C) of the mixture of both backbones' unit features."""
-    ce, kps = (unit_rows(samples[role].features) for role in ("ce", "kps"))
-    mixture = torch.lerp(ce, kps, fitted.point["w1"])
-    return cosines(fitted.weights["weight"], mixture) * fitted.settings.scale
+    """Return the scaled cosines (N, C) of the mixture of both backbones' unit features.
+
+    With `normalise: false` they are a linear classifier's outputs for the mixture of raw features.
+    """
+    settings, weights = fitted.settings, fitted.weights
+    ce, kps = (samples[role].features for role in ("ce", "kps"))
+    if not settings.normalise:
+        return linear_logits(weights, torch.lerp(ce, kps, fitted.point["w1"])) * settings.scale
+    mixture = torch.lerp(unit_rows(ce), unit_rows(kps), fitted.point["w1"])
+    return cosines(weights["weight"], mixture) * settings.scale
 
 
-def _initial_classifier(settings: FFN, kps: FeatureStore, classes: int, seed: int) -> Tensor:
-    """Return the first weight (C, D): the KPS branch's, or unit rows drawn uniformly."""
+def _initial_classifier(settings: FFN, kps: FeatureStore, classes: int, seed: int) -> Parameters:
+    """Return the first weight (C, D), and of a linear classifier the bias (C,).
+
+    They are the KPS branch's, whose bias is zero, or drawn.
+    """
     if settings.initial == "kps":
         weight, _ = classifier_of(kps)
         if weight.shape[0] != classes:
@@ -90,8 +113,9 @@ def _initial_classifier(settings: FFN, kps: FeatureStore, classes: int, seed: in
                 f"{kps.path}: the KPS branch's classifier has {weight.shape[0]} rows for "
                 f"{classes} classes; use initial: random"
             )
-        return weight
-    return random_directions(classes, kps.features.shape[1], generator(seed, "classifier"))
+        return {"weight": weight} | ({} if settings.normalise else {"bias": torch.zeros(classes)})
+    draws = generator(seed, "classifier")
+    return random_classifier(classes, kps.features.shape[1], draws, cosine=settings.normalise)
 
 
 def _batches(
@@ -107,6 +131,7 @@ def _batches(
             sampler=settings.sampler,
             batch_size=settings.batch_size,
             train_bn=settings.train_bn,
+            normalise=settings.normalise,
         )
     tables = {
         role: drawn_views(store, settings.views).to(job.device) for role, store in train.items()
@@ -119,7 +144,9 @@ def _batches(
         classes=len(train["kps"].class_names),
         sampler=settings.sampler,
     )
-    return FusedBatches(tables["kps"], tables["ce"], draws, coefficients, settings.batch_size)
+    rows = UnitRows if settings.normalise else Rows
+    size = settings.batch_size
+    return FusedBatches(tables["kps"], tables["ce"], draws, coefficients, size, rows)
 
 
 def _check_same_views(train: dict[str, FeatureStore], settings: FFN) -> None:
@@ -152,13 +179,14 @@ class _BestOnTest:
         self.best: dict[int, dict[str, Any]] = {}
 
     def __call__(self, epoch: int, parameters: Parameters) -> None:
-        for place, metrics in enumerate(self._evaluate(parameters["weight"])):
+        for place, metrics in enumerate(self._evaluate(parameters)):
             if place not in self.best or metrics["accuracy"] > self.best[place]["accuracy"]:
                 self.best[place] = metrics
 
-    def _evaluate(self, weight: Tensor) -> Iterator[dict[str, Any]]:
-        for one, point in zip(weight, self.points, strict=True):
-            fitted = Fitted(self.settings, {"weight": one}, point, self.store.class_counts)
+    def _evaluate(self, parameters: Parameters) -> Iterator[dict[str, Any]]:
+        for place, point in enumerate(self.points):
+            one = model_at(parameters, place)
+            fitted = Fitted(self.settings, one, point, self.store.class_counts)
             probabilities = predict(logits, fitted, self.samples)
             yield metrics_of(probabilities, self.store, self.groups)
 

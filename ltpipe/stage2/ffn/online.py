@@ -31,11 +31,13 @@ class OnlineBatches:
         sampler: str,
         batch_size: int,
         train_bn: bool,
+        normalise: bool = True,
     ) -> None:
         self.job = job
         self.sampler = sampler
         self.batch_size = batch_size
         self.train_bn = train_bn
+        self.normalise = normalise
         self.coefficients = coefficients
         self.classes = len(kps.class_names)
         subset = read_subset(job.file("data", "subset.h5"))
@@ -61,8 +63,9 @@ class OnlineBatches:
         start = 0
         with torch.no_grad():
             for images in self.split.batches.epoch(order, self.batch_size, augmentation):
-                ce = F.normalize(self.embed["ce"](images), dim=1)
-                kps = F.normalize(self.embed["kps"](images), dim=1)
+                ce, kps = self.embed["ce"](images), self.embed["kps"](images)
+                if self.normalise:
+                    ce, kps = F.normalize(ce, dim=1), F.normalize(kps, dim=1)
                 target = targets[start : start + len(images)]
                 start += len(images)
                 yield (

@@ -29,7 +29,8 @@ class FFN(MethodSettings):
     `w1` weighs the KPS features and 1 - w1 the CE features. The defaults are the released code's;
     the paper's text trains with a learning rate of 0.1. `views: cached` draws one cached view a
     sample and epoch, `views: plain` uses the plain image only. `online` runs both backbones on
-    freshly augmented images in the loop: slow, and the yardstick for the cache. `train_bn` and
+    freshly augmented images in the loop: slow, and the yardstick for the cache. `normalise: false`
+    mixes features as they are under a linear classifier, as eq. 14 prints it. `train_bn` and
     `subset_mismatch` repeat two defects of the official code. `best_test` adds the best epoch on
     the test set, under its own protocol tag.
     """
@@ -40,6 +41,7 @@ class FFN(MethodSettings):
     initial: Literal["kps", "random"] = "kps"
     views: Literal["cached", "plain"] = "cached"
     online: bool = False
+    normalise: bool = True
     sampler: Literal["balanced", "shuffle", "effective", "sqrt"] = "balanced"
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=64, ge=1)

@@ -1,8 +1,8 @@
 """MiSLAS's second stage: label-aware smoothing on a scaled, slowly moving classifier.
 
 Zhong et al., "Improving Calibration for Long-Tailed Recognition", CVPR 2021, section 3.3. Stage one
-is trained with mixup. The paper also re-estimates BatchNorm's statistics, which needs the images
-and is left out here.
+is trained with mixup. The paper also lets BatchNorm's statistics follow the balanced batches of its
+second stage (shift learning); `shift_batch_norm` asks for features extracted after such a pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class MiSLAS(OnClassifier, Retrained):
     """MiSLAS's second stage: label-aware smoothing, factors a class, a slowly moving classifier.
 
     Smoothing is `head` for the largest class, falling to `tail` for the smallest in a `shape`.
-    `classifier_factor` multiplies the learning rate of the classifier itself.
+    `classifier_factor` multiplies the learning rate of the classifier itself. `shift_batch_norm`
+    takes features whose BatchNorm was re-estimated on class-balanced batches.
     """
 
     kind: Literal["mislas"]
@@ -35,12 +36,16 @@ class MiSLAS(OnClassifier, Retrained):
     tail: Float = Field(default=0.0, ge=0, lt=1)
     shape: Literal["concave", "linear", "convex"] = "concave"
     classifier_factor: Float = Field(default=0.2, ge=0)
+    shift_batch_norm: bool = False
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
         if self.tail > self.head:
             raise ValueError("tail must not exceed head")
         return self
+
+    def feature_overrides(self, role: str) -> dict[str, Any]:
+        return {"batch_norm": "re-estimated"} if self.shift_batch_norm else {}
 
 
 def run(job: Job) -> dict[str, Any]:
