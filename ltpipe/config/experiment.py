@@ -17,6 +17,7 @@ from ltpipe.config.backbones import AnyBackbone
 from ltpipe.config.base import Settings, explain, merge
 from ltpipe.config.datasets import Dataset, FeaturesDataset
 from ltpipe.config.figures import (
+    ActivationMaps,
     CascadeFigure,
     CascadeTsne,
     Confusion,
@@ -483,6 +484,11 @@ def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
                 raise InputError(f"{where}.methods: {method} has no such block of filters")
     if isinstance(figure, TrainingCurves):
         match(figure.backbones, experiment.backbones, f"{where}.backbones")
+    if isinstance(figure, ActivationMaps):
+        for name in match(figure.backbones, experiment.backbones, f"{where}.backbones"):
+            branch = getattr(experiment.backbones[name].settings, "group", figure.group)
+            if branch != figure.group:
+                raise InputError(f"{where}.backbones: {name} knows no {figure.group} classes")
     if isinstance(figure, SubclassOccupancy):
         (name,) = match([figure.backbone], experiment.backbones, f"{where}.backbone")
         if not experiment.backbones[name].settings.splits_classes():

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ltpipe.config.base import Float, Settings
 from ltpipe.config.tables import Expected
 
 
-class ClassDistribution(Settings):
+class FigureSettings(Settings):
+    """What all figures share: `of` names the papers' figures that one draws, as in `FFN Fig2`."""
+
+    of: list[str] = []
+
+
+class ClassDistribution(FigureSettings):
     kind: Literal["class_distribution"]
     dataset: str
 
 
-class PerClassAccuracy(Settings):
+class PerClassAccuracy(FigureSettings):
     kind: Literal["per_class_accuracy"]
     dataset: str
     methods: list[str] = Field(min_length=1)
     at: dict[str, Float] = {}
 
 
-class SweepCurve(Settings):
+class SweepCurve(FigureSettings):
     kind: Literal["sweep_curve"]
     dataset: str
     method: str
@@ -32,7 +38,7 @@ class SweepCurve(Settings):
     paper_method: str | None = None
 
 
-class Tsne(Settings):
+class Tsne(FigureSettings):
     """t-SNE of cached features; `fused` adds FFN's mixture of two backbones."""
 
     kind: Literal["tsne"]
@@ -47,7 +53,7 @@ class FusedFeatures(Settings):
     w1: Float = Field(default=0.5, ge=0, le=1)
 
 
-class Confusion(Settings):
+class Confusion(FigureSettings):
     """Classes by training count; `bins` puts neighbours together, `diagonal: false` shows errors.
 
     DLSA's Fig. 1 has 20 bins without the diagonal.
@@ -61,7 +67,7 @@ class Confusion(Settings):
     diagonal: bool = True
 
 
-class Reliability(Settings):
+class Reliability(FigureSettings):
     """Accuracy over confidence, a panel a method (calibration: Guo et al., ICML 2017)."""
 
     kind: Literal["reliability"]
@@ -70,7 +76,7 @@ class Reliability(Settings):
     at: dict[str, Float] = {}
 
 
-class TrainingCurves(Settings):
+class TrainingCurves(FigureSettings):
     """Loss and accuracy over epochs of `backbones` (names, `*` allowed), all unless given."""
 
     kind: Literal["training_curves"]
@@ -78,16 +84,28 @@ class TrainingCurves(Settings):
     backbones: list[str] = Field(default=["*"], min_length=1)
 
 
-class TailAccuracy(Settings):
-    """Accuracy on the samples of the rarest classes, by their number (HRJBA's Figs. 6, 7)."""
+class TailAccuracy(FigureSettings):
+    """Accuracy on the samples of the rarest classes, by their number (HRJBA's Figs. 6, 7).
+
+    Of two methods the published difference of the second to the first may stand beside:
+    `paper_method` then names its rows, with {size} for a number of classes.
+    """
 
     kind: Literal["tail_accuracy"]
     dataset: str
     methods: list[str] = Field(min_length=1)
     sizes: list[int] = Field(min_length=1)
+    expected: Expected | None = None
+    paper_method: str | None = None
+
+    @model_validator(mode="after")
+    def _compares_two(self) -> TailAccuracy:
+        if self.expected is not None and len(self.methods) != 2:
+            raise ValueError("expected: differences are published; give two methods")
+        return self
 
 
-class SettingCurve(Settings):
+class SettingCurve(FigureSettings):
     """A metric over a numeric setting of the methods' backbones (CWS's Fig. 4).
 
     `lines` maps each line's name to the methods on it (`*` allowed), `levels` a line's name to a
@@ -104,7 +122,7 @@ class SettingCurve(Settings):
     metric: str = "accuracy"
 
 
-class SubclassOccupancy(Settings):
+class SubclassOccupancy(FigureSettings):
     """How a CWS backbone's classes fill their subclasses over the epochs, the largest classes."""
 
     kind: Literal["subclass_occupancy"]
@@ -113,7 +131,7 @@ class SubclassOccupancy(Settings):
     classes: int = Field(default=4, ge=1)
 
 
-class CascadeFigure(Settings):
+class CascadeFigure(FigureSettings):
     """What a cascade's filters did: several `dlsa` methods beside each other."""
 
     dataset: str
@@ -140,7 +158,7 @@ class Separation(CascadeFigure):
     kind: Literal["separation"]
 
 
-class CascadeTsne(Settings):
+class CascadeTsne(FigureSettings):
     """Test features of a backbone by the block that takes them out (DLSA's Fig. 8)."""
 
     kind: Literal["cascade_tsne"]
@@ -149,13 +167,31 @@ class CascadeTsne(Settings):
     method: str
 
 
-class Probing(Settings):
+class Probing(FigureSettings):
     """Accuracy over how well a sample's group, head or tail, is known (DLSA's Fig. 2)."""
 
     kind: Literal["probing"]
     dataset: str
     methods: list[str] = Field(min_length=1)
     tail_count: int = Field(default=50, ge=0)
+
+
+class ActivationMaps(FigureSettings):
+    """Where backbones look in test images of the head or tail classes (HRJBA's Figs. 3, 9).
+
+    `images` test images, one of each of the group's largest classes; `channels` single channels
+    beside the map, `untrained` the map before training.
+    """
+
+    kind: Literal["activation_maps"]
+    dataset: str
+    backbones: list[str] = Field(min_length=1)
+    method: Literal["grad-cam", "cam"] = "grad-cam"
+    group: Literal["head", "tail"] = "tail"
+    tail_share: Float = Field(default=0.6, gt=0, lt=1)
+    images: int = Field(default=3, ge=1)
+    channels: int = Field(default=0, ge=0)
+    untrained: bool = False
 
 
 Figure = Annotated[
@@ -173,6 +209,7 @@ Figure = Annotated[
     | ClusterPurity
     | Separation
     | CascadeTsne
-    | Probing,
+    | Probing
+    | ActivationMaps,
     Field(discriminator="kind"),
 ]

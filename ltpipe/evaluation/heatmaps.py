@@ -83,6 +83,27 @@ def draw_heatmaps(
     with torch.no_grad():
         shares = explained.network(inputs).softmax(1)
     places = _places(shares, explained.names, label)
+    panels = heat_panels(explained, inputs, places, method, channels, untrained)
+    output.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for row, path in enumerate(images):
+        name = explained.names[int(places[row])]
+        title = f"{name}: {100 * float(shares[row, places[row]]):.0f} %"
+        target = output / f"{path.stem}-{method}.png"
+        _draw(shown[row], title, [(text, maps[row]) for text, maps in panels], target)
+        drawn.append(target)
+    return drawn
+
+
+def heat_panels(
+    explained: Explained,
+    inputs: Tensor,
+    places: Tensor,
+    method: str,
+    channels: int = 0,
+    untrained: bool = False,
+) -> list[tuple[str, Tensor]]:
+    """Return named maps (B, h, w) of normalised images (B, C, H, W) for the outputs (B,)."""
     heat = grad_cam if method == "grad-cam" else class_activation_maps
     panels = [(method, heat(explained.network, inputs, places))]
     if untrained:
@@ -92,15 +113,7 @@ def draw_heatmaps(
         order = torch.randperm(width, generator=generator(0, "channels"))[:channels]
         single = channel_maps(explained.network, inputs, places, order)
         panels += [(f"channel {k}", single[:, n]) for n, k in enumerate(order.tolist())]
-    output.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    for row, path in enumerate(images):
-        name = explained.names[int(places[row])]
-        title = f"{name}: {100 * float(shares[row, places[row]]):.0f} %"
-        target = output / f"{path.stem}-{method}.png"
-        _draw(shown[row], title, [(text, maps[row]) for text, maps in panels], size, target)
-        drawn.append(target)
-    return drawn
+    return panels
 
 
 def open_backbone(folder: Path) -> Explained:
@@ -162,23 +175,34 @@ def _places(shares: Tensor, names: list[str], label: str | None) -> Tensor:
     return torch.full((len(shares),), names.index(label))
 
 
+def as_picture(image: Tensor) -> np.ndarray:
+    """Return an image (C, H, W) as matplotlib takes it: (H, W, 3), or (H, W) where it is grey."""
+    picture = image.permute(1, 2, 0).numpy()
+    return picture[:, :, 0] if picture.shape[2] == 1 else picture
+
+
+def draw_panel(axes: Any, picture: np.ndarray, heat: Tensor | None, title: str) -> None:
+    """Draw an image, and a map (h, w) over it where there is one."""
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    if heat is not None:
+        size = (picture.shape[0], picture.shape[1])
+        axes.imshow(overlay(heat[None], size)[0].numpy(), cmap="jet", alpha=0.5)
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+    axes.grid(visible=False)
+
+
 def _draw(
     image: Tensor,
     title: str,
     panels: list[tuple[str, Tensor]],
-    size: tuple[int, int],
     target: Path,
 ) -> None:
-    picture = image.permute(1, 2, 0).numpy()
-    picture = picture[:, :, 0] if picture.shape[2] == 1 else picture
+    picture = as_picture(image)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.3 * (1 + len(panels)), 2.7), layout="constrained")
         all_axes = np.atleast_1d(figure.subplots(1, 1 + len(panels)))
         for axes, (text, heat) in zip(all_axes, [(title, None), *panels], strict=True):
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-            if heat is not None:
-                axes.imshow(overlay(heat[None], size)[0].numpy(), cmap="jet", alpha=0.5)
-            axes.set_title(text, fontsize=10)
-            axes.set_axis_off()
+            draw_panel(axes, picture, heat, text)
         with atomic_path(target) as temporary:
             figure.savefig(temporary, format="png", dpi=160, metadata={"Software": None})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pandas as pd
 
 from ltpipe.artifacts.divergence import read_divergence
@@ -57,10 +58,22 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
 
 def read_class_counts(folder: Path) -> tuple[list[str], list[int]]:
     """Return class names and training counts of the subset in a data folder."""
+    names, counts, _ = _read_subset(folder)
+    return names, counts
+
+
+def read_test_counts(folder: Path) -> list[int]:
+    """Return the number of test samples of each class of the subset in a data folder."""
+    return _read_subset(folder)[2]
+
+
+def _read_subset(folder: Path) -> tuple[list[str], list[int], list[int]]:
     path = checked_file(folder, "subset.h5")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return json.loads(file.attrs["class_names"]), file["class_counts"][()].tolist()
+            names = json.loads(file.attrs["class_names"])
+            tests = np.bincount(file["test_labels"][()], minlength=len(names))
+            return names, file["class_counts"][()].tolist(), tests.tolist()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the job that makes it has not finished") from None
     except (OSError, KeyError, RuntimeError, ValueError):

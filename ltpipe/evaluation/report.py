@@ -83,7 +83,7 @@ def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) 
     (work / "figures").mkdir()
     shown, calibration, texts = [], [], []
     for name, settings in spec["tables"].items():
-        table = build_table(records, settings, spec["datasets"], expected_dir)
+        table = build_table(records, settings, spec["datasets"], expected_dir, base)
         if table.empty:
             raise InputError(f"tables.{name}: none of its methods was run on its data sets")
         title = settings["title"] or name
@@ -94,6 +94,8 @@ def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) 
         )
         shown.append({"name": name, "title": title, "note": note, "wide": wide(table)})
         texts.append(to_text(table, title, note))
+        if settings["kind"] == "datasets":
+            continue
         plain = {**settings, "metrics": _CALIBRATION, "expected": None}
         calibrated = build_table(records, plain, spec["datasets"], expected_dir)
         if calibrated["mean"].notna().any():
@@ -130,8 +132,13 @@ def _note(
     # A row that has no such metric has no seeds either.
     seeds = sorted(set(table["seeds"]) - {0})
     over = "1 seed" if seeds == [1] else f"mean ± sd over {'/'.join(map(str, seeds))} seeds"
-    protocols = ", ".join(dict.fromkeys(table["protocol"]))
+    protocols = ", ".join(name for name in dict.fromkeys(table["protocol"]) if name != "quoted")
     parts = [f"Test set, {over}; protocol: {protocols}"]
+    if settings["kind"] == "datasets":
+        parts = ["Images drawn and tested on; image size: the height that networks see"]
+    if settings["ranks"]:
+        images = "test" if settings["ranked_by"] == "test" else "training"
+        parts.append(f"Classes by rank of {images} images; shares of all their test samples")
     if set(settings["metrics"]) & {"many", "medium", "few"}:
         groups = {_groups(spec, name, base) for name in settings["datasets"]}
         parts.append("; ".join(sorted(groups)))
@@ -145,6 +152,8 @@ def _note(
             "[oracle]: told of each test sample whether its true class is a head or a tail class, "
             "so it competes with none but its like"
         )
+    if (table["protocol"] == "quoted").any():
+        parts.append("[quoted]: as the paper prints it, from other works; not run here")
     lost = table[table["converged"] < table["seeds"]].drop_duplicates(["dataset", "label"])
     if len(lost):
         reasons = "; ".join(dict.fromkeys(lost["diverged"]))

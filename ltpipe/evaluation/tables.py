@@ -11,6 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ltpipe.config.tables import BY_CLASS, BY_RANK
+from ltpipe.evaluation.published import (
+    of_dataset,
+    published_metric,
+    published_table,
+    quoted_rows,
+    rows_beside,
+)
+from ltpipe.evaluation.records import read_class_counts, read_test_counts
 from ltpipe.utils.errors import InputError
 
 # How each paper's own code comes by its numbers.
@@ -20,17 +29,6 @@ PAPER_PROTOCOLS = {
     "hrjba": "oracle_group",  # head or tail membership of a test sample is known
     "cws": "not stated",
     "ecvl": "not stated",
-}
-_PAPER_METRICS = {
-    "accuracy": ("acc",),
-    # HRJBA's groups of 8, 7 and 5 classes are the many, medium and few of VOC-LT.
-    "many": ("acc_many", "acc_head8"),
-    "medium": ("acc_medium", "acc_mid7"),
-    "few": ("acc_few", "acc_tail5"),
-    "macro_f1": ("f1",),
-    "mcc": ("mcc",),
-    "nmi": ("nmi",),
-    "auc": ("auc",),
 }
 METRIC_TITLES = {
     "accuracy": "accuracy",
@@ -52,9 +50,48 @@ METRIC_TITLES = {
     "covered_below_half": "below half",
     "set_size": "set size",
 }
+# What tables make of records and of the data sets.
+DERIVED_TITLES = {
+    "rank_accuracy": "accuracy",
+    "rank_error": "error",
+    "train_images": "training images",
+    "test_images": "test images",
+    "classes": "classes",
+    "image_size": "image size",
+    "class_accuracy": "accuracy",
+    "class_error": "error",
+    "class_test_images": "test images",
+}
 # Fractions are shown in percent; these are not fractions, or not usually shown as such.
 PLAIN = {"mcc", "nmi", "auc", "ece", "nll", "set_size"}
-LOW_IS_BETTER = {"head_tail_gap", "ece", "nll", "covered_below_half", "set_size"}
+COUNTS = {"train_images", "test_images", "classes", "image_size", "class_test_images"}
+LOW_IS_BETTER = {
+    "head_tail_gap",
+    "ece",
+    "nll",
+    "covered_below_half",
+    "set_size",
+    "rank_error",
+    "class_error",
+}
+_QUOTED = "quoted"
+
+
+def kind_of(metric: str) -> str:
+    """Return what a metric of a class or a group of ranks is called without it."""
+    return metric.partition(":")[0]
+
+
+def title_of(metric: str) -> str:
+    """Return what a column of a metric is called."""
+    kind, _, part = metric.partition(":")
+    if kind.startswith("rank_"):
+        return f"error, classes {part}" if kind == "rank_error" else f"classes {part}"
+    return part or METRIC_TITLES.get(kind) or DERIVED_TITLES[kind]
+
+
+_COLUMNS = ["dataset", "dataset_label", "row", "label", "parameters", "protocol", "metric", "mean"]
+_COLUMNS += ["sd", "seeds", "converged", "diverged", "paper", "paper_protocol"]
 
 
 def build_table(
@@ -62,6 +99,7 @@ def build_table(
     table: Mapping[str, Any],
     datasets: Mapping[str, Mapping[str, Any]],
     expected_dir: Path,
+    base: Path = Path(),
 ) -> pd.DataFrame:
     """Return one row for each data set, table row, protocol and metric.
 
@@ -70,15 +108,32 @@ def build_table(
     are theirs), diverged (why the others did not), paper (in the unit of `mean`'s display:
     percent, or plain; NaN where nothing is published), paper_protocol. A row without `at` gives
     one row for each point of a sweep. A method's own protocol comes first; further ones, such as
-    best_test, follow under their name and never replace it. What was not run is left out.
+    best_test, follow under their name and never replace it. What was not run is left out. Metrics
+    of classes and of groups of ranks are named with them after a colon. Quoted rows of the
+    published table follow, with a protocol of that name and no mean. `base` is what the data sets'
+    folders are relative to.
 
     Raises:
-        InputError: the published table does not exist.
+        InputError: the published table or a quoted row of it does not exist, or `ranks` are not
+            as many as there are classes.
     """
-    published = _published(table.get("expected"), expected_dir)
-    rows = []
+    published = published_table(table.get("expected"), expected_dir)
+    paper_protocol = _paper_protocol(table.get("expected"))
+    rows: list[dict[str, Any]] = []
     for dataset in table["datasets"]:
+        described = datasets[dataset]
+        shared = {"dataset": dataset, "dataset_label": described["label"], "parameters": "{}"}
+        shared |= {"sd": float("nan"), "seeds": 0, "converged": 0, "diverged": ""}
+        shared["paper_protocol"] = paper_protocol
         place = 0
+        if table.get("kind") == "datasets":
+            row = {"paper_method": "dataset"}
+            for metric, value in _facts(described, table["metrics"], base).items():
+                paper = _paper_value(published, described, row, {}, metric)
+                found = {"row": 0, "label": described["label"], "protocol": "", "metric": metric}
+                rows.append({**shared, **found, "mean": value, "paper": paper})
+            continue
+        metrics = _metrics_of(table, described, base)
         for row in table["rows"]:
             chosen = records[(records["dataset"] == dataset) & (records["method"] == row["method"])]
             for (_, parameters), point in chosen.groupby(["point", "parameters"], sort=True):
@@ -87,14 +142,15 @@ def build_table(
                     continue
                 for protocol in point["protocol"].drop_duplicates():
                     place += 1
-                    for metric in table["metrics"]:
-                        runs = point[(point["protocol"] == protocol) & (point["metric"] == metric)]
+                    of_protocol = point[point["protocol"] == protocol]
+                    for metric, weights in metrics.items():
+                        runs = _runs(of_protocol, metric, weights)
                         lost = runs["diverged"] != ""
                         numbers = runs["value"][~lost]
+                        paper = _paper_value(published, described, row, values, metric)
                         rows.append(
                             {
-                                "dataset": dataset,
-                                "dataset_label": datasets[dataset]["label"],
+                                **shared,
                                 "row": place,
                                 "label": _label(row, point, values, protocol),
                                 "parameters": parameters,
@@ -102,18 +158,102 @@ def build_table(
                                 "metric": metric,
                                 "mean": numbers.mean(),
                                 "sd": numbers.std(ddof=1),
-                                "seeds": len(runs),
+                                "seeds": len(runs) if kind_of(metric) not in COUNTS else 0,
                                 "converged": len(numbers),
                                 "diverged": "; ".join(dict.fromkeys(runs["diverged"][lost])),
-                                "paper": _paper_value(
-                                    published, datasets[dataset], row, values, metric
-                                ),
-                                "paper_protocol": _paper_protocol(table.get("expected")),
+                                "paper": paper,
                             }
                         )
-    columns = ["dataset", "dataset_label", "row", "label", "parameters", "protocol", "metric"]
-    columns += ["mean", "sd", "seeds", "converged", "diverged", "paper", "paper_protocol"]
-    return pd.DataFrame(rows, columns=columns)
+        if published is not None:
+            patterns = table["expected"].get("quoted", [])
+            rows += _quoted(published, patterns, described, metrics, {**shared, "row": place})
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _metrics_of(
+    table: Mapping[str, Any], dataset: Mapping[str, Any], base: Path
+) -> dict[str, dict[int, int]]:
+    """Return the metrics by name, each with the test samples of the classes that it is over.
+
+    Metrics of all classes that records hold as they are have none.
+    """
+    metrics: dict[str, dict[int, int]] = {}
+    for metric in table["metrics"]:
+        if metric not in (*BY_CLASS, *BY_RANK):
+            metrics[metric] = {}
+            continue
+        folder = base / dataset["folder"]
+        names, counts = read_class_counts(folder)
+        tests = read_test_counts(folder)
+        ranked = np.argsort(
+            -np.array(tests if table["ranked_by"] == "test" else counts), kind="stable"
+        )
+        if metric in BY_CLASS:
+            metrics |= {f"{metric}:{names[c]}": {int(c): tests[c]} for c in ranked}
+            continue
+        if sum(table["ranks"]) != len(names):
+            raise InputError(
+                f"ranks: {table['ranks']} are {sum(table['ranks'])} classes, "
+                f"{dataset['label']} has {len(names)}"
+            )
+        ends = np.cumsum(table["ranks"]).tolist()
+        for start, end in zip([0, *ends], ends, strict=False):
+            group = {int(c): tests[c] for c in ranked[start:end]}
+            metrics[f"{metric}:{start + 1}-{end}"] = group
+    return metrics
+
+
+def _runs(point: pd.DataFrame, metric: str, tests: Mapping[int, int]) -> pd.DataFrame:
+    """Return a row a seed: `value` and `diverged`.
+
+    Of classes the value is the share of right (or wrong) answers among all of their test samples.
+    """
+    if not tests:
+        return point[point["metric"] == metric]
+    inside = point[(point["metric"] == "class_accuracy") & point["class"].isin(list(tests))]
+    weights = inside["class"].map(tests)
+    if kind_of(metric) == "class_test_images":
+        # A fact of the data: the same whoever is asked, and of no seed.
+        return inside.assign(value=weights)[:1]
+    hits = (inside["value"] * weights).groupby(inside["seed"], sort=False).sum(min_count=1)
+    share = hits / sum(tests.values())
+    runs = inside.drop_duplicates("seed").set_index("seed")[["diverged"]]
+    runs["value"] = 1 - share if metric.partition(":")[0].endswith("_error") else share
+    return runs
+
+
+def _facts(dataset: Mapping[str, Any], metrics: list[str], base: Path) -> dict[str, float]:
+    """Return numbers of images and classes, and the height at which networks see them."""
+    folder = base / dataset["folder"]
+    counts = read_class_counts(folder)[1]
+    known = {
+        "train_images": sum(counts),
+        "test_images": sum(read_test_counts(folder)),
+        "classes": len(counts),
+        "image_size": dataset.get("size", float("nan")),
+    }
+    return {metric: float(known[metric]) for metric in metrics}
+
+
+def _quoted(
+    published: pd.DataFrame,
+    patterns: list[str],
+    dataset: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    shared: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return rows of numbers that the paper has and nobody here makes."""
+    rows = []
+    chosen = quoted_rows(of_dataset(published, dataset), patterns)
+    for place, ((method, backbone), part) in enumerate(
+        chosen.groupby(["method", "backbone"], sort=False)
+    ):
+        for metric in metrics:
+            paper = _number(part[part["metric"] == published_metric(metric)], metric)
+            found = {"row": shared["row"] + 1 + place, "protocol": _QUOTED, "metric": metric}
+            label = f"{method}, {backbone} [{_QUOTED}]"
+            rows.append({**shared, **found, "label": label, "mean": float("nan"), "paper": paper})
+    return rows
 
 
 def _label(
@@ -127,38 +267,8 @@ def _label(
     return label
 
 
-def _published(expected: Mapping[str, str] | None, folder: Path) -> pd.DataFrame | None:
-    if expected is None:
-        return None
-    path = folder / f"{expected['paper']}.csv"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.csv"))) or "none"
-        raise InputError(f"{path}: no such file with published numbers; there are: {known}")
-    table = pd.read_csv(path)
-    chosen = table[table["table"] == expected["table"]]
-    if chosen.empty:
-        known = ", ".join(table["table"].unique())
-        raise InputError(f"{path}: has no table {expected['table']!r}; it has {known}")
-    return chosen
-
-
 def _paper_protocol(expected: Mapping[str, str] | None) -> str:
     return "" if expected is None else PAPER_PROTOCOLS.get(expected["paper"], "not stated")
-
-
-def paper_method(template: str, values: Mapping[str, float], method: str = "") -> str:
-    """Fill {method}, and of a sweep {w1} and {w2} = 1 - w1, into the name of a published row.
-
-    {stem} is the method's name up to the first ``--``, where variants of one row are told apart.
-    """
-    known: dict[str, Any] = {"method": method, "stem": method.split("--")[0], **values}
-    if "w1" in values:
-        known["w2"] = round(1 - values["w1"], 10)
-    try:
-        return template.format(**known)
-    except KeyError:
-        # A point without the swept parameter has no published row.
-        return template
 
 
 def _paper_value(
@@ -168,18 +278,16 @@ def _paper_value(
     values: Mapping[str, float],
     metric: str,
 ) -> float:
-    if published is None or not row.get("paper_method") or metric not in _PAPER_METRICS:
+    if published is None:
         return float("nan")
-    chosen = published[
-        (published["dataset"] == dataset["benchmark"])
-        & (published["method"] == paper_method(row["paper_method"], values, row.get("method", "")))
-        & published["metric"].isin(_PAPER_METRICS[metric])
-    ]
-    if dataset["imbalance"] is not None:
-        chosen = chosen[pd.to_numeric(chosen["imbalance"], errors="coerce") == dataset["imbalance"]]
-    numbers = pd.to_numeric(chosen["value"], errors="coerce").dropna()
-    # All are published in percent, also what is shown as a plain number here.
-    unit = 100 if metric in PLAIN else 1
+    return _number(rows_beside(published, dataset, row, values, metric), metric)
+
+
+def _number(rows: pd.DataFrame, metric: str) -> float:
+    """Return the one published number in the unit in which `metric` is shown, or NaN."""
+    numbers = pd.to_numeric(rows["value"], errors="coerce").dropna()
+    # All but counts are published in percent, also what is shown as a plain number here.
+    unit = 100 if kind_of(metric) in PLAIN else 1
     return float(numbers.iloc[0]) / unit if len(numbers) else float("nan")
 
 
@@ -192,7 +300,7 @@ def published_curve(
     expected_dir: Path,
 ) -> list[float]:
     """Return the published values (in percent, NaN where there is none) at sweep points."""
-    published = _published(expected, expected_dir)
+    published = published_table(expected, expected_dir)
     row = {"paper_method": template}
     return [_paper_value(published, dataset, row, point, metric) for point in points]
 
@@ -219,34 +327,55 @@ def wide(table: pd.DataFrame) -> Wide:
     A method of which some runs did not converge competes with none; a dash stands where none did.
 
     Fractions are in percent, as mean ± sd. Where a paper has a number, it stands in a column of
-    its own with the difference of our mean to it.
+    its own with the difference of our mean to it. In a table of classes these are the rows and
+    methods the columns.
     """
+    by_class = bool(len(table)) and all(kind_of(name) in BY_CLASS for name in table["metric"])
     several = table["dataset"].nunique() > 1
+    kinds = len({kind_of(name) for name in table["metric"]})
     columns: list[str] = []
-    cells: dict[str, dict[str, Cell]] = {label: {} for label in table["label"]}
+    cells: dict[str, dict[str, Cell]] = {}
+
+    def put(row: str, column: str, cell: Cell) -> None:
+        if column not in columns:
+            columns.append(column)
+        cells.setdefault(row, {})[column] = cell
+
+    if not by_class:
+        cells = {label: {} for label in table["label"]}
     for key, part in table.groupby(["dataset_label", "metric"], sort=False):
         dataset, metric = map(str, key)
-        title = METRIC_TITLES[metric]
-        if several:
-            one_metric = table["metric"].nunique() == 1
-            title = dataset if one_metric else f"{dataset} {title}"
-        columns.append(title)
+        title = title_of(metric)
+        if several and "" not in set(part["protocol"]):
+            title = dataset if table["metric"].nunique() == 1 else f"{dataset} {title}"
         # Only numbers of the headline protocol compete; others are shown for comparison.
         whole = part["converged"] == part["seeds"]
         own = np.array([_competes(name) for name in part["protocol"]]) & whole.to_numpy()
         means = part["mean"].round(10)[own]
-        best = means.min() if metric in LOW_IS_BETTER else means.max()
+        best = means.min() if kind_of(metric) in LOW_IS_BETTER else means.max()
+        alone = table["metric"].nunique() == 1 and not several
+        paper = "paper" if alone else f"paper, {title}"
         for competes, (_, row) in zip(own, part.iterrows(), strict=True):
             is_best = len(means) > 1 and bool(competes) and round(row["mean"], 10) == best
             text = shown_number(row["mean"], row["sd"], metric)
             if 0 < row["converged"] < row["seeds"]:
                 text += f" ({row['converged']}/{row['seeds']})"
-            cells[row["label"]][title] = Cell(text, is_best)
-        if part["paper"].notna().any():
-            paper = f"paper, {title}" if several or table["metric"].nunique() > 1 else "paper"
-            columns.append(paper)
+            if row["protocol"] == _QUOTED:
+                text = ""
+            if not by_class:
+                put(row["label"], title, Cell(text, is_best))
+                continue
+            across = (
+                row["label"] if kinds == 1 else f"{row['label']}, {DERIVED_TITLES[kind_of(metric)]}"
+            )
+            if kind_of(metric) == "class_test_images":
+                across, is_best = DERIVED_TITLES["class_test_images"], False
+            put(title, across, Cell(text, is_best))
+            if not pd.isna(row["paper"]):
+                put(title, f"paper, {across}", Cell(_paper_text(row, metric)))
+        if not by_class and part["paper"].notna().any():
             for _, row in part.iterrows():
-                cells[row["label"]][paper] = Cell(_paper_text(row, metric))
+                put(row["label"], paper, Cell(_paper_text(row, metric)))
     rows = [
         (label, [found.get(column, Cell("")) for column in columns])
         for label, found in cells.items()
@@ -262,7 +391,9 @@ def shown_number(mean: float, sd: float, metric: str) -> str:
     """Return mean ± sd in the metric's unit; sd is left out where it is NaN."""
     if pd.isna(mean):
         return "–"
-    if metric in PLAIN:
+    if kind_of(metric) in COUNTS:
+        return f"{mean:.0f}"
+    if kind_of(metric) in PLAIN:
         return f"{mean:.3f}" + ("" if pd.isna(sd) else f" ± {sd:.3f}")
     return f"{100 * mean:.1f}" + ("" if pd.isna(sd) else f" ± {100 * sd:.1f}")
 
@@ -270,6 +401,8 @@ def shown_number(mean: float, sd: float, metric: str) -> str:
 def _paper_text(row: pd.Series, metric: str) -> str:
     if pd.isna(row["paper"]):
         return ""
+    if kind_of(metric) in COUNTS:
+        return f"{row['paper']:.0f} ({row['mean'] - row['paper']:+.0f})"
     if pd.isna(row["mean"]):
         return f"{row['paper']:.3f}" if metric in PLAIN else f"{row['paper']:.1f}"
     if metric in PLAIN:

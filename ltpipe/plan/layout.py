@@ -139,13 +139,13 @@ class _Layout:
             for role, name in method.settings.roles().items():
                 store = artifact.inputs[f"features.{role}"]
                 row = {"dataset": dataset_name, "backbone": name, "seed": seed}
+                if method.settings.stage1_subset_seed() is not None:
+                    continue
+                if "stage1" in store.inputs:
+                    stage1.append({**row, "folder": store.inputs["stage1"].folder})
                 # Figures of features show the backbone as it is, without a method's overrides.
-                if not method.settings.feature_overrides(role) and (
-                    method.settings.stage1_subset_seed() is None
-                ):
+                if not method.settings.feature_overrides(role):
                     features.append({**row, "folder": store.folder})
-                    if "stage1" in store.inputs:
-                        stage1.append({**row, "folder": store.inputs["stage1"].folder})
         report = self.report(data, results, _unique(stage1), _unique(features))
         return Plan(self.experiment, self.artifacts, report)
 
@@ -389,6 +389,13 @@ def _origins(experiment: Experiment, method: Named) -> list[str]:
     return [origin for origin in dict.fromkeys(found) if origin]
 
 
+def _networks(experiment: Experiment, method: Named) -> list[str]:
+    """Return the networks that a method rests on, with their attention; none where not known."""
+    named = [experiment.backbones.get(name) for name in method.settings.roles().values()]
+    settings = [backbone.settings for backbone in named if backbone is not None]
+    return [s.network + (f"+{s.attention}" if s.attention else "") for s in settings]
+
+
 def _unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({canonical_json(row): row for row in rows}.values())
 
@@ -424,6 +431,7 @@ def _describe(dataset: Named, data: ArtifactSpec) -> dict[str, Any]:
         "imbalance": settings.imbalance,
         "groups": settings.groups,
         "note": settings.note,
+        "size": settings.input.size[0] if hasattr(settings, "input") else None,
     }
 
 
@@ -434,7 +442,11 @@ def _table(experiment: Experiment, name: str, datasets: set[str]) -> dict[str, A
         **table.model_dump(mode="json"),
         "datasets": [dataset for dataset in chosen if dataset in datasets],
         "rows": [
-            {**row.model_dump(mode="json", exclude_none=True), "method": method}
+            {
+                **row.model_dump(mode="json", exclude_none=True),
+                "method": method,
+                "networks": _networks(experiment, experiment.methods[method]),
+            }
             for row in table.rows
             for method in match([row.method], experiment.methods, f"tables.{name}.rows")
         ],

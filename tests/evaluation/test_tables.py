@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import get_args
 
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
 
 from ltpipe.config.experiment import Table
+from ltpipe.config.tables import BY_CLASS, BY_RANK, DATASET_FACTS
+from ltpipe.evaluation.published import paper_method, read_published, rows_beside
 from ltpipe.evaluation.tables import (
+    DERIVED_TITLES,
     METRIC_TITLES,
     build_table,
-    paper_method,
     to_markdown,
     to_text,
     wide,
@@ -116,7 +121,9 @@ def test_the_best_mean_is_marked_and_bars_are_escaped():
 
 def test_tables_settings_and_methods_name_the_same_metrics():
     (names,) = get_args(Table.model_fields["metrics"].annotation)
-    assert set(get_args(names)) == set(METRIC_TITLES) == {*SCALARS, *GROUP_METRICS, *SET_METRICS}
+    assert set(METRIC_TITLES) == {*SCALARS, *GROUP_METRICS, *SET_METRICS}
+    assert set(get_args(names)) == {*METRIC_TITLES, *DERIVED_TITLES}
+    assert set(DERIVED_TITLES) == {*DATASET_FACTS, *BY_RANK, *BY_CLASS}
 
 
 LOST = ROWS.assign(
@@ -187,3 +194,182 @@ def test_plain_metrics_stand_beside_published_percents_in_one_unit():
 def test_variants_of_one_published_row_share_a_stem():
     assert paper_method("{stem}|CWS", {}, "CE+None--CWS-39") == "CE+None|CWS"
     assert paper_method("{stem}|CWS", {}, "CE+None") == "CE+None|CWS"
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """VOC's classes and test images as HRJBA's Table 2 counts them, and the paper's own answers."""
+    rows = read_published("hrjba", EXPECTED)
+    tests = rows[rows["metric"].str.startswith("n_test:")].set_index("metric")["value"].astype(int)
+    names = [name.removeprefix("n_test:") for name in tests.index]
+    aliases = {"Table": "diningtable", "Plant": "pottedplant", "TV": "tvmonitor"}
+    with h5py.File(tmp_path / "subset.h5", "w") as file:
+        # In the alphabet's order, as the reader has them, and not by rank.
+        order = sorted(range(20), key=lambda i: aliases.get(names[i], names[i].lower()))
+        file.attrs["class_names"] = json.dumps(
+            [aliases.get(names[i], names[i].lower()) for i in order]
+        )
+        file["class_counts"] = [500 - 20 * i for i in order]
+        file["test_labels"] = np.repeat(np.arange(20), [tests.iloc[i] for i in order])
+    values = rows[(rows["table"] == "T6")]
+    found = []
+    for method, part in values.groupby("method", sort=False):
+        shares = part.set_index("metric")["value"].astype(float) / 100
+        for index, i in enumerate(order):
+            one = ("voc", method, 0, 0, "{}", "last", "class_accuracy", shares[f"acc:{names[i]}"])
+            found.append((*one, index))
+    columns = ["dataset", "method", "seed", "point", "parameters", "protocol", "metric", "value"]
+    made = pd.DataFrame(found, columns=[*columns, "class"])
+    datasets = {"voc": {"label": "VOC-LT", "benchmark": "VOC-LT", "imbalance": None, "folder": "."}}
+
+    def build(**settings):
+        whole = {"datasets": ["voc"], "ranks": [], "ranked_by": "test", **settings}
+        records = made.assign(label=made["method"], kind="x", diverged="")
+        return build_table(records, whole, datasets, EXPECTED, tmp_path)
+
+    return build
+
+
+OWN = "HRJBA(oracle)"
+
+
+def test_groups_of_hrjbas_table_5_are_micro_accuracies_of_8_7_and_5_classes(voc):
+    """From the paper's own accuracies of classes (Table 6) its groups follow to a hundredth."""
+    methods = ["Baseline", "Optimal", "HATA", OWN]
+    found = voc(
+        rows=[{"method": m, "paper_method": m, "networks": ["resnet32"]} for m in methods],
+        metrics=["rank_accuracy"],
+        ranks=[8, 7, 5],
+        expected={"paper": "hrjba", "table": "T5"},
+    )
+    assert found["metric"].unique().tolist() == [
+        "rank_accuracy:1-8",
+        "rank_accuracy:9-15",
+        "rank_accuracy:16-20",
+    ]
+    own = 100 * found[found["label"] == OWN]["mean"]
+    assert own.round(2).tolist() == [68.26, 43.08, 53.82]
+    np.testing.assert_allclose(100 * found["mean"], found["paper"], atol=0.05)
+    arranged = wide(found)
+    assert arranged.columns[:2] == ["classes 1-8", "paper, classes 1-8"]
+    assert arranged.rows[-1][1][0].text == "68.3"
+
+
+def test_errors_of_bins_and_of_classes_stand_beside_the_papers(voc):
+    """Tables 2 and 3 of HRJBA are errors of its baseline."""
+    bins = voc(
+        rows=[{"method": "Baseline", "paper_method": "CE", "networks": ["resnet32"]}],
+        metrics=["rank_error"],
+        ranks=[5, 5, 5, 5],
+        expected={"paper": "hrjba", "table": "T3"},
+    )
+    assert bins["paper"].tolist() == [37.01, 42.52, 63.33, 57.09]
+    np.testing.assert_allclose(100 * bins["mean"], bins["paper"], atol=0.01)
+    classes = voc(
+        rows=[{"method": "Baseline", "paper_method": "CE", "networks": ["resnet32"]}],
+        metrics=["class_test_images", "class_error"],
+        expected={"paper": "hrjba", "table": "T2"},
+    )
+    assert classes["paper"].notna().all()
+    arranged = wide(classes)
+    assert [label for label, _ in arranged.rows][:2] == ["person", "cat"]
+    assert len(arranged.rows) == 20
+    cells = dict(zip(arranged.columns, arranged.rows[0][1], strict=True))
+    assert cells["test images"].text == "546"
+    assert cells["Baseline, error"].text == "28.2"
+    assert cells["paper, Baseline, error"].text.startswith("28.2 (")
+
+
+def test_ranks_must_cover_the_classes(voc):
+    with pytest.raises(InputError, match="are 15 classes, VOC-LT has 20"):
+        voc(rows=[{"method": "Baseline"}], metrics=["rank_accuracy"], ranks=[8, 7])
+
+
+@pytest.mark.parametrize(
+    ("networks", "paper"),
+    [
+        (["RN50-quickgelu"], 46.5),
+        (["RN101-quickgelu"], 47.9),
+        (["ViT-B-16-quickgelu"], 49.5),
+        (["resnet18"], math.nan),
+        ([], math.nan),
+    ],
+)
+def test_the_papers_number_is_that_of_the_methods_network(networks, paper):
+    """ECVL's Table 4 has BALLAD on three towers; the first is not always the right one."""
+    datasets = {"p": {"label": "Places-LT", "benchmark": "Places-LT", "imbalance": None}}
+    settings = {
+        "rows": [{"method": "B", "paper_method": "BALLAD", "networks": networks}],
+        "datasets": ["p"],
+        "metrics": ["accuracy"],
+        "expected": {"paper": "ecvl", "table": "T4"},
+    }
+    made = records([("p", "B", 0, 0, "{}", "last", "accuracy", 0.5)])
+    found = build_table(made, settings, datasets, EXPECTED)["paper"].tolist()
+    assert found == [pytest.approx(paper, nan_ok=True)]
+
+
+def test_attention_tells_two_published_networks_apart():
+    rows = read_published("hrjba", EXPECTED)
+    table4 = rows[rows["table"] == "T4"]
+    voc_lt = {"benchmark": "VOC-LT", "imbalance": None}
+    for network, name in (("resnet32", "BM-ResNet32"), ("resnet32+simam", "AM-ResNet32")):
+        row = {"method": "x", "paper_method": "CE", "networks": [network]}
+        found = rows_beside(table4, voc_lt, row, {}, "class_accuracy:cow")
+        assert found["backbone"].tolist() == [name]
+
+
+def test_quoted_rows_are_marked_and_have_no_number_of_ours():
+    datasets = {"p": {"label": "Places-LT", "benchmark": "Places-LT", "imbalance": None}}
+    expected = {"paper": "dlsa", "table": "T2", "quoted": ["BALMS", "RSG"]}
+    settings = {
+        "rows": [{"method": "B"}],
+        "datasets": ["p"],
+        "metrics": ["accuracy", "mcc"],
+        "expected": expected,
+    }
+    made = records([("p", "B", 0, 0, "{}", "last", m, 0.5) for m in ("accuracy", "mcc")])
+    arranged = wide(build_table(made, settings, datasets, EXPECTED))
+    assert [label for label, _ in arranged.rows] == [
+        "B",
+        "BALMS, ResNet152 [quoted]",
+        "RSG, ResNet152 [quoted]",
+    ]
+    cells = [cell.text for cell in arranged.rows[1][1]]
+    assert arranged.columns[:2] == ["accuracy", "paper, accuracy"]
+    assert cells[:2] == ["", "38.7"]
+    assert not any(cell.best for _, row in arranged.rows[1:] for cell in row)
+    with pytest.raises(InputError, match="has no row 'nobody' to quote"):
+        build_table(
+            made, {**settings, "expected": {**expected, "quoted": ["nobody"]}}, datasets, EXPECTED
+        )
+
+
+def test_facts_of_data_sets_stand_beside_the_papers(tmp_path):
+    with h5py.File(tmp_path / "subset.h5", "w") as file:
+        file.attrs["class_names"] = json.dumps(["a", "b"])
+        file["class_counts"] = [12600, 8]
+        file["test_labels"] = np.zeros(10000, int)
+    datasets = {
+        "c": {
+            "label": "CIFAR-100-LT (50)",
+            "benchmark": "CIFAR-100-LT",
+            "imbalance": 50.0,
+            "folder": ".",
+            "size": 32,
+        }
+    }
+    settings = {
+        "kind": "datasets",
+        "rows": [],
+        "datasets": ["c"],
+        "metrics": ["train_images", "test_images", "classes", "image_size"],
+        "expected": {"paper": "hrjba", "table": "T1"},
+    }
+    arranged = wide(build_table(ROWS, settings, datasets, EXPECTED, tmp_path))
+    assert arranged.columns[::2] == ["training images", "test images", "classes", "image size"]
+    ((label, cells),) = arranged.rows
+    assert label == "CIFAR-100-LT (50)"
+    texts = [cell.text for cell in cells]
+    assert texts[:4] == ["12608", "12067 (+541)", "10000", "10000 (+0)"]
+    assert texts[4:] == ["2", "100 (-98)", "32", "32 (+0)"]

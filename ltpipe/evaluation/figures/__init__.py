@@ -27,6 +27,7 @@ from ltpipe.evaluation.figures.cascade import (
     separation,
 )
 from ltpipe.evaluation.figures.data import class_distribution, tsne
+from ltpipe.evaluation.figures.maps import activation_maps
 from ltpipe.evaluation.figures.splitting import setting_curve, subclass_occupancy
 from ltpipe.evaluation.figures.training import training_curves
 
@@ -51,6 +52,7 @@ def draw_figures(material: Material) -> list[Drawn]:
         "separation": separation,
         "cascade_tsne": cascade_tsne,
         "probing": probing,
+        "activation_maps": activation_maps,
     }
     with matplotlib.rc_context(STYLE):
         return [draw[settings["kind"]](material, settings) for settings in material.spec["figures"]]

@@ -11,6 +11,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from ltpipe.evaluation.figures.base import Drawn, Material, file_of, name_classes
+from ltpipe.evaluation.published import of_dataset, published_table
 from ltpipe.evaluation.records import read_class_counts
 from ltpipe.evaluation.tables import METRIC_TITLES, published_curve
 from ltpipe.stage2.core.results import read_predictions
@@ -235,6 +236,7 @@ def tail_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn:
                 inside = np.isin(found.labels, rarest[:size])
                 rows.append((method, seed, size, hits[inside].mean()))
     data = pd.DataFrame(rows, columns=["method", "seed", "classes", "accuracy"])
+    differences = _published_differences(material, settings, data)
     name = f"tail-accuracy-{dataset}"
     with file_of(material, name, data) as figure:
         axes = figure.subplots()
@@ -243,6 +245,11 @@ def tail_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn:
             mean, sd = 100 * part.mean(), 100 * part.std(ddof=1).fillna(0)
             axes.plot(mean.index, mean, marker="o", label=material.label(method))
             axes.fill_between(mean.index, mean - sd, mean + sd, alpha=0.18, linewidth=0)
+        for size, (ours, paper) in differences.items():
+            text = f"{ours:+.1f} (paper {paper:+.1f})"
+            axes.annotate(
+                text, (size, 0.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8
+            )
         axes.set_xlabel("rarest classes")
         axes.set_ylabel("test accuracy on them, %")
         axes.legend()
@@ -250,5 +257,28 @@ def tail_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn:
         name,
         f"Accuracy on the rarest classes, {material.dataset(dataset)['label']}",
         "Share of right answers among all test samples of the rarest classes by training images; "
-        "mean over seeds, the band is one standard deviation.",
+        "mean over seeds, the band is one standard deviation."
+        + (" Numbers: points by which the second line is above the first." if differences else ""),
     )
+
+
+def _published_differences(
+    material: Material, settings: Mapping[str, Any], data: pd.DataFrame
+) -> dict[int, tuple[float, float]]:
+    """Return by the number of classes how far, in points, the second method is above the first.
+
+    Ours, and what the paper prints; none where it prints nothing.
+    """
+    published = published_table(settings["expected"], material.expected_dir)
+    if published is None:
+        return {}
+    first, second = settings["methods"]
+    means = 100 * data.groupby(["method", "classes"])["accuracy"].mean()
+    values = of_dataset(published, material.dataset(settings["dataset"])).set_index("method")
+    found = {}
+    for size in settings["sizes"]:
+        name = (settings["paper_method"] or "").format(size=size)
+        if name in values.index:
+            ours = means[second, size] - means[first, size]
+            found[size] = (float(ours), float(values.loc[name, "value"]))
+    return found

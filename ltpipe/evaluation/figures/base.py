@@ -75,6 +75,13 @@ class Material:
                 return checked_file(self.base / row["folder"], "test.h5")
         raise InputError(f"figures: no run caches the features of {backbone} on {dataset}")
 
+    def backbone_folder(self, dataset: str, backbone: str) -> Path:
+        """Return the trained backbone of the first seed."""
+        for row in sorted(self.spec["stage1"], key=lambda row: row["seed"] or 0):
+            if row["dataset"] == dataset and row["backbone"] == backbone:
+                return self.base / row["folder"]
+        raise InputError(f"figures: no run trains {backbone} on {dataset}")
+
 
 @contextmanager
 def file_of(
