@@ -94,7 +94,7 @@ def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) 
         )
         shown.append({"name": name, "title": title, "note": note, "wide": wide(table)})
         texts.append(to_text(table, title, note))
-        if settings["kind"] == "datasets":
+        if settings.get("kind") == "datasets":
             continue
         plain = {**settings, "metrics": _CALIBRATION, "expected": None}
         calibrated = build_table(records, plain, spec["datasets"], expected_dir)
@@ -134,9 +134,9 @@ def _note(
     over = "1 seed" if seeds == [1] else f"mean ± sd over {'/'.join(map(str, seeds))} seeds"
     protocols = ", ".join(name for name in dict.fromkeys(table["protocol"]) if name != "quoted")
     parts = [f"Test set, {over}; protocol: {protocols}"]
-    if settings["kind"] == "datasets":
+    if settings.get("kind") == "datasets":
         parts = ["Images drawn and tested on; image size: the height that networks see"]
-    if settings["ranks"]:
+    if settings.get("ranks"):
         images = "test" if settings["ranked_by"] == "test" else "training"
         parts.append(f"Classes by rank of {images} images; shares of all their test samples")
     if set(settings["metrics"]) & {"many", "medium", "few"}:

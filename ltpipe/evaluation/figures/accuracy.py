@@ -269,7 +269,7 @@ def _published_differences(
 
     Ours, and what the paper prints; none where it prints nothing.
     """
-    published = published_table(settings["expected"], material.expected_dir)
+    published = published_table(settings.get("expected"), material.expected_dir)
     if published is None:
         return {}
     first, second = settings["methods"]
@@ -277,7 +277,7 @@ def _published_differences(
     values = of_dataset(published, material.dataset(settings["dataset"])).set_index("method")
     found = {}
     for size in settings["sizes"]:
-        name = (settings["paper_method"] or "").format(size=size)
+        name = str(settings["paper_method"]).format(size=size)
         if name in values.index:
             ours = means[second, size] - means[first, size]
             found[size] = (float(ours), float(values.loc[name, "value"]))
