@@ -21,7 +21,7 @@ from ltpipe.data.head_tail import group_classes
 from ltpipe.data.images import FileImages
 from ltpipe.data.loading import dataset_settings
 from ltpipe.data.subset import read_subset
-from ltpipe.evaluation.figures.base import STYLE
+from ltpipe.evaluation.style import STYLE
 from ltpipe.models.building import build_network, load_weights
 from ltpipe.models.cam import channel_maps, class_activation_maps, grad_cam, overlay
 from ltpipe.utils.errors import InputError, nearest

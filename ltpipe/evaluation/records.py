@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +59,23 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
 
 def read_class_counts(folder: Path) -> tuple[list[str], list[int]]:
     """Return class names and training counts of the subset in a data folder."""
-    names, counts, _ = _read_subset(folder)
-    return names, counts
+    with _subset(folder) as file:
+        return json.loads(file.attrs["class_names"]), file["class_counts"][()].tolist()
 
 
 def read_test_counts(folder: Path) -> list[int]:
     """Return the number of test samples of each class of the subset in a data folder."""
-    return _read_subset(folder)[2]
+    with _subset(folder) as file:
+        classes = len(file["class_counts"])
+        return np.bincount(file["test_labels"][()], minlength=classes).tolist()
 
 
-def _read_subset(folder: Path) -> tuple[list[str], list[int], list[int]]:
+@contextmanager
+def _subset(folder: Path) -> Iterator[h5py.File]:
     path = checked_file(folder, "subset.h5")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            names = json.loads(file.attrs["class_names"])
-            tests = np.bincount(file["test_labels"][()], minlength=len(names))
-            return names, file["class_counts"][()].tolist(), tests.tolist()
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the job that makes it has not finished") from None
     except (OSError, KeyError, RuntimeError, ValueError):

@@ -61,7 +61,7 @@ def test_the_chain_from_images_to_classifier():
     assert set(store.inputs) == {"stage1", "data"}
     assert classify.spec["inputs"]["features.kps"] == store.digest
     assert store.spec["inputs"]["stage1"] == store.inputs["stage1"].digest
-    assert json.loads(classify.spec_text)["method"] == {"kind": "ffn"}
+    assert json.loads(classify.spec_text)["method"] == {"kind": "ffn", "weight_decay": 1e-4}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ltpipe.evaluation.figures.accuracy import (
     sweep_curve,
     tail_accuracy,
 )
-from ltpipe.evaluation.figures.base import STYLE, Drawn, Material
+from ltpipe.evaluation.figures.base import Drawn, Material
 from ltpipe.evaluation.figures.calibration import reliability_diagram
 from ltpipe.evaluation.figures.cascade import (
     cascade_tsne,
@@ -30,6 +30,7 @@ from ltpipe.evaluation.figures.data import class_distribution, tsne
 from ltpipe.evaluation.figures.maps import activation_maps
 from ltpipe.evaluation.figures.splitting import setting_curve, subclass_occupancy
 from ltpipe.evaluation.figures.training import training_curves
+from ltpipe.evaluation.style import STYLE
 
 __all__ = ["Drawn", "Material", "draw_figures"]
 

@@ -274,11 +274,12 @@ def _published_differences(
         return {}
     first, second = settings["methods"]
     means = 100 * data.groupby(["method", "classes"])["accuracy"].mean()
-    values = of_dataset(published, material.dataset(settings["dataset"])).set_index("method")
+    rows = of_dataset(published, material.dataset(settings["dataset"]))
+    values = dict(zip(rows["method"], map(float, rows["value"]), strict=True))
     found = {}
     for size in settings["sizes"]:
         name = str(settings["paper_method"]).format(size=size)
-        if name in values.index:
+        if name in values:
             ours = means[second, size] - means[first, size]
-            found[size] = (float(ours), float(values.loc[name, "value"]))
+            found[size] = (float(ours), values[name])
     return found

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ltpipe.evaluation.figures.base import COLOURS, Drawn, Material, file_of
+from ltpipe.evaluation.figures.base import Drawn, Material, file_of
 from ltpipe.evaluation.metrics import reliability
+from ltpipe.evaluation.style import COLOURS
 from ltpipe.stage2.core.results import Predictions, read_predictions
 from ltpipe.utils.errors import InputError
 

@@ -11,8 +11,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ltpipe.artifacts.reading import checked_file
-from ltpipe.evaluation.figures.base import COLOURS, Drawn, Material, file_of
+from ltpipe.evaluation.figures.base import Drawn, Material, file_of
 from ltpipe.evaluation.figures.data import in_the_plane, some_samples, unit_features
+from ltpipe.evaluation.style import COLOURS
 from ltpipe.stage2.core.results import read_predictions
 from ltpipe.utils.errors import InputError
 

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from sklearn.manifold import TSNE
 
-from ltpipe.evaluation.figures.base import COLOURS, Drawn, Material, file_of, name_classes
+from ltpipe.evaluation.figures.base import Drawn, Material, file_of, name_classes
 from ltpipe.evaluation.records import read_class_counts
+from ltpipe.evaluation.style import COLOURS
 from ltpipe.utils.errors import InputError
 
 _MAX_TSNE_SAMPLES = 2000
