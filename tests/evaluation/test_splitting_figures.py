@@ -122,27 +122,3 @@ def test_a_method_that_was_not_run_is_named(tmp_path):
     lines = {"one": {"a": 0.5, "never": 0.9}}
     with pytest.raises(InputError, match="never was not run on d"):
         draw_figures(material(tmp_path, curve(lines=lines), records=results()))
-
-
-def test_a_level_is_a_method_without_the_setting(tmp_path):
-    """CWS, Fig. 4: the same rules without splitting, as horizontal lines."""
-    values = {"low": 0.5, "high": 0.7, "plain": 0.6}
-    records = pd.DataFrame(
-        [("d", name, "accuracy", "last", value) for name, value in values.items()],
-        columns=["dataset", "method", "metric", "protocol", "value"],
-    )
-    figure = {
-        "kind": "setting_curve",
-        "dataset": "d",
-        "setting": "alpha",
-        "name": "",
-        "metric": "accuracy",
-        "lines": {"None": {"low": 0.5, "high": 0.9}},
-        "levels": {"None": "plain"},
-    }
-    made, data = drawn(material(tmp_path, figure, records=records))
-    assert "Dashed" in made.caption
-    assert data["alpha"].fillna(-1).tolist() == [0.5, 0.9, -1]
-    assert data["mean"].tolist() == [0.5, 0.7, 0.6]
-    with pytest.raises(InputError, match="gone was not run"):
-        drawn(material(tmp_path, {**figure, "levels": {"None": "gone"}}, records=records))
