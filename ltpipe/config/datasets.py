@@ -110,7 +110,9 @@ class DatasetSettings(Settings):
     than the published ones.
     """
 
-    labels: ClassVar[frozenset[str]] = frozenset({"label", "benchmark", "note", "description"})
+    labels: ClassVar[frozenset[str]] = frozenset(
+        {"label", "benchmark", "note", "description", "draws_of"}
+    )
 
     source: str
     imbalance: Float | None = Field(default=None, ge=1)
@@ -126,6 +128,8 @@ class DatasetSettings(Settings):
     benchmark: str | None = None
     note: str = ""
     description: str = ""
+    # Tables join draws that differ in `subset_seed` alone under this name; `subset_seeds` sets it.
+    draws_of: str | None = None
 
     @abstractmethod
     def files(self, root: Path | None) -> Iterator[tuple[str, str]]:

@@ -280,6 +280,8 @@ def _expand(section: str, entries: Mapping[str, Any]) -> dict[str, dict[str, Any
     expanded: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
         entry = dict(entry or {})
+        if section == "datasets" and "subset_seeds" in entry:
+            name, entry = _drawn(name, entry)
         loops = {key: entry.pop(key) for key in ("sweep", "for") if key in entry}
         for key, loop in loops.items():
             if not isinstance(loop, dict) or not all(
@@ -296,6 +298,18 @@ def _expand(section: str, entries: Mapping[str, Any]) -> dict[str, dict[str, Any
                 raise InputError(f"{section}.{variant}: the sweep gives this name twice")
             expanded[variant] = values
     return expanded
+
+
+def _drawn(name: str, entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the entry with a sweep over its `subset_seeds`, all draws of one name."""
+    seeds = entry.pop("subset_seeds")
+    where = f"datasets.{name}.subset_seeds"
+    if not isinstance(seeds, list) or len(set(map(str, seeds))) != len(seeds) or not seeds:
+        raise InputError(f"{where}: must be a list of different seeds")
+    if "subset_seed" in entry:
+        raise InputError(f"{where}: the entry has a subset_seed, too; give one of them")
+    sweep = {**entry.get("sweep", {}), "subset_seed": seeds}
+    return f"{name}-draw{{subset_seed}}", {**entry, "draws_of": name, "sweep": sweep}
 
 
 def _combine(

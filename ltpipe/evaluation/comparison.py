@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from ltpipe.artifacts.manifest import MANIFEST, read_manifest
+from ltpipe.evaluation.draws import crossed_interval
 from ltpipe.evaluation.page import render
 from ltpipe.evaluation.points import shown_points
 from ltpipe.evaluation.records import read_records
@@ -49,27 +48,11 @@ class Comparison:
     level: float
 
 
-def paired_interval(
-    differences: Sequence[float] | np.ndarray, level: float = 0.95
-) -> tuple[float, float]:
-    """Return the t interval of the mean of paired differences.
-
-    The mean plus and minus t(n - 1, (1 + level) / 2) sd / sqrt(n), sd with n - 1 in the divisor
-    (Student's paired t, Biometrika 1908). NaN for fewer than two: one pair says nothing of spread.
-    """
-    count = len(differences)
-    if count < 2:
-        return float("nan"), float("nan")
-    values = np.asarray(differences, dtype=np.float64)
-    half = float(stdtrit(count - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(count))
-    return float(values.mean()) - half, float(values.mean()) + half
-
-
 def read_experiments(paths: Sequence[Path]) -> pd.DataFrame:
     """Return the shown points of finished experiments as one table of records.
 
     A path is a results/experiments/NAME folder or an experiment file, whose results are looked for
-    below the working folder. Columns: dataset, row (the method and its point), seed, metric,
+    below the working folder. Columns: dataset, row (the method and its point), draw, seed, metric,
     value, experiment, protocol. Data sets are the same when they were drawn the same; runs that two
     experiments share count once; runs that did not converge are left out. Where two experiments
     mean different things by one name, the name gets the experiment's in brackets.
@@ -83,8 +66,11 @@ def read_experiments(paths: Sequence[Path]) -> pd.DataFrame:
     for spec, base in (opened for path in paths for opened in _open(path)):
         records = read_records(spec, base)
         shown = shown_points(spec, records[(records["class"].isna()) & (records["diverged"] == "")])
-        folders = {(r["dataset"], r["method"], r["seed"]): r["folder"] for r in spec["results"]}
-        keys = zip(shown["dataset"], shown["method"], shown["seed"], strict=True)
+        folders = {
+            (r["dataset"], r.get("draw", 0), r["method"], r["seed"]): r["folder"]
+            for r in spec["results"]
+        }
+        keys = zip(shown["dataset"], shown["draw"], shown["method"], shown["seed"], strict=True)
         tables.append(
             shown.assign(
                 experiment=spec["experiment"],
@@ -98,15 +84,17 @@ def read_experiments(paths: Sequence[Path]) -> pd.DataFrame:
     found = _tell_apart(found, "dataset", found["drawn"])
     # A folder without its seed is what a method is: its settings and all before them.
     found = _tell_apart(found, "row", found["folder"].str.rsplit("/seed", n=1).str[0])
-    return found[["dataset", "row", "seed", "metric", "value", "experiment", "protocol"]]
+    columns = ["dataset", "row", "draw", "seed", "metric", "value", "experiment", "protocol"]
+    return found[columns]
 
 
 def _tell_apart(found: pd.DataFrame, column: str, identity: pd.Series) -> pd.DataFrame:
     """Add the experiment's name where one name stands for several identities on a data set."""
-    keys = [found[column]] if column == "dataset" else [found["dataset"], found[column]]
+    names = [column] if column == "dataset" else ["dataset", "draw", column]
+    keys = [found[name] for name in names]
     several = identity.groupby(keys).transform("nunique") > 1
-    names = found[column].where(~several, found[column] + " [" + found["experiment"] + "]")
-    return found.assign(**{column: names})
+    told = found[column].where(~several, found[column] + " [" + found["experiment"] + "]")
+    return found.assign(**{column: told})
 
 
 def _open(path: Path) -> list[tuple[dict[str, Any], Path]]:
@@ -144,6 +132,8 @@ def compare(
     if not 0 < level < 1:
         raise InputError(f"the level must lie between 0 and 1, not {level:g}")
     chosen = records[(records["metric"] == metric) & records["value"].notna()]
+    if "draw" not in chosen:
+        chosen = chosen.assign(draw=0)
     if chosen.empty:
         raise InputError(f"no run of these experiments has the metric {metric!r}")
     methods = list(dict.fromkeys(chosen["row"]))
@@ -154,7 +144,7 @@ def compare(
             f"there are: {', '.join(methods)}"
         )
     values = {
-        key: part.set_index("seed")["value"]
+        key: part.set_index(["draw", "seed"])["value"]
         for key, part in chosen.groupby(["dataset", "row"], sort=False)
     }
     sign = -1 if metric in LOW_IS_BETTER else 1
@@ -172,8 +162,9 @@ def compare(
 
 def _paired(own: pd.Series, other: pd.Series, sign: int, level: float) -> dict[str, float]:
     seeds = own.index.intersection(other.index)
-    differences = (own[seeds] - other[seeds]).to_numpy()
-    low, high = paired_interval(differences, level)
+    paired = own[seeds] - other[seeds]
+    differences = paired.to_numpy()
+    low, high = crossed_interval(paired.unstack("seed").to_numpy(), level)
     return {
         "pairs": len(seeds),
         "difference": differences.mean() if len(seeds) else float("nan"),
@@ -261,8 +252,8 @@ def note_of(comparison: Comparison) -> str:
         + f", {better} is better; mean ± sd over n seeds",
         f"differences are to {comparison.reference}, paired over the seeds that both have, with "
         f"the {100 * comparison.level:g} % t interval of their mean; bold: it leaves zero out",
-        "intervals tell of the seeds of these runs (training, not the draw of data) and are not "
-        "corrected for how many methods are compared",
+        "intervals tell of the seeds of these runs, and of draws of the data where there are "
+        "several; they are not corrected for how many methods are compared",
     ]
     if (table["pairs"] == 1).any():
         parts.append("with one common seed there is no interval")

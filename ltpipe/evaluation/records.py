@@ -23,7 +23,8 @@ _HISTORY_COLUMNS = ["epoch", "learning_rate", "loss", "accuracy", "seconds"]
 def read_records(spec: Mapping[str, Any], base: Path = Path()) -> pd.DataFrame:
     """Return the metrics of all results of a report's spec as one long table.
 
-    Columns: dataset, method, label, kind, seed, those of metrics.csv, and `diverged`: why the run
+    Columns: dataset, method, label, kind, seed, draw (its subset seed where draws are joined under
+    one name, else 0), those of metrics.csv, and `diverged`: why the run
     did not converge, or an empty text. Folders of the spec are relative to `base`.
 
     Raises:
@@ -34,6 +35,7 @@ def read_records(spec: Mapping[str, Any], base: Path = Path()) -> pd.DataFrame:
         table = _read_csv(checked_file(base / result["folder"], "metrics.csv"), _METRIC_COLUMNS)
         for place, key in enumerate(("dataset", "method", "label", "kind", "seed")):
             table.insert(place, key, result[key])
+        table.insert(5, "draw", result.get("draw", 0))
         reasons = read_divergence(base / result["folder"])
         table["diverged"] = table["point"].map(reasons).fillna("") if reasons else ""
         tables.append(table)

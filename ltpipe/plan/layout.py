@@ -119,15 +119,22 @@ class _Layout:
         self.artifacts: dict[str, ArtifactSpec] = {}
 
     def plan(self) -> Plan:
-        results, features, stage1, data = [], [], [], {}
+        results, features, stage1 = [], [], []
+        # Draws of one name stand under it; the first one stands for them where one is needed.
+        data: dict[str, ArtifactSpec] = {}
+        first: dict[str, Named] = {}
         for dataset_name, method_name, seed in self.experiment.jobs:
             dataset = self.experiment.datasets[dataset_name]
             method = self.experiment.methods[method_name]
             artifact = self.stage2(dataset, method, seed)
-            data[dataset_name] = self.data(dataset)
+            shown = dataset.settings.draws_of or dataset_name
+            data.setdefault(shown, self.data(dataset))
+            first.setdefault(shown, dataset)
+            drawn = {} if shown == dataset_name else {"draw": dataset.settings.subset_seed}
             results.append(
                 {
-                    "dataset": dataset_name,
+                    "dataset": shown,
+                    **drawn,
                     "method": method_name,
                     "label": method.settings.label or method_name,
                     "kind": method.settings.kind,
@@ -138,7 +145,7 @@ class _Layout:
             )
             for role, name in method.settings.roles().items():
                 store = artifact.inputs[f"features.{role}"]
-                row = {"dataset": dataset_name, "backbone": name, "seed": seed}
+                row = {"dataset": shown, **drawn, "backbone": name, "seed": seed}
                 if method.settings.stage1_subset_seed() is not None:
                     continue
                 if "stage1" in store.inputs:
@@ -146,7 +153,7 @@ class _Layout:
                 # Figures of features show the backbone as it is, without a method's overrides.
                 if not method.settings.feature_overrides(role):
                     features.append({**row, "folder": store.folder})
-        report = self.report(data, results, _unique(stage1), _unique(features))
+        report = self.report(first, data, results, _unique(stage1), _unique(features))
         return Plan(self.experiment, self.artifacts, report)
 
     def artifact(
@@ -338,6 +345,7 @@ class _Layout:
 
     def report(
         self,
+        first: dict[str, Named],
         data: dict[str, ArtifactSpec],
         results: list[dict[str, Any]],
         stage1: list[dict[str, Any]],
@@ -350,7 +358,7 @@ class _Layout:
             "title": file.title or file.experiment,
             "description": file.description,
             "seeds": sorted({seed for _, _, seed in experiment.jobs}),
-            "datasets": {name: _describe(experiment.datasets[name], data[name]) for name in data},
+            "datasets": {name: _describe(name, first[name], data[name]) for name in data},
             "results": results,
             "stage1": stage1,
             "features": features,
@@ -422,10 +430,10 @@ def _figure(experiment: Experiment, figure: Any) -> dict[str, Any]:
     return values
 
 
-def _describe(dataset: Named, data: ArtifactSpec) -> dict[str, Any]:
+def _describe(name: str, dataset: Named, data: ArtifactSpec) -> dict[str, Any]:
     settings = dataset.settings
     return {
-        "label": settings.label or dataset.name,
+        "label": settings.label or name,
         "folder": data.folder,
         "benchmark": settings.benchmark,
         "imbalance": settings.imbalance,
@@ -438,9 +446,10 @@ def _describe(dataset: Named, data: ArtifactSpec) -> dict[str, Any]:
 def _table(experiment: Experiment, name: str, datasets: set[str]) -> dict[str, Any]:
     table = experiment.file.tables[name]
     chosen = match(table.datasets, experiment.datasets, f"tables.{name}.datasets")
+    names = [experiment.datasets[dataset].settings.draws_of or dataset for dataset in chosen]
     return {
         **table.model_dump(mode="json"),
-        "datasets": [dataset for dataset in chosen if dataset in datasets],
+        "datasets": [dataset for dataset in dict.fromkeys(names) if dataset in datasets],
         "rows": [
             {
                 **row.model_dump(mode="json", exclude_none=True),

@@ -15,11 +15,11 @@ from ltpipe.cli.program import main
 from ltpipe.evaluation.comparison import (
     arranged,
     compare,
-    paired_interval,
     read_experiments,
     tally,
     to_markdown,
 )
+from ltpipe.evaluation.draws import crossed_interval
 from ltpipe.utils.errors import InputError
 
 EVIL = "<b>A</b>"
@@ -76,7 +76,9 @@ def test_intervals_are_scipys(level):
     stream = np.random.default_rng(0)
     a, b = stream.normal(size=(2, 7))
     wanted = stats.ttest_rel(a, b).confidence_interval(level)
-    assert paired_interval(a - b, level) == pytest.approx((wanted.low, wanted.high), rel=1e-12)
+    assert crossed_interval(np.atleast_2d(a - b), level) == pytest.approx(
+        (wanted.low, wanted.high), rel=1e-12
+    )
 
 
 def test_differences_pair_the_seeds_that_both_have(records):
@@ -100,7 +102,7 @@ def test_one_common_seed_has_a_difference_and_no_interval(records):
     assert math.isnan(row["low"]) and math.isnan(row["high"])
     text = to_markdown(found)
     assert "-13.0 (one seed)" in text and "With one common seed there is no interval." in text
-    assert paired_interval([0.1]) == pytest.approx((math.nan, math.nan), nan_ok=True)
+    assert crossed_interval(np.array([[0.1]])) == pytest.approx((math.nan, math.nan), nan_ok=True)
 
 
 def test_wins_and_losses_are_counted(records):
