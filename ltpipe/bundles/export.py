@@ -23,6 +23,7 @@ from ltpipe.bundles.graph import write_graph
 from ltpipe.bundles.pipeline import Pipeline, logits_of
 from ltpipe.bundles.preparing import input_rule
 from ltpipe.config.backbones import backbone_settings
+from ltpipe.config.datasets import NetworkInput
 from ltpipe.data.loading import dataset_settings
 from ltpipe.features.store import FeatureStore
 from ltpipe.stage2.core.filters import read_threshold
@@ -31,7 +32,7 @@ from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import file_sha256
 
 # What of a store's attributes a method's logits may ask for.
-_ATTRIBUTES = ("logit_scale", "subclasses", "classes", "head", "towers")
+_ATTRIBUTES = ("logit_scale", "subclasses", "classes", "head", "towers", "input")
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -138,6 +139,11 @@ def _backbone(
             f"{store.folder}: its features depend on the batch that an image comes in (train_bn); "
             "such a method can't be exported"
         )
+    if "ensemble" in test.attributes:
+        raise InputError(
+            f"{store.folder}: its logits are means over five crops; export a method on a backbone "
+            "without features.ensemble"
+        )
     if "diverged" in test.attributes:
         raise InputError(f"{store.folder}: its backbone did not converge")
     trained = store.inputs("stage1")[""]
@@ -160,7 +166,9 @@ def _backbone(
         "precision": _PRECISIONS[str(test.attributes["precision"])],
         "batch_size": int(test.attributes["batch_size"]),
     }
-    return entry, origins, input_rule(dataset_settings(store.spec["dataset"]))
+    seen = test.attributes.get("input")
+    network = None if seen is None else NetworkInput.model_validate_json(str(seen))
+    return entry, origins, input_rule(dataset_settings(store.spec["dataset"]), network)
 
 
 def _outputs(test: FeatureStore, classes: int) -> int:

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from ltpipe.bundles.format import METHOD, load_tensors
 from ltpipe.config.backbones import backbone_settings
+from ltpipe.config.datasets import NetworkInput
 from ltpipe.config.methods import settings_of
 from ltpipe.config.registry import module_of
 from ltpipe.data.loading import Pixels
 from ltpipe.features.extract import Head, embedder
+from ltpipe.features.pretrained import pretrained_embedder
 from ltpipe.features.vision_language import TowerEmbedder
 from ltpipe.models.building import build_network, place
+from ltpipe.models.pretrained import add_trained_parts, build_pretrained
 from ltpipe.models.vision_language import build_towers
 from ltpipe.stage2.core.cascade import Filter
 from ltpipe.stage2.core.filters import flow_of
@@ -169,6 +172,15 @@ def _branch(
         visual = build_towers(settings, with_weights=False).visual
         _fill(visual, state, path)
         return Branch(TowerEmbedder(place(visual, device), pixels, dtype), None)
+    if settings.system == "pretrained":
+        seen_as = NetworkInput.model_validate_json(values["attributes"]["input"])
+        pretrained = build_pretrained(settings)
+        if settings.trained != "none":
+            add_trained_parts(pretrained, settings, values["outputs"])
+        _fill(pretrained, state, path)
+        embed = pretrained_embedder(pretrained, seen_as, dtype, device)
+        own = pretrained.head
+        return Branch(embed, None if own is None else Head(own.float(), settings, counts))
     network = build_network(settings, values["outputs"], channels)
     _fill(network, state, path)
     head = Head(network.head.float(), settings, counts)

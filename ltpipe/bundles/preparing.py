@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ltpipe.config.datasets import NetworkInput
 from ltpipe.data.images import FileImages
 from ltpipe.utils.errors import InputError
 
@@ -17,13 +18,21 @@ Given = str | Path | Image.Image | np.ndarray
 _NATIVE = {"digits": [8, 8], "cifar10": [32, 32], "cifar100": [32, 32]}
 
 
-def input_rule(dataset: Any) -> dict[str, Any]:
+def input_rule(dataset: Any, network: NetworkInput | None = None) -> dict[str, Any]:
     """Return how the test images of a data set reach the network, for bundle.json.
+
+    `network` is how one sees them that brings its own statistics; it enlarges those of arrays.
 
     `stored` is height and width to which an image is brought first, as `fit` says (`pad`: smaller
     images get zeros around them, larger ones are covered), `size` those of the middle that is kept.
     """
+    is_array = dataset.source in _NATIVE or dataset.source == "medmnist"
     settings = dataset.input
+    if network is not None:
+        settings = dataset.seen_by(network).input
+        if is_array:
+            kept = dataset.input.model_dump(include={"size", "stored", "fit", "interpolation"})
+            settings = settings.model_copy(update=kept)
     return {
         "size": list(settings.size),
         "stored": _NATIVE.get(dataset.source) or list(settings.stored or settings.size),

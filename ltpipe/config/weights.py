@@ -68,7 +68,7 @@ PACKAGES = {
         std=128 / 255,
     ),
 }
-_TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def existing_file(weights: str) -> Path:
@@ -119,7 +119,7 @@ def timm_file(name: str) -> Path:
     Raises:
         InputError: the file is not there.
     """
-    return hugging_face_file(f"timm/{name}", _TIMM_FILES, f"timm's weights {name}")
+    return hugging_face_file(f"timm/{name}", TIMM_FILES, f"timm's weights {name}")
 
 
 def hugging_face_file(repository: str, names: tuple[str, ...], title: str) -> Path:

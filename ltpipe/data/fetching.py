@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ltpipe.config.backbones.vision_language import VisionLanguage
+from ltpipe.config.backbones import Pretrained, VisionLanguage
 from ltpipe.plan.availability import require
 from ltpipe.plan.workload import load_workload
 from ltpipe.utils.errors import InputError
@@ -56,6 +56,9 @@ def _fetch_weights(settings: Any) -> None:
     try:
         require(settings, None)
     except InputError:
+        if isinstance(settings, Pretrained):
+            importlib.import_module("ltpipe.models.pretrained").download(settings)
+            return
         towers = isinstance(settings, VisionLanguage)
         module = "ltpipe.models.vision_language" if towers else "ltpipe.models.building"
         builder = importlib.import_module(module)

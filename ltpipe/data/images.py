@@ -176,6 +176,39 @@ class FileImages:
         return image.crop((left, top, left + width, top + height))
 
 
+class FiveCrops(FileImages):
+    """Image files as five crops each, one below the other: four corners and the middle.
+
+    The shorter side is resized to that of `size` and `margin` more, the other in proportion.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], size: tuple[int, int], margin: int, stored: InputSettings
+    ) -> None:
+        height, width = size
+        super().__init__(paths, (5 * height, width), stored.channels, stored.interpolation)
+        self._crop = size
+        self._margin = margin
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        height, width = self._crop
+        shorter = min(height, width) + self._margin
+        longer = shorter * max(image.size) // min(image.size)
+        sides = (longer, shorter) if image.width >= image.height else (shorter, longer)
+        image = image.resize(sides, self._interpolation)
+        stacked = Image.new(image.mode, (width, 5 * height))
+        for number, (top, left) in enumerate(crop_places((image.height, image.width), self._crop)):
+            box = (left, top, left + width, top + height)
+            stacked.paste(image.crop(box), (0, number * height))
+        return stacked
+
+
+def crop_places(image: tuple[int, int], crop: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return (top, left) of the crops of torchvision's FiveCrop: corners, then the middle."""
+    down, right = image[0] - crop[0], image[1] - crop[1]
+    return [(0, 0), (0, right), (down, 0), (down, right), (round(down / 2), round(right / 2))]
+
+
 def stored_images(paths: Sequence[Path], settings: InputSettings) -> FileImages:
     """Return image files as a data set's settings say that they are kept."""
     return FileImages(paths, settings.kept, settings.channels, settings.interpolation, settings.fit)

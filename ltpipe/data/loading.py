@@ -15,7 +15,7 @@ from torch import Tensor
 from ltpipe.config.datasets import Dataset, NetworkInput
 from ltpipe.data.augment import Augmentation
 from ltpipe.data.batches import ImageBatches, open_batches
-from ltpipe.data.images import FileImages
+from ltpipe.data.images import FileImages, FiveCrops
 from ltpipe.data.subset import Subset
 from ltpipe.utils.errors import InputError
 
@@ -53,11 +53,13 @@ def open_split(
     device: torch.device,
     root: Path | None,
     network: NetworkInput | None = None,
+    margin: int | None = None,
 ) -> ImageSplit:
     """Open one split's images for `device`; on the device itself where they fit.
 
     For a network that brings its own statistics, files are decoded to its size. Images that come
-    as arrays keep theirs, and the network enlarges them.
+    as arrays keep theirs, and the network enlarges them. With `margin`, files are five crops each
+    of an image that many pixels larger, one below the other.
 
     Raises:
         InputError: files are missing or damaged, or are no longer those that the subset was
@@ -80,16 +82,21 @@ def open_split(
             f"the {split} images of source {settings.source!r} changed since the subset was "
             "drawn; delete the data set's folder under results/data and run again"
         )
-    shape = part.images.shape
-    wanted = settings.input
-    size = wanted.size if isinstance(part.images, FileImages) else native
+    images, wanted, size = part.images, settings.input, native
+    if isinstance(images, FileImages):
+        size = wanted.size
+        if margin is not None:
+            height, width = size
+            images = FiveCrops(images.paths, (height, width), margin, wanted)
+            size = [5 * height, width]
+    shape = images.shape
     if shape[2] != wanted.channels:
         raise InputError(
             f"input.channels is {wanted.channels} but the images of source {settings.source!r} "
             f"have {shape[2]}"
         )
     batches = open_batches(
-        part.images,
+        images,
         index,
         Augmentation(
             size=(size[0], size[1]),

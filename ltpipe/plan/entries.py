@@ -16,6 +16,8 @@ _DUMPS = {
     "pretrained": "ltpipe.features.pretrained",
     "vision-language": "ltpipe.features.vision_language",
 }
+# Sets up a network that is not trained, whatever way of training it knows.
+_FROZEN = "ltpipe.stage1.frozen"
 _TEMPLATES = Path(__file__).parents[1] / "evaluation" / "templates"
 
 
@@ -26,7 +28,7 @@ def job_module(spec: Mapping[str, Any]) -> str:
         return module_of("method", spec["method"]["kind"])
     system = _system(spec.get("backbone", {}))
     if kind == "stage1":
-        return module_of("system", system)
+        return _FROZEN if _is_frozen(spec) else module_of("system", system)
     module = STAGES[kind].module
     assert module is not None
     return _DUMPS.get(system, module) if kind == "features" else module
@@ -54,11 +56,17 @@ def code_entries(spec: Mapping[str, Any]) -> tuple[str | Path, ...]:
         entries += code_of("source", spec["dataset"]["source"])
     if backbone := spec.get("backbone"):
         entries += _network_code(backbone)
-        entries += code_of("system", _system(backbone)) if kind == "stage1" else ()
+        if kind == "stage1" and not _is_frozen(spec):
+            entries += code_of("system", _system(backbone))
         loss = backbone_settings(backbone).loss
         entries += [] if loss is None else code_of("loss", loss.name)
     # A plug-in counts by its file, which is named beside it.
     return tuple(dict.fromkeys(entry for entry in entries if not is_plugin(str(entry))))
+
+
+def _is_frozen(spec: Mapping[str, Any]) -> bool:
+    backbone = spec.get("backbone", {})
+    return _system(backbone) == "pretrained" and backbone.get("trained", "none") == "none"
 
 
 def _system(backbone: Mapping[str, Any]) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ltpipe.artifacts.job import Job
-from ltpipe.config.backbones import backbone_settings
+from ltpipe.config.backbones import Pretrained, backbone_settings
 from ltpipe.models.building import save_weights
-from ltpipe.models.pretrained import build_pretrained, load_pretrained
-from ltpipe.utils.errors import InputError
+from ltpipe.models.pretrained import build_pretrained, download, load_pretrained
 from ltpipe.utils.io import write_text_atomic
 from ltpipe.utils.progress import say
 from ltpipe.utils.seeding import stream_seed
@@ -27,12 +27,21 @@ def run(job: Job) -> dict[str, Any]:
     settings = backbone_settings(job.spec["backbone"])
     torch.manual_seed(stream_seed(job.seed, "weights"))
     network = build_pretrained(settings)
-    if settings.weights is not None:
-        path = settings.find_weights()
-        if path is None:
-            raise InputError(f"weights: those of {settings.network} are named by a file only")
+    path = weights_path(settings)
+    if path is not None:
         load_pretrained(network, settings, path)
     save_weights(network, job.output / "model.safetensors")
     write_text_atomic(job.output / "history.csv", _HISTORY)
     say(settings.origin())
     return {"origin": settings.origin()}
+
+
+def weights_path(settings: Pretrained) -> Path | None:
+    """Return the file that the network starts from; None for random numbers.
+
+    Raises:
+        InputError: the weights are not there.
+    """
+    if settings.weights is None:
+        return None
+    return settings.find_weights() or download(settings)

@@ -14,6 +14,7 @@ import torch
 from ltpipe.artifacts.divergence import write_divergence
 from ltpipe.artifacts.job import Job, run_identity
 from ltpipe.config.backbones import backbone_settings
+from ltpipe.config.datasets import NetworkInput
 from ltpipe.data.loading import ImageSplit, open_split
 from ltpipe.data.subset import Subset, read_subset
 from ltpipe.models.building import build_network, save_weights
@@ -46,10 +47,13 @@ class Images:
     data: TrainingSet
 
 
-def open_images(job: Job) -> Images:
-    """Open the training images that `job.spec` names."""
+def open_images(job: Job, network: NetworkInput | None = None) -> Images:
+    """Open the training images that `job.spec` names.
+
+    `network` is how a network sees them that brings its own statistics.
+    """
     subset = read_subset(job.file("data", "subset.h5"))
-    split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
+    split = open_split(job.spec["dataset"], subset, "train", job.device, job.root, network)
     data = TrainingSet(split.batches, split.labels, split.pixels, subset.class_counts)
     return Images(subset, split, data)
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from ltpipe.config.backbones import Pretrained
 from ltpipe.models.bilateral import bbn_resnet8
 from ltpipe.models.fold import fold_batchnorm
+from ltpipe.models.pretrained import build_pretrained
 from ltpipe.models.resnet import resnet8
 from ltpipe.models.torchvision_resnet import resnet50
 
@@ -105,3 +107,19 @@ def test_both_branches_of_a_bilateral_network_are_folded() -> None:
     x = torch.randn(2, 1, 8, 8)
     assert norms(folded) == 0
     torch.testing.assert_close(folded.features(x), network.features(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["tf_efficientnet_lite0", "resnet18.a1_in1k", "mobilenetv3_small_050"]
+)
+def test_normalisation_with_an_activation_in_it_is_folded(name: str) -> None:
+    settings = Pretrained.model_validate(
+        {"system": "pretrained", "network": f"timm:{name}", "weights": None, "size": [32, 32]}
+    )
+    network = settled(build_pretrained(settings)).double().eval()
+    folded = fold_batchnorm(network)
+    assert norms(folded) == 0 < norms(network)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network.features(x)
+        torch.testing.assert_close(folded.features(x), expected, rtol=1e-8, atol=1e-8)
