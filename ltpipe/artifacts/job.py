@@ -26,6 +26,7 @@ class Job:
         device: where to compute.
         root: the folder of the data sets, or None.
         checkpoint_every: epochs between checkpoints of a long training.
+        packed: the artifact of the data set's packed images, or None where they are no files.
     """
 
     spec: Mapping[str, Any]
@@ -34,6 +35,7 @@ class Job:
     device: torch.device
     root: Path | None = None
     checkpoint_every: int = 5
+    packed: Path | None = None
 
     def file(self, role: str, name: str) -> Path:
         """Return a file of the artifact that plays a role, held against its manifest.
@@ -42,6 +44,14 @@ class Job:
             InputError: the file is missing or damaged.
         """
         return checked_file(self.inputs[role], name)
+
+    def packed_images(self) -> Path | None:
+        """Return the file of the packed images, held against its manifest; None without one.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        return None if self.packed is None else checked_file(self.packed, "images.h5")
 
     def tuning(self, role: str) -> str:
         """Return the input role with the held-out samples that go with the features of `role`."""

@@ -237,6 +237,7 @@ def _compute(
     torch.set_num_threads(max(1, options.threads))
     keep_freed_memory()
     module = importlib.import_module(job_module(spec))
+    packed = spec.get("locations", {}).get("packed")
     job = Job(
         spec=with_locations(spec),
         inputs=inputs,
@@ -244,6 +245,7 @@ def _compute(
         device=CPU,
         root=named_root(options.data_root),
         checkpoint_every=getattr(options, "checkpoint_every", 5),
+        packed=None if packed is None else Path(packed),
     )
     # What only moves data leaves GPUs to others.
     wanted = options.device if options.stage.gpu else "cpu"

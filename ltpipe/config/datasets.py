@@ -23,16 +23,17 @@ class InputSettings(Settings):
     `size` is height and width as the network sees them; `stored` those at which image files are
     decoded and kept (default: `size`). `fit` says how they come to that size: `cover` resizes the
     shorter side and keeps the middle, `stretch` resizes both sides and so changes the aspect
-    ratio. `padding`, `flip`, `resized_crop` (of a share of the area within `crop_scale`, sampled by
-    `interpolation`) and `color_jitter` are the training augmentation; the test view has none of
-    them.
+    ratio, `whole` resizes the shorter side and keeps all, so that a `resized_crop` comes from the
+    whole image, with the test view of `cover`. `padding`, `flip`, `resized_crop` (of a share of the
+    area within `crop_scale`, sampled by `interpolation`) and `color_jitter` are the training
+    augmentation; the test view has none of them.
     """
 
     size: Size
     stored: Size | None = None
     channels: Literal[1, 3] = 3
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    fit: Literal["cover", "stretch"] = "cover"
+    fit: Literal["cover", "stretch", "whole"] = "cover"
     mean: list[Float] = Field(default=[0.485, 0.456, 0.406], min_length=1, max_length=3)
     std: list[Float] = Field(default=[0.229, 0.224, 0.225], min_length=1, max_length=3)
     padding: int = Field(default=0, ge=0)
@@ -59,6 +60,8 @@ class InputSettings(Settings):
             raise ValueError("crop_scale must rise within 0 .. 1")
         if "crop_scale" in self.model_fields_set and not self.resized_crop:
             raise ValueError("crop_scale belongs to resized_crop: true")
+        if self.fit == "whole" and not self.resized_crop:
+            raise ValueError("fit: whole is for resized_crop: true; take cover or stretch")
         if self.stored is not None and any(
             s < i for s, i in zip(self.stored, self.size, strict=True)
         ):
@@ -167,7 +170,24 @@ class DatasetSettings(Settings):
 class ImageDataset(DatasetSettings):
     """Images: `input` says how one becomes a network's input."""
 
+    # Whether images are files, which have to be decoded.
+    decodes: ClassVar[bool] = True
     input: InputSettings
+
+    def pack_identity(self) -> dict[str, Any]:
+        """Return what decides the pixels of the drawn images as they are packed."""
+        wanted = self.input
+        kept = InputSettings(
+            size=list(wanted.kept),
+            channels=wanted.channels,
+            interpolation=wanted.interpolation,
+            fit=wanted.fit,
+            # What else an input needs to be one.
+            mean=[0.0] * wanted.channels,
+            std=[1.0] * wanted.channels,
+            resized_crop=wanted.fit == "whole",
+        )
+        return {**self.draw_identity(), "input": kept.identity()}
 
     def seen_by(self, network: NetworkInput) -> Self:
         """Return the same data set as a pretrained network sees it, its augmentation unchanged."""

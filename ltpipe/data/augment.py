@@ -68,24 +68,121 @@ def augment(
         (B, C, h, w) uint8 in channels-last memory, on the device of `images`.
     """
     plan = augmentation
-    tries = _CROP_TRIES if plan.resized_crop else 0
-    rows = 2 + 2 * tries + plan.flip + (3 if plan.color_jitter else 0)
-    draws = torch.rand(
-        (rows, len(images)), generator=generator, device=generator.device, dtype=torch.float32
-    ).to(images.device)
-    place, area, shape, flip, jitter = draws.split(
-        [2, tries, tries, int(plan.flip), 3 if plan.color_jitter else 0]
-    )
-    mirrored = flip[0] < 0.5 if plan.flip else None
+    drawn = draw(plan, len(images), generator).to(images.device)
     if plan.resized_crop:
-        low, high = plan.crop_scale
-        share = low + (high - low) * area
-        batch = _resized_crop(images, plan.size, share, shape, place, mirrored, plan.interpolation)
-    else:
-        batch = _padded_crop(images, plan.size, plan.padding, place, mirrored)
-    if plan.color_jitter:
-        batch = color_jitter(batch, 1 + plan.color_jitter * (2 * jitter - 1))
-    return batch
+        count, tall, wide = images.shape[:3]
+        sizes = torch.tensor([tall, wide], dtype=torch.float64).expand(count, 2)
+        boxes = crop_boxes(plan, drawn, sizes.to(images.device, non_blocking=True))
+        return crop(images, plan, drawn, boxes)
+    place = _parts(plan, drawn)[0]
+    batch = _padded_crop(images, plan.size, plan.padding, place, _mirrored(plan, drawn))
+    return _coloured(batch, plan, drawn)
+
+
+def draw(plan: Augmentation, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return all that is drawn for a batch, a column an image, on the generator's device."""
+    return torch.rand(
+        (sum(_rows(plan)), count), generator=generator, device=generator.device, dtype=torch.float32
+    )
+
+
+def crop_boxes(plan: Augmentation, drawn: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Return random-resized-crop's boxes (Szegedy et al., CVPR 2015) in images of any size.
+
+    A share of the area and log aspect ratio U(log 3/4, log 4/3); of ten candidates the first
+    that fits is taken, or else the largest centred crop within the ratio bounds.
+
+    Args:
+        drawn: as `draw` gives it.
+        sizes: (B, 2) float64 height and width of each image.
+
+    Returns:
+        (B, 4) float32 top, left, height, width, whole numbers.
+    """
+    place, area, shape, _, _ = _parts(plan, drawn)
+    low, high = plan.crop_scale
+    tall, wide = sizes.float().unbind(1)
+    target = tall * wide * (low + (high - low) * area)
+    log_low, log_high = math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])
+    ratio = torch.exp(log_low + (log_high - log_low) * shape)
+    widths = torch.round(torch.sqrt(target * ratio))
+    heights = torch.round(torch.sqrt(target / ratio))
+    fits = (widths >= 1) & (widths <= wide) & (heights >= 1) & (heights <= tall)
+    first = fits.int().argmax(0, keepdim=True)
+    fitting = fits.any(0)
+    # Of whole numbers in double precision, rounded as Python does.
+    widest = torch.minimum(sizes[:, 1], torch.round(sizes[:, 0] * _CROP_RATIO[1])).float()
+    tallest = torch.minimum(sizes[:, 0], torch.round(sizes[:, 1] / _CROP_RATIO[0])).float()
+    width = torch.where(fitting, widths.gather(0, first)[0], widest)
+    height = torch.where(fitting, heights.gather(0, first)[0], tallest)
+    top = torch.where(
+        fitting, torch.floor(place[0] * (tall - height + 1)), torch.floor((tall - tallest) / 2)
+    )
+    left = torch.where(
+        fitting, torch.floor(place[1] * (wide - width + 1)), torch.floor((wide - widest) / 2)
+    )
+    return torch.stack([top, left, height, width], 1)
+
+
+def crop(
+    images: torch.Tensor, plan: Augmentation, drawn: torch.Tensor, boxes: torch.Tensor
+) -> torch.Tensor:
+    """Return each image's box sampled to the network's size, mirrored and coloured as drawn.
+
+    Sampling is plain bilinear or bicubic, without antialiasing: the crop is at most as much larger
+    than the output as the stored image is.
+
+    Args:
+        images: (B, H, W, C) uint8.
+        boxes: (B, 4) as `crop_boxes` gives them, within the images.
+
+    Returns:
+        (B, C, h, w) uint8 in channels-last memory.
+    """
+    count, tall, wide = images.shape[:3]
+    top, left, crop_height, crop_width = boxes.unbind(1)
+    size = plan.size
+    y = _source_coordinates(top, crop_height, size[0], tall)
+    x = _source_coordinates(left, crop_width, size[1], wide)
+    mirrored = _mirrored(plan, drawn)
+    if mirrored is not None:
+        x = torch.where(mirrored[:, None], x.flip(1), x)
+    grid = torch.stack(
+        [
+            x[:, None, :].expand(count, size[0], size[1]),
+            y[:, :, None].expand(count, size[0], size[1]),
+        ],
+        dim=-1,
+    )
+    sampled = F.grid_sample(
+        images.permute(0, 3, 1, 2).float(),
+        grid,
+        mode=plan.interpolation,
+        padding_mode="border",
+        align_corners=False,
+    )
+    batch = sampled.round().clamp(0, 255).to(torch.uint8)
+    return _coloured(batch.contiguous(memory_format=torch.channels_last), plan, drawn)
+
+
+def _rows(plan: Augmentation) -> list[int]:
+    """Return how many numbers an image draws for place, area, shape, mirroring and colour."""
+    tries = _CROP_TRIES if plan.resized_crop else 0
+    return [2, tries, tries, int(plan.flip), 3 if plan.color_jitter else 0]
+
+
+def _parts(plan: Augmentation, drawn: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return drawn.split(_rows(plan))
+
+
+def _mirrored(plan: Augmentation, drawn: torch.Tensor) -> torch.Tensor | None:
+    return _parts(plan, drawn)[3][0] < 0.5 if plan.flip else None
+
+
+def _coloured(batch: torch.Tensor, plan: Augmentation, drawn: torch.Tensor) -> torch.Tensor:
+    if not plan.color_jitter:
+        return batch
+    return color_jitter(batch, 1 + plan.color_jitter * (2 * _parts(plan, drawn)[4] - 1))
 
 
 def centre_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -178,67 +275,6 @@ def _padded_crop(
     index = (row * wide)[:, :, None] + column[:, None, :]
     pixels = padded.view(-1, channels).index_select(0, index.view(-1))
     return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _resized_crop(
-    images: torch.Tensor,
-    size: tuple[int, int],
-    share: torch.Tensor,
-    shape: torch.Tensor,
-    place: torch.Tensor,
-    mirrored: torch.Tensor | None,
-    interpolation: str = "bilinear",
-) -> torch.Tensor:
-    """Random-resized-crop (Szegedy et al., CVPR 2015) with plain bilinear or bicubic sampling.
-
-    `share` of the area and log aspect ratio U(log 3/4, log 4/3); of ten candidates the first
-    that fits is taken, or else the largest centred crop within the ratio bounds. There is no
-    antialiasing: the crop is at most as much larger than the output as the stored image is.
-    """
-    count, tall, wide = images.shape[:3]
-    target = tall * wide * share
-    log_low, log_high = math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])
-    ratio = torch.exp(log_low + (log_high - log_low) * shape)
-    widths = torch.round(torch.sqrt(target * ratio))
-    heights = torch.round(torch.sqrt(target / ratio))
-    fits = (widths >= 1) & (widths <= wide) & (heights >= 1) & (heights <= tall)
-    first = fits.int().argmax(0, keepdim=True)
-    fitting = fits.any(0)
-    fallback_width = min(wide, round(tall * _CROP_RATIO[1]))
-    fallback_height = min(tall, round(wide / _CROP_RATIO[0]))
-    crop_width = torch.where(fitting, widths.gather(0, first)[0], float(fallback_width))
-    crop_height = torch.where(fitting, heights.gather(0, first)[0], float(fallback_height))
-    top = torch.where(
-        fitting,
-        torch.floor(place[0] * (tall - crop_height + 1)),
-        float((tall - fallback_height) // 2),
-    )
-    left = torch.where(
-        fitting,
-        torch.floor(place[1] * (wide - crop_width + 1)),
-        float((wide - fallback_width) // 2),
-    )
-    y = _source_coordinates(top, crop_height, size[0], tall)
-    x = _source_coordinates(left, crop_width, size[1], wide)
-    if mirrored is not None:
-        x = torch.where(mirrored[:, None], x.flip(1), x)
-    grid = torch.stack(
-        [
-            x[:, None, :].expand(count, size[0], size[1]),
-            y[:, :, None].expand(count, size[0], size[1]),
-        ],
-        dim=-1,
-    )
-    sampled = F.grid_sample(
-        images.permute(0, 3, 1, 2).float(),
-        grid,
-        mode=interpolation,
-        padding_mode="border",
-        align_corners=False,
-    )
-    return (
-        sampled.round().clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-    )
 
 
 def _source_coordinates(

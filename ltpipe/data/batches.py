@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ltpipe.data.augment import Augmentation, augment, centre_crop
+from ltpipe.data.augment import Augmentation, augment, centre_crop, crop, crop_boxes, draw
 from ltpipe.data.images import Images
+from ltpipe.data.packed import WholeImages, middle_boxes
 from ltpipe.utils.errors import InputError
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class ImageBatches:
                 (len(index), *images.shape), dtype=torch.uint8, device=device
             )
             start = 0
-            for batch in _stream(images, self._index, 256, device):
+            for batch in _loaded(images, self._index, 256, device):
                 self._stored[start : start + len(batch)] = batch
                 start += len(batch)
 
@@ -97,20 +98,89 @@ class ImageBatches:
 
     def _batches(self, order: torch.Tensor, batch_size: int) -> Generator[torch.Tensor, None, None]:
         if self._stored is None:
-            yield from _stream(self._images, self._index[order.numpy()], batch_size, self._device)
+            yield from _loaded(self._images, self._index[order.numpy()], batch_size, self._device)
             return
         order = order.to(self._device)
         for start in range(0, len(order), batch_size):
             yield self._stored.index_select(0, order[start : start + batch_size])
 
 
+class WholeBatches:
+    """Batches of whole images of any size, of which each view is a box.
+
+    What the boxes are is drawn for an epoch at once, so that threads copy them ahead of the device,
+    which waits for nothing.
+
+    Attributes:
+        resident: whether the images are kept on the device: never, they are mapped.
+    """
+
+    resident = False
+
+    def __init__(
+        self,
+        images: WholeImages,
+        index: np.ndarray,
+        augmentation: Augmentation,
+        device: torch.device,
+    ) -> None:
+        self._images = images
+        self._index = np.asarray(index, dtype=np.int64)
+        self._augmentation = augmentation
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def epoch(
+        self, order: torch.Tensor, batch_size: int, generator: torch.Generator | None
+    ) -> Iterator[torch.Tensor]:
+        """Yield batches as `ImageBatches.epoch` does."""
+        places = self._index[order.numpy()]
+        plan, sizes = self._augmentation, self._images.sizes[places]
+        if generator is None:
+            boxes = middle_boxes(sizes, self._images.kept, plan.size)
+            for canvas in self._canvases(places, boxes, batch_size):
+                yield canvas.permute(0, 3, 1, 2)
+            return
+        counts = [len(part) for part in order.split(batch_size)]
+        drawn = torch.cat([draw(plan, count, generator) for count in counts], 1)
+        whole = crop_boxes(plan, drawn.cpu(), torch.from_numpy(sizes).double())
+        boxes = whole.long().numpy()
+        # What is copied begins in the canvas's corner.
+        inside = torch.cat([torch.zeros_like(whole[:, :2]), whole[:, 2:]], 1)
+        drawn = drawn.to(self._device, non_blocking=True)
+        inside = inside.to(self._device, non_blocking=True)
+        with closing(self._canvases(places, boxes, batch_size)) as canvases:
+            for part, canvas in enumerate(canvases):
+                rows = slice(part * batch_size, part * batch_size + len(canvas))
+                yield crop(canvas, plan, drawn[:, rows], inside[rows])
+
+    def _canvases(
+        self, places: np.ndarray, boxes: np.ndarray, batch_size: int
+    ) -> Generator[torch.Tensor, None, None]:
+        """Yield each batch's boxes in the corners of (b, H, W, C) uint8 on the device."""
+
+        def shape(rows: np.ndarray) -> tuple[int, ...]:
+            tall, wide = boxes[rows, 2:].max(0).tolist()
+            return tall, wide, self._images.channels
+
+        def fill(canvas: np.ndarray, rows: np.ndarray) -> None:
+            self._images.crops(places[rows], boxes[rows], canvas)
+
+        yield from _stream(fill, shape, np.arange(len(places)), batch_size, self._device)
+
+
+AnyBatches = ImageBatches | WholeBatches
+
+
 def open_batches(
-    images: Images,
+    images: Images | WholeImages,
     index: np.ndarray,
     augmentation: Augmentation,
     device: torch.device | str,
     memory_limit: int | None = None,
-) -> ImageBatches:
+) -> AnyBatches:
     """Return the batches of the images at `index`, kept on the device if they fit.
 
     Args:
@@ -125,23 +195,41 @@ def open_batches(
         InputError: the stored images are smaller than `augmentation.size`, or one can't be read.
     """
     device = torch.device(device)
-    height, width = images.shape[:2]
+    height, width = images.kept if isinstance(images, WholeImages) else images.shape[:2]
     if height < augmentation.size[0] or width < augmentation.size[1]:
         raise InputError(
             f"stored images are {height} x {width}, smaller than the input size "
             f"{augmentation.size[0]} x {augmentation.size[1]}: raise the data set's size"
         )
+    if isinstance(images, WholeImages):
+        return WholeBatches(images, index, augmentation, device)
     limit = _free_memory(device) // 2 if memory_limit is None else memory_limit
     return ImageBatches(images, index, augmentation, device, images.nbytes(len(index)) <= limit)
 
 
-def _stream(
+def _loaded(
     images: Images, index: np.ndarray, batch_size: int, device: torch.device
-) -> Iterator[torch.Tensor]:
-    """Yield (b, H, W, C) uint8 on `device` for the images at `index`, loading ahead in threads.
+) -> Generator[torch.Tensor, None, None]:
+    """Yield (b, H, W, C) uint8 on `device` for the images at `index`, loading ahead in threads."""
 
-    At most two batches are in work beside the one handed out. Closing the iterator cancels what
-    is not yet begun and waits for the rest; a worker's exception is raised here.
+    def fill(rows: np.ndarray, part: np.ndarray) -> None:
+        rows[:] = images.load(part)
+
+    yield from _stream(fill, lambda part: images.shape, index, batch_size, device)
+
+
+def _stream(
+    fill: Callable[[np.ndarray, np.ndarray], None],
+    shape: Callable[[np.ndarray], tuple[int, ...]],
+    index: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+) -> Generator[torch.Tensor, None, None]:
+    """Yield uint8 batches on `device`, of which `fill` writes rows ahead in threads.
+
+    `shape` is that of an image in the batch of these places. At most two batches are in work beside
+    the one handed out. Closing the iterator cancels what is not yet begun and waits for the rest; a
+    worker's exception is raised here.
     """
     pinned = device.type == "cuda"
     chunks = deque(index[at : at + batch_size] for at in range(0, len(index), batch_size))
@@ -149,15 +237,12 @@ def _stream(
     # The job's own share of the cores; decoding releases the interpreter lock.
     pool = ThreadPoolExecutor(max(2, torch.get_num_threads()), thread_name_prefix="decode")
 
-    def fill(rows: np.ndarray, part: np.ndarray) -> None:
-        rows[:] = images.load(part)
-
     try:
         while chunks or pending:
             while chunks and len(pending) <= _AHEAD:
                 chunk = chunks.popleft()
                 buffer = torch.empty(
-                    (len(chunk), *images.shape), dtype=torch.uint8, pin_memory=pinned
+                    (len(chunk), *shape(chunk)), dtype=torch.uint8, pin_memory=pinned
                 )
                 rows = buffer.numpy()
                 tasks = [

@@ -18,7 +18,7 @@ from ltpipe.utils.outside import read_bytes
 # Pillow's own warning limit, about a quarter of a gigabyte of RGB.
 MAX_PIXELS = 89_478_485
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-FITS = ("cover", "stretch")
+FITS = ("cover", "stretch", "whole")
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -77,14 +77,15 @@ class FileImages:
     size, and the middle is kept; the longer side is cut to whole pixels and the middle's place
     rounded to even, as torchvision, and so CLIP, have them. To ``stretch``, both sides are resized
     to the stored ones, which keeps all of the image but not its aspect ratio. EXIF orientation is
-    not applied, as in the published pipelines.
+    not applied, as in the published pipelines. ``whole`` images are packed with nothing cut off,
+    and else are as with ``cover``.
 
     Args:
         paths: N image files.
         size: stored (height, width).
         channels: 3 (RGB) or 1 (grey).
         interpolation: ``bilinear`` or ``bicubic``.
-        fit: ``cover`` or ``stretch``.
+        fit: ``cover``, ``stretch`` or ``whole``.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class FileImages:
         self._channels = channels
         self._interpolation = INTERPOLATIONS[interpolation]
         self._stretch = fit == "stretch"
+        self._whole = fit == "whole"
 
     @property
     def paths(self) -> list[Path]:
@@ -149,31 +151,67 @@ class FileImages:
             InputError: it is damaged, has more than 8 bits a channel, or is too big.
         """
         with _readable(name):
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{name} has {image.width} x {image.height} pixels, more than "
-                    f"{MAX_PIXELS}: shrink it or take it out"
-                )
-            if image.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"{name} has mode {image.mode}, more than 8 bits a channel: "
-                    "convert it to 8 bits"
-                )
-            pixels = self._fit(image.convert(_MODES[self._channels]))
+            pixels = self._fit(self._converted(image, name))
             return np.asarray(pixels, dtype=np.uint8).reshape(self.shape)
+
+    def _converted(self, image: Image.Image, name: str) -> Image.Image:
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(
+                f"{name} has {image.width} x {image.height} pixels, more than "
+                f"{MAX_PIXELS}: shrink it or take it out"
+            )
+        if image.mode.startswith(("I", "F")):
+            raise InputError(
+                f"{name} has mode {image.mode}, more than 8 bits a channel: convert it to 8 bits"
+            )
+        return image.convert(_MODES[self._channels])
+
+    def whole(self, place: int) -> np.ndarray:
+        """Decode one image as it is packed, uint8 (H, W, C); with `whole` nothing is cut off.
+
+        Raises:
+            InputError: as `load`.
+        """
+        if not self._whole:
+            return self._decode(self._paths[place])
+        name = f"image {self._paths[place]}"
+        with _readable(name), Image.open(io.BytesIO(read_bytes(self._paths[place]))) as image:
+            pixels = self._resized(self._converted(image, name))
+            return np.asarray(pixels, dtype=np.uint8).reshape(
+                (pixels.height, pixels.width, self._channels)
+            )
+
+    def whole_size(self, place: int) -> tuple[int, int]:
+        """Return height and width of what `whole` gives, by the file's header alone.
+
+        Raises:
+            InputError: the file is missing or no image.
+        """
+        if not self._whole:
+            return self._size
+        path = self._paths[place]
+        with _readable(f"image {path}"), Image.open(path) as image:
+            width, height = self._resized_size(image.size)
+            return height, width
 
     def _fit(self, image: Image.Image) -> Image.Image:
         height, width = self._size
         if self._stretch:
             return image.resize((width, height), self._interpolation)
-        if image.width * height >= width * image.height:
-            resized = image.width * height // image.height, height
-        else:
-            resized = width, image.height * width // image.width
-        if resized != image.size:
-            image = image.resize(resized, self._interpolation)
+        image = self._resized(image)
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         return image.crop((left, top, left + width, top + height))
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        """Return the image so that it just covers the stored size."""
+        resized = self._resized_size(image.size)
+        return image if resized == image.size else image.resize(resized, self._interpolation)
+
+    def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        (height, width), (wide, tall) = self._size, size
+        if wide * height >= width * tall:
+            return wide * height // tall, height
+        return width, tall * width // wide
 
 
 class FiveCrops(FileImages):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ltpipe.config.datasets import Dataset, NetworkInput
+from ltpipe.config.datasets import Dataset, InputSettings, NetworkInput
 from ltpipe.data.augment import Augmentation
-from ltpipe.data.batches import ImageBatches, open_batches
+from ltpipe.data.batches import AnyBatches, open_batches
 from ltpipe.data.images import FileImages, FiveCrops
+from ltpipe.data.packed import open_packed
+from ltpipe.data.sources import Part, Source
 from ltpipe.data.subset import Subset
 from ltpipe.utils.errors import InputError
 
@@ -34,7 +36,7 @@ class Pixels:
 class ImageSplit:
     """The images of one split on a device: batches, labels (N,) int64 on the CPU, statistics."""
 
-    batches: ImageBatches
+    batches: AnyBatches
     labels: Tensor
     index: np.ndarray
     pixels: Pixels
@@ -54,37 +56,39 @@ def open_split(
     root: Path | None,
     network: NetworkInput | None = None,
     margin: int | None = None,
+    packed: Path | None = None,
 ) -> ImageSplit:
     """Open one split's images for `device`; on the device itself where they fit.
 
     For a network that brings its own statistics, files are decoded to its size. Images that come
     as arrays keep theirs, and the network enlarges them. With `margin`, files are five crops each
-    of an image that many pixels larger, one below the other.
+    of an image that many pixels larger, one below the other. Other networks' images are taken from
+    the file `packed` where there is one.
 
     Raises:
         InputError: files are missing or damaged, or are no longer those that the subset was
             drawn from.
     """
     settings = dataset_settings(identity)
+    index = getattr(subset, f"{split}_index")
+    labels = getattr(subset, f"{split}_labels")
+    if packed is not None and network is None:
+        wanted = settings.input
+        mapped = open_packed(packed, split, wanted.kept)
+        batches = open_batches(mapped, np.arange(len(index)), _augmentation(wanted), device)
+        return _image_split(batches, labels, index, wanted)
     native = settings.input.size
     if network is not None:
         settings = settings.seen_by(network)
     source = settings.read(root)
-    index = getattr(subset, f"{split}_index")
-    labels = getattr(subset, f"{split}_labels")
-    part = getattr(source, subset.val_part if split == "val" else split)
-    if part is None:
-        raise InputError(f"data source {settings.source!r} has no {split} images")
-    if len(index) and (
-        index.max() >= len(part.labels) or not np.array_equal(part.labels[index], labels)
-    ):
-        raise InputError(
-            f"the {split} images of source {settings.source!r} changed since the subset was "
-            "drawn; delete the data set's folder under results/data and run again"
-        )
+    part = split_part(source, subset, split, settings.source)
     images, wanted, size = part.images, settings.input, native
     if isinstance(images, FileImages):
         size = wanted.size
+        if wanted.fit == "whole":
+            raise InputError(
+                "input.fit: whole images are taken from packed ones; run `ltpipe pack`"
+            )
         if margin is not None:
             height, width = size
             images = FiveCrops(images.paths, (height, width), margin, wanted)
@@ -95,20 +99,46 @@ def open_split(
             f"input.channels is {wanted.channels} but the images of source {settings.source!r} "
             f"have {shape[2]}"
         )
-    batches = open_batches(
-        images,
-        index,
-        Augmentation(
-            size=(size[0], size[1]),
-            padding=wanted.padding,
-            flip=wanted.flip,
-            resized_crop=wanted.resized_crop,
-            crop_scale=(wanted.crop_scale[0], wanted.crop_scale[1]),
-            interpolation=wanted.interpolation,
-            color_jitter=wanted.color_jitter,
-        ),
-        device,
+    augmentation = replace(_augmentation(wanted), size=(size[0], size[1]))
+    batches = open_batches(images, index, augmentation, device)
+    return _image_split(batches, labels, index, wanted)
+
+
+def split_part(source: Source, subset: Subset, split: str, name: str) -> Part:
+    """Return the part of an opened data set that a split is of.
+
+    Raises:
+        InputError: there is none, or its samples are not those that the subset was drawn from.
+    """
+    part: Part | None = getattr(source, subset.val_part if split == "val" else split)
+    index, labels = getattr(subset, f"{split}_index"), getattr(subset, f"{split}_labels")
+    if part is None:
+        raise InputError(f"data source {name!r} has no {split} images")
+    if len(index) and (
+        index.max() >= len(part.labels) or not np.array_equal(part.labels[index], labels)
+    ):
+        raise InputError(
+            f"the {split} images of source {name!r} changed since the subset was drawn; delete the "
+            "data set's folder under results/data and run again"
+        )
+    return part
+
+
+def _augmentation(wanted: InputSettings) -> Augmentation:
+    return Augmentation(
+        size=(wanted.size[0], wanted.size[1]),
+        padding=wanted.padding,
+        flip=wanted.flip,
+        resized_crop=wanted.resized_crop,
+        crop_scale=(wanted.crop_scale[0], wanted.crop_scale[1]),
+        interpolation=wanted.interpolation,
+        color_jitter=wanted.color_jitter,
     )
+
+
+def _image_split(
+    batches: AnyBatches, labels: np.ndarray, index: np.ndarray, wanted: InputSettings
+) -> ImageSplit:
     return ImageSplit(
         batches=batches,
         labels=torch.from_numpy(labels),

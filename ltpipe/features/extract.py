@@ -257,10 +257,14 @@ def open_splits(
     `network` is how a network sees images that brings its own statistics.
     """
     splits: tuple[Literal["train", "test", "val"], ...] = ("train", "test", "val")
+    packed = job.packed_images()
     for name in splits:
         if len(getattr(subset, f"{name}_index")):
             dataset = job.spec["dataset"]
-            yield name, open_split(dataset, subset, name, job.device, job.root, network)
+            yield (
+                name,
+                open_split(dataset, subset, name, job.device, job.root, network, packed=packed),
+            )
         else:
             yield name, None
 

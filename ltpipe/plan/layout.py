@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.config.base import canonical_json
-from ltpipe.config.datasets import FeaturesDataset
+from ltpipe.config.datasets import FeaturesDataset, ImageDataset
 from ltpipe.config.experiment import Experiment, Named, match, places_on_line
 from ltpipe.config.figures import SettingCurve, TrainingCurves
 from ltpipe.config.registry import find
@@ -199,10 +199,30 @@ class _Layout:
             locations={"dataset": dataset.settings.located()},
         )
 
+    def packed(self, dataset: Named) -> dict[str, str]:
+        """Plan the packing of a data set's images where they are files; return where they lie.
+
+        What is made from them is defined by the data set's settings alone, so their place is no
+        part of its digest.
+        """
+        settings = dataset.settings
+        if not isinstance(settings, ImageDataset) or not settings.decodes:
+            return {}
+        made = self.artifact(
+            "images",
+            (dataset.folder,),
+            {"dataset": settings.pack_identity()},
+            title=f"Pack the images of {dataset.name}",
+            inputs={"data": self.data(dataset)},
+            locations={"dataset": settings.located()},
+        )
+        return {"packed": made.folder}
+
     def stage1(self, dataset: Named, backbone: Named, seed: int) -> ArtifactSpec:
         """Return a backbone's training; a network that is not trained has no seed."""
         settings = backbone.settings
         trained = settings.has_seed()
+        own = settings.prepares_images()
         what = f"{backbone.name} on {dataset.name}"
         return self.artifact(
             "stage1",
@@ -212,7 +232,11 @@ class _Layout:
             seed=seed if trained else None,
             inputs={"data": self.data(dataset)},
             outside=self.contents(settings),
-            locations={"dataset": dataset.settings.located(), "backbone": settings.located()},
+            locations={
+                "dataset": dataset.settings.located(),
+                "backbone": settings.located(),
+                **({} if own or not settings.epochs else self.packed(dataset)),
+            },
         )
 
     def features(
@@ -242,6 +266,7 @@ class _Layout:
             locations={
                 "dataset": dataset.settings.located(),
                 "backbone": backbone.settings.located(),
+                **({} if backbone.settings.prepares_images() else self.packed(dataset)),
             },
         )
 
@@ -290,7 +315,7 @@ class _Layout:
             spec["dataset"] = dataset.settings.image_identity()
             spec["backbones"] = {}
             inputs["data"] = self.data(dataset)
-            locations = {"dataset": dataset.settings.located()}
+            locations = {"dataset": dataset.settings.located(), **self.packed(dataset)}
             for role, name in settings.roles().items():
                 backbone = self.experiment.backbones[name]
                 spec["backbones"][role] = backbone.settings.train_identity()
@@ -379,8 +404,8 @@ class _Layout:
             f"{RESULTS}/experiments/{file.experiment}/{digest_of(whole)}",
             f"Write the tables, figures and report of {file.experiment}",
             whole,
-            # The folders that its rows name hold their digests.
-            dict(self.artifacts),
+            # The folders that its rows name hold their digests; packed images are no result.
+            {name: made for name, made in self.artifacts.items() if made.kind != "images"},
         )
 
 

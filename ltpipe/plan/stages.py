@@ -28,6 +28,7 @@ class Stage:
         names: how many names stand between `folder` and the digest.
         memory: MiB, minutes: what a job asks for unless a profile says otherwise.
         gpu: whether a job runs on a GPU where there is one.
+        threads: how many cores a job takes at most, unless a profile says otherwise.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Stage:
     memory: int = 4000
     minutes: int = 60
     gpu: bool = False
+    threads: int = 1
 
     @property
     def rule(self) -> str:
@@ -68,6 +70,17 @@ STAGES: dict[str, Stage] = {
             names=1,
             memory=2000,
             minutes=30,
+        ),
+        Stage(
+            "images",
+            "images",
+            "pack",
+            "decode a data set's image files once, into one file",
+            ("images.h5",),
+            "ltpipe.data.packing",
+            names=1,
+            minutes=240,
+            threads=8,
         ),
         Stage(
             "stage1",

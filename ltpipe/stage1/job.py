@@ -53,7 +53,10 @@ def open_images(job: Job, network: NetworkInput | None = None) -> Images:
     `network` is how a network sees them that brings its own statistics.
     """
     subset = read_subset(job.file("data", "subset.h5"))
-    split = open_split(job.spec["dataset"], subset, "train", job.device, job.root, network)
+    packed = job.packed_images()
+    split = open_split(
+        job.spec["dataset"], subset, "train", job.device, job.root, network, packed=packed
+    )
     data = TrainingSet(split.batches, split.labels, split.pixels, subset.class_counts)
     return Images(subset, split, data)
 

@@ -33,6 +33,17 @@ def holding(expected: Mapping[str, str], *, strict: bool = False) -> Iterator[No
         _expected, _strict = before
 
 
+def hold(expected: Mapping[str, str], *, strict: bool) -> None:
+    """Hold files as `holding` does until this process ends: for one that another started."""
+    global _expected, _strict
+    _expected, _strict = expected, strict
+
+
+def planned() -> tuple[Mapping[str, str], bool]:
+    """Return what files are held against now, and whether strictly."""
+    return _expected, _strict
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the bytes of a file.
 

@@ -6,13 +6,20 @@ import torch.nn.functional as F
 from ltpipe.compat import import_torchvision
 from ltpipe.data.augment import (
     Augmentation,
-    _resized_crop,
     augment,
     centre_crop,
     color_jitter,
+    crop_boxes,
     normalise,
 )
+from ltpipe.data.augment import (
+    crop as sample,
+)
 from ltpipe.utils.errors import InputError
+
+
+def sizes_of(images):
+    return torch.tensor(images.shape[1:3], dtype=torch.float64).expand(len(images), 2)
 
 
 def generator(seed=0):
@@ -87,8 +94,9 @@ def test_resized_crop_against_interpolating_each_crop(mode):
     # Candidates of the first images never fit: they take the centred fallback.
     area[:, :4], shape[:, :4] = 1.0, 0.5
     mirrored = torch.arange(40) % 3 == 0
-    share = 0.08 + 0.92 * area
-    result = _resized_crop(images, (16, 20), share, shape, place, mirrored, mode)
+    plan = Augmentation((16, 20), flip=True, resized_crop=True, interpolation=mode)
+    drawn = torch.cat([place, area, shape, torch.where(mirrored, 0.0, 1.0)[None]])
+    result = sample(images, plan, drawn, crop_boxes(plan, drawn, sizes_of(images)))
     assert result.is_contiguous(memory_format=torch.channels_last)
     for i in range(40):
         for scale, aspect in zip(area[:, i].tolist(), shape[:, i].tolist(), strict=True):
@@ -133,7 +141,9 @@ def test_crop_scale_bounds_the_share_of_the_area():
 def test_resized_crop_fallback_of_a_long_image_is_centred():
     images = pictures(n=1, height=10, width=40)
     never = torch.ones(10, 1)
-    result = _resized_crop(images, (10, 13), never, never, torch.zeros(2, 1), None)
+    plan = Augmentation((10, 13), resized_crop=True)
+    drawn = torch.cat([torch.zeros(2, 1), never, never])
+    result = sample(images, plan, drawn, crop_boxes(plan, drawn, sizes_of(images)))
     assert torch.equal(result[0], images[0, :, 13:26].permute(2, 0, 1))
 
 

@@ -62,12 +62,18 @@ def needs(stage):
     artifact = artifact_of(stage)
 
     def needed(wildcards):
-        inputs = artifact(wildcards).inputs.values()
+        inputs = [*artifact(wildcards).inputs.values(), *packed(artifact(wildcards))]
         if is_there(artifact(wildcards)):
             inputs = filter(is_there, inputs)
         return files(inputs)
 
     return needed
+
+
+def packed(artifact):
+    """The packed images that an artifact's job reads, if it does; they define nothing."""
+    folder = artifact.spec.get("locations", {}).get("packed")
+    return [] if folder is None else [RUN.artifacts[folder]]
 
 
 def is_there(artifact):

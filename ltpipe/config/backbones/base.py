@@ -171,6 +171,10 @@ class BackboneSettings(Settings):
         """Return whether the network has a classifier of its own."""
         return True
 
+    def prepares_images(self) -> bool:
+        """Return whether images are brought to the network's own size from their files."""
+        return False
+
     def origin(self) -> str:
         """Return in words what the network starts from, where tables are to say so."""
         return ""

@@ -203,6 +203,9 @@ class Pretrained(BackboneSettings):
             return torch_hub_file(url.rpartition("/")[2], f"torchvision's weights {name}")
         return openai_file(name.model) if name.tag == "openai" else None
 
+    def prepares_images(self) -> bool:
+        return True
+
     def origin(self) -> str:
         """Return in words what the network starts from and what of it was trained here."""
         if self.weights is None:

@@ -37,7 +37,10 @@ class OnlineViews:
         self.job = job
         backbone = backbone_settings(job.spec["backbones"]["features"])
         subset = read_subset(job.file("data", "subset.h5"))
-        self.split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
+        packed = job.packed_images()
+        self.split = open_split(
+            job.spec["dataset"], subset, "train", job.device, job.root, packed=packed
+        )
         self.labels = self.split.labels.to(job.device)
         towers = open_towers(job, backbone, "stage1.features")
         self.embed = tower_embedder(towers, self.split.pixels, torch.float32, job.device)

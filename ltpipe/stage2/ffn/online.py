@@ -41,7 +41,10 @@ class OnlineBatches:
         self.coefficients = coefficients
         self.classes = len(kps.class_names)
         subset = read_subset(job.file("data", "subset.h5"))
-        self.split = open_split(job.spec["dataset"], subset, "train", job.device, job.root)
+        packed = job.packed_images()
+        self.split = open_split(
+            job.spec["dataset"], subset, "train", job.device, job.root, packed=packed
+        )
         self.embed = {role: self._embedder(role) for role in ("ce", "kps")}
 
     def _embedder(self, role: str) -> Embed:
