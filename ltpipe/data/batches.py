@@ -112,6 +112,7 @@ class WholeBatches:
     which waits for nothing.
 
     Attributes:
+        augmentation: what happens to training batches, and the size of all batches.
         resident: whether the images are kept on the device: never, they are mapped.
     """
 
@@ -126,7 +127,7 @@ class WholeBatches:
     ) -> None:
         self._images = images
         self._index = np.asarray(index, dtype=np.int64)
-        self._augmentation = augmentation
+        self.augmentation = augmentation
         self._device = device
 
     def __len__(self) -> int:
@@ -137,11 +138,12 @@ class WholeBatches:
     ) -> Iterator[torch.Tensor]:
         """Yield batches as `ImageBatches.epoch` does."""
         places = self._index[order.numpy()]
-        plan, sizes = self._augmentation, self._images.sizes[places]
+        plan, sizes = self.augmentation, self._images.sizes[places]
         if generator is None:
             boxes = middle_boxes(sizes, self._images.kept, plan.size)
-            for canvas in self._canvases(places, boxes, batch_size):
-                yield canvas.permute(0, 3, 1, 2)
+            with closing(self._canvases(places, boxes, batch_size)) as canvases:
+                for canvas in canvases:
+                    yield canvas.permute(0, 3, 1, 2)
             return
         counts = [len(part) for part in order.split(batch_size)]
         drawn = torch.cat([draw(plan, count, generator) for count in counts], 1)
@@ -155,6 +157,16 @@ class WholeBatches:
             for part, canvas in enumerate(canvases):
                 rows = slice(part * batch_size, part * batch_size + len(canvas))
                 yield crop(canvas, plan, drawn[:, rows], inside[rows])
+
+    def changed(
+        self, order: torch.Tensor, batch_size: int, change: Callable[[torch.Tensor], T]
+    ) -> Iterator[T]:
+        """Yield what `change` makes of batches of the images' middles, all of one size."""
+        places, kept = self._index[order.numpy()], self._images.kept
+        boxes = middle_boxes(self._images.sizes[places], kept, kept)
+        with closing(self._canvases(places, boxes, batch_size)) as canvases:
+            for canvas in canvases:
+                yield change(canvas)
 
     def _canvases(
         self, places: np.ndarray, boxes: np.ndarray, batch_size: int

@@ -84,8 +84,10 @@ def run(job: Job) -> dict[str, Any]:
         index = getattr(subset, f"{split}_index")
         counts[split] = len(index)
         if len(index):
-            images = split_part(source, subset, split, settings.source).images
-            paths += [images.paths[place] for place in index]
+            found = split_part(source, subset, split, settings.source).images
+            if not isinstance(found, FileImages):
+                raise InputError(f"data source {settings.source!r} has no image files to pack")
+            paths += [found.paths[place] for place in index]
     images = stored_images(paths, settings.input)
     started = time.perf_counter()
     processes = max(1, torch.get_num_threads())
@@ -171,7 +173,7 @@ def _record(descriptor: int, lines: Any, numbers: list[int]) -> None:
 
 
 def _write(descriptor: int, image: np.ndarray, offset: int) -> None:
-    view = memoryview(np.ascontiguousarray(image)).cast("B")
+    view = np.ascontiguousarray(image).data.cast("B")
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
