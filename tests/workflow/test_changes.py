@@ -61,7 +61,8 @@ def only(jobs: set[str], start: str) -> set[str]:
 
 DRAW = {f"Draw the training subset of {name}" for name in ("digits-lt", "photos", "mine")}
 FILTERS = {"Train filter 1 on the features of ce on digits-lt, seed 0"}
-PHOTOS = only(DRAW, "Draw the training subset of photos") | jobs_on("photos", "ce", "CE")
+PACK = {"Pack the images of photos"}
+PHOTOS = only(DRAW, "Draw the training subset of photos") | PACK | jobs_on("photos", "ce", "CE")
 MINE = only(DRAW, "Draw the training subset of mine") | jobs_on("mine", "NCM")
 MINE |= {"Import the embeddings net of mine"}
 OF_KPS = jobs_on("digits-lt", "kps", "FFN")
@@ -69,7 +70,7 @@ DIGITS = OF_KPS | jobs_on("digits-lt", "ce", "CE", "DLSA") | FILTERS
 DIGITS |= only(DRAW, "Draw the training subset of digits")
 METHODS = only(DIGITS | PHOTOS | MINE, "Run")
 TRAININGS = only(DIGITS | PHOTOS, "Train ") - FILTERS
-ON_IMAGES = (DIGITS | PHOTOS) - DRAW
+ON_IMAGES = (DIGITS | PHOTOS) - DRAW - PACK
 EVERYTHING = DIGITS | PHOTOS | MINE | REPORT
 NOTHING: set[str] = set()
 
