@@ -68,7 +68,7 @@ def scores_of(module, folder, output, **settings):
         ("tau-norm", {"initial": "linear"}),
         ("logit-adjusted", {"initial": "linear", "tau": [0.0, 1.0]}),
         ("lws", {"initial": "linear"}),
-        ("weight-balancing", {"max_norm": [0.1, 0.9], "select": "none", "loss": "softmax"}),
+        ("weight-balancing", {"max_norm": [0.1, 0.9], "select": "none", "objective": "softmax"}),
         ("gda", {"covariance": "class-mean", "shrinkage": "auto", "alpha": [0.1, 1.0]}),
         ("knn", {"votes": "balanced", "neighbours": [1, 1000], "select": "none"}),
         ("marc", {"learning_rate": [0.01, 0.1], "select": "validation"}),

@@ -33,15 +33,15 @@ class WeightBalancing(OnClassifier, Tuned):
     """A trained classifier under class-balanced loss, strong weight decay and bounded row norms.
 
     `max_norm` places the bound between the smallest (0) and the largest (1) row norm at the start;
-    null sets none. `loss: binary` is the released sum of binary cross-entropies of softmax
-    probabilities, C times smaller than `loss: softmax`, weighted cross-entropy, so the same decay
+    null sets none. `objective: binary` is the released sum of binary cross-entropies of softmax
+    probabilities, C times smaller than `softmax`, weighted cross-entropy, so the same decay
     acts C times stronger.
     """
 
     swept = ("learning_rate", "weight_decay", "max_norm")
 
     kind: Literal["weight-balancing"]
-    loss: Literal["binary", "softmax"] = "binary"
+    objective: Literal["binary", "softmax"] = "binary"
     max_norm: Float | list[Float] | None = 0.1
     beta: Float = Field(default=0.9999, ge=0, lt=1)
     sampler: Literal["balanced", "shuffle", "effective", "sqrt"] = "shuffle"
@@ -102,7 +102,7 @@ def _fit(job: Job, settings: WeightBalancing, train: FeatureStore) -> dict[str, 
 
     recipe = recipe_of(settings)
     start = base_classifier(train, settings.initial, job.seed, job.device)
-    kind = BinarySoftmaxLoss if settings.loss == "binary" else ClassBalancedLoss
+    kind = BinarySoftmaxLoss if settings.objective == "binary" else ClassBalancedLoss
     loss = kind(train.class_counts, settings.beta)
     on_epoch = None
     if settings.max_norm is not None:
