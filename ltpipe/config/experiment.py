@@ -24,6 +24,7 @@ from ltpipe.config.figures import (
     Figure,
     PerClassAccuracy,
     Probing,
+    Ranking,
     Reliability,
     SettingCurve,
     SubclassOccupancy,
@@ -488,6 +489,10 @@ def _check_point(experiment: Experiment, method: str, at: dict[str, float], wher
 
 
 def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
+    if isinstance(figure, Ranking):
+        match(figure.datasets, experiment.datasets, f"{where}.datasets")
+        match(figure.methods, experiment.methods, f"{where}.methods")
+        return
     match([figure.dataset], experiment.datasets, f"{where}.dataset")
     if isinstance(figure, PerClassAccuracy | Probing | Reliability | TailAccuracy):
         match(figure.methods, experiment.methods, f"{where}.methods")

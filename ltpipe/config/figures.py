@@ -194,6 +194,16 @@ class ActivationMaps(FigureSettings):
     untrained: bool = False
 
 
+class Ranking(FigureSettings):
+    """Mean ranks of methods over data sets and draws; names may hold `*`. `name` is its file's."""
+
+    kind: Literal["ranking"]
+    name: str
+    datasets: list[str] = ["*"]
+    methods: list[str] = Field(min_length=1)
+    metric: Literal["accuracy", "balanced_accuracy", "few", "macro_f1", "nll", "ece"] = "accuracy"
+
+
 Figure = Annotated[
     ClassDistribution
     | PerClassAccuracy
@@ -210,6 +220,7 @@ Figure = Annotated[
     | Separation
     | CascadeTsne
     | Probing
-    | ActivationMaps,
+    | ActivationMaps
+    | Ranking,
     Field(discriminator="kind"),
 ]

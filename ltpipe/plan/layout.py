@@ -16,7 +16,7 @@ from typing import Any
 from ltpipe.config.base import canonical_json
 from ltpipe.config.datasets import FeaturesDataset, ImageDataset
 from ltpipe.config.experiment import Experiment, Named, match, places_on_line
-from ltpipe.config.figures import SettingCurve, TrainingCurves
+from ltpipe.config.figures import Ranking, SettingCurve, TrainingCurves
 from ltpipe.config.registry import find
 from ltpipe.plan.code import code_identity
 from ltpipe.plan.entries import code_entries
@@ -450,6 +450,11 @@ def _figure(experiment: Experiment, figure: Any) -> dict[str, Any]:
     values = figure.model_dump(mode="json")
     if isinstance(figure, SettingCurve):
         values["lines"] = {line: places_on_line(experiment, figure, line) for line in figure.lines}
+    if isinstance(figure, Ranking):
+        chosen = match(figure.datasets, experiment.datasets, "figures.datasets")
+        names = [experiment.datasets[name].settings.draws_of or name for name in chosen]
+        values["datasets"] = list(dict.fromkeys(names))
+        values["methods"] = match(figure.methods, experiment.methods, "figures.methods")
     if isinstance(figure, TrainingCurves):
         values["backbones"] = match(figure.backbones, experiment.backbones, "figures.backbones")
     return values

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ltpipe.config.experiment import Experiment, Missing, match
-from ltpipe.config.figures import TrainingCurves
+from ltpipe.config.figures import Ranking, TrainingCurves
 
 # From the settings of a data set or backbone to why its files are not there; None where they are.
 Absent = Callable[[Any], str | None]
@@ -63,6 +63,8 @@ def _shown_by(experiment: Experiment, table: Any) -> set[Pair]:
 
 
 def _stays(experiment: Experiment, figure: Any, kept: set[Pair]) -> bool:
+    if isinstance(figure, Ranking):
+        return bool(kept)
     methods = {method for dataset, method in kept if dataset == figure.dataset}
     roles = [experiment.methods[method].settings.roles().values() for method in methods]
     backbones = {backbone for found in roles for backbone in found}

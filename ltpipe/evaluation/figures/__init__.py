@@ -28,6 +28,7 @@ from ltpipe.evaluation.figures.cascade import (
 )
 from ltpipe.evaluation.figures.data import class_distribution, tsne
 from ltpipe.evaluation.figures.maps import activation_maps
+from ltpipe.evaluation.figures.ranking import ranking
 from ltpipe.evaluation.figures.splitting import setting_curve, subclass_occupancy
 from ltpipe.evaluation.figures.training import training_curves
 from ltpipe.evaluation.style import STYLE
@@ -54,6 +55,7 @@ def draw_figures(material: Material) -> list[Drawn]:
         "cascade_tsne": cascade_tsne,
         "probing": probing,
         "activation_maps": activation_maps,
+        "ranking": ranking,
     }
     with matplotlib.rc_context(STYLE):
         return [draw[settings["kind"]](material, settings) for settings in material.spec["figures"]]
