@@ -49,7 +49,7 @@ CASES += [
     ("label-mapping", {"loss": {"name": "ldam"}, "input": "softmax", "epochs": 2}),
     ("cached-splitting", {"subclasses": "counts", "mapping": "mlp", "epochs": 2}),
     ("dlsa", {**DLSA, "blocks": 0}),
-    ("dlsa", {**DLSA, "blocks": 1, "classifier": "cosine"}),
+    ("dlsa", {**DLSA, "blocks": 1, "classifier": "cosine", "form": "released"}),
     ("dlsa", {**DLSA, "blocks": 1, "classifier": "ride", "use_latent": False}),
     ("hrjba", {"routing": "concat"}),
     ("hrjba", {"routing": "temperature", "prior": "class-share"}),
