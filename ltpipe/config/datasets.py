@@ -153,6 +153,10 @@ class DatasetSettings(Settings):
         """
         next(iter(self.files(root)), None)
 
+    def is_of_imagenet(self) -> bool:
+        """Return whether the images are ImageNet's, as far as the settings tell."""
+        return self.source == "tiny-imagenet" or "ImageNet" in (self.benchmark or "")
+
     def draw_identity(self) -> dict[str, Any]:
         """Return what decides which samples are drawn; `input` names the size to decode at."""
         identity = self.identity()

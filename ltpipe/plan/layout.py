@@ -140,7 +140,7 @@ class _Layout:
                     "kind": method.settings.kind,
                     "seed": seed,
                     "folder": artifact.folder,
-                    "origins": _origins(self.experiment, method),
+                    "origins": _origins(self.experiment, dataset, method),
                 }
             )
             for role, name in method.settings.roles().items():
@@ -415,11 +415,23 @@ def _described(kind: str, name: str) -> dict[str, str]:
     return {"summary": entry.summary, "paper": entry.paper}
 
 
-def _origins(experiment: Experiment, method: Named) -> list[str]:
+def _origins(experiment: Experiment, dataset: Named, method: Named) -> list[str]:
     """Return what the method's backbones start from, where tables are to say so."""
     named = [experiment.backbones.get(name) for name in method.settings.roles().values()]
-    found = [backbone.settings.origin() for backbone in named if backbone is not None]
+    backbones = [backbone for backbone in named if backbone is not None]
+    found = [backbone.settings.origin() for backbone in backbones]
+    found += [note for backbone in backbones if (note := seen_before(dataset, backbone))]
     return [origin for origin in dict.fromkeys(found) if origin]
+
+
+def seen_before(dataset: Named, backbone: Named) -> str:
+    """Return in words that a backbone's weights were trained on a data set's images, or nothing."""
+    if not (dataset.settings.is_of_imagenet() and backbone.settings.knows_imagenet()):
+        return ""
+    return (
+        f"{backbone.name} has seen the images of {dataset.settings.label or dataset.name}: its "
+        "weights come from ImageNet, so its numbers there can't be compared"
+    )
 
 
 def _networks(experiment: Experiment, method: Named) -> list[str]:

@@ -6,7 +6,7 @@ common is shared, because folders are named by what defines their contents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from ltpipe.config.experiment import (
 from ltpipe.plan.code import code_identity
 from ltpipe.plan.contents import OutsideContents
 from ltpipe.plan.entries import code_entries
-from ltpipe.plan.layout import ArtifactSpec, Contents, Plan, build_plan
+from ltpipe.plan.layout import ArtifactSpec, Contents, Plan, build_plan, seen_before
 from ltpipe.plan.missing import Absent, describe_missing, merged, without_missing
 from ltpipe.plan.specs import digest_of
 from ltpipe.plan.stages import RESULTS
@@ -163,7 +163,16 @@ def build_workload(
     left_out = tuple(e.file.experiment for e in experiments if not e.jobs)
     overview = _overview(head, plans, missing, left_out) if "include" in values else None
     notes = [describe_missing(missing, left_out)] if missing else []
+    notes += dict.fromkeys(note for plan in plans for note in _seen_before(plan.experiment))
     return Workload(head, plans, overview, missing, left_out, (*notes, *outside.notes))
+
+
+def _seen_before(experiment: Experiment) -> Iterator[str]:
+    """Yield a line for each backbone whose weights know the images that it is tried on."""
+    for dataset, method, *_ in experiment.jobs:
+        for name in experiment.methods[method].settings.roles().values():
+            if backbone := experiment.backbones.get(name):
+                yield from filter(None, [seen_before(experiment.datasets[dataset], backbone)])
 
 
 def _included(

@@ -10,7 +10,8 @@ from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.experiment import resolve
 from ltpipe.config.libraries import models, torchvision_weights
 from ltpipe.plan.availability import pretrained_at_hand
-from ltpipe.plan.layout import build_plan
+from ltpipe.plan.layout import build_plan, no_contents
+from ltpipe.plan.workload import build_workload
 from ltpipe.utils.errors import InputError
 
 CATALOGUE = Path("config")
@@ -97,3 +98,35 @@ def test_networks_at_hand_are_those_with_weights(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "model.safetensors").touch()
     assert pretrained_at_hand(CATALOGUE)[0] == "convnext-tiny"
+
+
+def test_numbers_on_images_that_the_weights_have_seen_are_warned_of(tmp_path):
+    values = {
+        "experiment": "x",
+        "seeds": [0],
+        "datasets": {"tiny-imagenet-lt": None, "cifar10-lt": None},
+        "methods": {"gda": {"backbones": {"features": "efficientnet-lite0"}}},
+    }
+    load = build_workload(values, CATALOGUE, Path(), contents=no_contents)
+    assert len(load.notes) == 1
+    assert "efficientnet-lite0 has seen the images of Tiny-ImageNet-LT" in load.notes[0]
+    said = {row["dataset"]: row["origins"] for row in load.plans[0].report.spec["results"]}
+    assert load.notes[0] in said["tiny-imagenet-lt"]
+    assert load.notes[0] not in said["cifar10-lt"]
+    values["datasets"] = {"cifar10-lt": None}
+    assert not build_workload(values, CATALOGUE, Path(), contents=no_contents).notes
+
+
+@pytest.mark.parametrize(
+    ("network", "knows"),
+    [
+        ("timm:resnet50.a1_in1k", True),
+        ("timm:convnext_tiny.fb_in22k", True),
+        ("timm:vit_base_patch16_clip_224.openai", False),
+        ("timm:vit_base_patch16_clip_224.openai_ft_in1k", True),
+        ("torchvision:resnet50.IMAGENET1K_V2", True),
+        ("open_clip:ViT-B-16.openai", False),
+    ],
+)
+def test_what_knows_imagenet(network, knows):
+    assert made(network=network).knows_imagenet() is knows

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from ltpipe.config.base import Float, Settings
 from ltpipe.config.registry import check_name
 from ltpipe.config.signatures import argument_names
-from ltpipe.config.weights import existing_file, torchvision_file
+from ltpipe.config.weights import TORCHVISION_FILES, existing_file, torchvision_file
 
 
 class Rule(Settings):
@@ -174,6 +174,10 @@ class BackboneSettings(Settings):
     def prepares_images(self) -> bool:
         """Return whether images are brought to the network's own size from their files."""
         return False
+
+    def knows_imagenet(self) -> bool:
+        """Return whether its weights come from a training on ImageNet's images."""
+        return self.weights is not None and (self.network, self.weights) in TORCHVISION_FILES
 
     def origin(self) -> str:
         """Return in words what the network starts from, where tables are to say so."""

@@ -24,6 +24,8 @@ from ltpipe.config.weights import (
 )
 
 _PACKAGE = "package:"
+# What tags of timm call collections of images that are not ImageNet's.
+_WEB = ("openai", "laion", "datacomp", "dfn", "metaclip", "webli", "inat", "ig1b", "yfcc")
 # Of a network that is not trained, nothing of this means anything.
 _TRAINING = (
     *("epochs", "batch_size", "learning_rate", "momentum", "nesterov", "weight_decay"),
@@ -205,6 +207,12 @@ class Pretrained(BackboneSettings):
 
     def prepares_images(self) -> bool:
         return True
+
+    def knows_imagenet(self) -> bool:
+        # open_clip's are trained on images of the web, and some of timm's, which their tags name.
+        name = self.name()
+        elsewhere = any(word in name.tag for word in _WEB) and "in1k" not in name.tag
+        return self.weights is not None and name.library != "open_clip" and not elsewhere
 
     def origin(self) -> str:
         """Return in words what the network starts from and what of it was trained here."""
