@@ -27,7 +27,7 @@ def card(values: Mapping[str, Any], bundle: Path) -> str:
     names, counts = values["classes"]["names"], values["classes"]["counts"]
     source = values["dataset"].get("source", "unknown")
     parts = [
-        f"# {kind} on {source}",
+        f"# {values.get('label', kind)} on {source}",
         f"A classifier of {len(names)} classes, exported by ltpipe "
         f"{values['versions']['ltpipe']}. Method `{kind}`: {entry.summary}{paper}.",
         "```sh\nltpipe predict THIS_FOLDER IMAGES... --csv predictions.csv\n```",

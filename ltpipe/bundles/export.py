@@ -44,6 +44,7 @@ def export_bundle(
     seed: int | None = None,
     force: bool = False,
     onnx: bool = False,
+    label: str | None = None,
 ) -> dict[str, Any]:
     """Write a bundle of a stage-two artifact to `output`, whole or not at all; return bundle.json.
 
@@ -53,6 +54,7 @@ def export_bundle(
         seed: which seed, where `folder` has several.
         force: replace a bundle that is there.
         onnx: also write model.onnx and check it against this pipeline.
+        label: what the experiment calls the method; its folder's name unless given.
 
     Raises:
         InputError: the artifact or what it was made from is missing, damaged or changed, the choice
@@ -91,6 +93,7 @@ def export_bundle(
             raise InputError(f"{artifact.folder}: its backbones see images in different ways")
         save_tensors(bundle / METHOD, tensors)
         values = {
+            "label": label or artifact.folder.resolve().parts[-3],
             "method": artifact.spec["method"],
             "point": {"place": place, "parameters": artifact.manifest["points"][place]},
             "protocol": artifact.manifest["protocol"],

@@ -85,7 +85,7 @@ def _require(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"--onnx needs {name}: pip install 'ltpipe[onnx]'") from None
+        raise InputError(f"--onnx needs {name}: pip install onnx onnxruntime onnxscript") from None
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ def input_rule(dataset: Any, network: NetworkInput | None = None) -> dict[str, A
         "channels": settings.channels,
         "interpolation": settings.interpolation,
         "fit": "pad" if dataset.source == "medmnist" else settings.fit,
+        "orientation": settings.orientation,
         "mean": list(settings.mean),
         "std": list(settings.std),
     }
@@ -63,6 +64,7 @@ class GivenImages(FileImages):
             rule["channels"],
             rule["interpolation"],
             "cover" if pads else rule["fit"],
+            rule.get("orientation", "stored"),
         )
         self._items = items
         self._pads = pads

@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
         "--plugins", type=Path, nargs="+", default=[], metavar="FILE", help="with their names, too"
     )
     command.add_argument(
-        "--catalogue", type=Path, default=None, metavar="DIR", help="default: ./config"
+        "--catalogue", type=Path, metavar="DIR", help="default: ./config, else that of the package"
     )
     command.set_defaults(run=_list)
 
@@ -112,12 +112,12 @@ def add(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from ltpipe.config.experiment import read_catalogue
+    from ltpipe.config.experiment import find_catalogue, read_catalogue
     from ltpipe.config.plugins import load_plugins, locate_plugins
     from ltpipe.config.registry import KINDS, registered
 
     load_plugins(locate_plugins(map(str, options.plugins), Path()))
-    folder = options.catalogue or Path("config")
+    folder = options.catalogue or find_catalogue(Path("experiment.yaml"))
     kinds = {"losses" if kind == "loss" else f"{kind}s": kind for kind in KINDS}
     sections = read_catalogue(folder)
     choices = list(dict.fromkeys([*sections, *kinds]))
@@ -197,7 +197,27 @@ def _show(options: argparse.Namespace) -> int:
         print(f"{kind}: {len(chosen)} artifacts, {done} there")
         for artifact in chosen:
             print(f"  {'+' if _is_done(artifact) else '-'} {artifact.folder}  {artifact.title}")
+    _print_methods(load)
     return 0
+
+
+def _print_methods(load: Any) -> None:
+    """Say which folder holds each method of each experiment, by the names that it has there."""
+    from ltpipe.plan.choosing import results_of
+
+    rows: dict[str, dict[str, list[str]]] = {}
+    for result in results_of(load):
+        name, label = result.row["method"], result.row["label"]
+        title = name if label == name else f"{name} ({label})"
+        title = f"{result.experiment}: {title} on {result.row['dataset']}"
+        folder = result.folder.parent.as_posix()
+        rows.setdefault(title, {}).setdefault(folder, []).append(str(result.row["seed"]))
+    print("methods, and where they lie (catalogue names, which experiments share)")
+    for title, folders in rows.items():
+        print(f"  {title}")
+        for folder, seeds in folders.items():
+            several = f"seed{{{','.join(seeds)}}}" if len(seeds) > 1 else f"seed{seeds[0]}"
+            print(f"    {folder}/{several}")
 
 
 def _is_done(artifact: Any) -> bool:

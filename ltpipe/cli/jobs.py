@@ -25,17 +25,24 @@ def add(commands: Any) -> None:
         _add_job(commands, stage)
     command = commands.add_parser(
         "publish",
-        help="job: let results/experiments/NAME/latest lead to a report",
         description="Let results/experiments/NAME/latest lead to a report.",
     )
     command.add_argument("folder", type=Path, help="results/experiments/NAME/DIGEST")
     command.set_defaults(run=_publish)
 
 
+def overview() -> str:
+    """Return what `ltpipe --help` says of the jobs, apart from the commands that people give."""
+    rows = {stage.command: stage.title for stage in COMMANDS.values()}
+    rows["publish"] = "let results/experiments/NAME/latest lead to a report"
+    width = max(map(len, rows))
+    lines = [f"    {name:<{width}}  {title}" for name, title in rows.items()]
+    return "\n".join(["jobs, which the workflow's rules call:", *lines])
+
+
 def _add_job(commands: Any, stage: Stage) -> None:
     command = commands.add_parser(
         stage.command,
-        help=f"job: {stage.title}",
         description=stage.title[0].upper() + stage.title[1:] + ".",
     )
     command.add_argument(

@@ -16,8 +16,8 @@ _DESCRIPTION = """\
 Long-tailed image classification in two stages: train backbones once, cache their features, then
 train and compare classifiers on the cache in seconds.
 
-Most people run `snakemake --cores N`; its rules call the commands under "jobs" below, and each
-line that Snakemake prints with -p can be run again by hand.
+Own photos: `ltpipe init PHOTOS --output photos.yaml`, `ltpipe run photos.yaml`, then export,
+predict and mistakes. `ltpipe COMMAND --help` says more of each.
 """
 
 
@@ -52,11 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ltpipe",
         description=_DESCRIPTION,
+        epilog=jobs.overview(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ltpipe {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for family in (experiments, own_data, upkeep, jobs):
+    for family in (own_data, experiments, upkeep, jobs):
         family.add(commands)
     return parser
 

@@ -26,7 +26,8 @@ class InputSettings(Settings):
     ratio, `whole` resizes the shorter side and keeps all, so that a `resized_crop` comes from the
     whole image, with the test view of `cover`. `padding`, `flip`, `resized_crop` (of a share of the
     area within `crop_scale`, sampled by `interpolation`) and `color_jitter` are the training
-    augmentation; the test view has none of them.
+    augmentation; the test view has none of them. `orientation: exif` turns and mirrors photos as
+    their EXIF tags say, which cameras write and published pipelines ignore.
     """
 
     size: Size
@@ -34,6 +35,7 @@ class InputSettings(Settings):
     channels: Literal[1, 3] = 3
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     fit: Literal["cover", "stretch", "whole"] = "cover"
+    orientation: Literal["stored", "exif"] = "stored"
     mean: list[Float] = Field(default=[0.485, 0.456, 0.406], min_length=1, max_length=3)
     std: list[Float] = Field(default=[0.229, 0.224, 0.225], min_length=1, max_length=3)
     padding: int = Field(default=0, ge=0)
@@ -217,11 +219,28 @@ class ImageDataset(DatasetSettings):
         """
 
 
+class SplitSettings(Settings):
+    """How test samples are split off the training ones of a data set that has none of its own.
+
+    `test_fraction` of each class (0.2 unless given) is taken by `split_seed`; see
+    `ltpipe.data.longtail.split_test`.
+    """
+
+    test_fraction: Float | None = Field(default=None, gt=0, lt=1)
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class OwnImages(SplitSettings, ImageDataset):
+    """People's own image files: what is damaged stops the run, or is left out and reported."""
+
+    damaged: Literal["stop", "skip"] = "stop"
+
+
 class StoreFiles(Settings):
     """One extractor's embeddings: HDF5 or npz files, or npy files with labels beside them."""
 
     train: str
-    test: str
+    test: str | None = None
     val: str | None = None
     train_labels: str | None = None
     test_labels: str | None = None
@@ -237,10 +256,11 @@ class StoreFiles(Settings):
 
 
 @reader("features")
-class FeaturesDataset(DatasetSettings):
+class FeaturesDataset(SplitSettings, DatasetSettings):
     """Embeddings from elsewhere: no images and no stage one.
 
     `stores` maps a name, which methods use where they otherwise name a backbone, to its files.
+    Labels are numbers or texts; line c + 1 of the file `class_names` names class c of numbers.
     """
 
     source: Literal["features"]

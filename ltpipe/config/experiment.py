@@ -37,6 +37,7 @@ from ltpipe.config.methods import Method
 from ltpipe.config.plugins import load_plugins, locate_plugins
 from ltpipe.config.tables import Table
 from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.paths import CHECKOUT
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SECTIONS = ("datasets", "backbones", "methods")
@@ -181,8 +182,8 @@ def load_experiment(path: Path, catalogue: Path | None = None) -> Experiment:
 
 
 def find_catalogue(path: Path) -> Path:
-    """Return the nearest folder at or above `path`'s, or ./config, that holds a catalogue."""
-    for folder in [*path.resolve().parents, Path("config").resolve()]:
+    """Return the catalogue: at or above the folder of `path`, in ./config, or the checkout's."""
+    for folder in [*path.resolve().parents, Path("config").resolve(), CHECKOUT / "config"]:
         if (folder / "datasets").is_dir() and (folder / "methods").is_dir():
             return folder
     raise InputError(f"{path}: no folder above it has datasets/ and methods/; name one")

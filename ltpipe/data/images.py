@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ltpipe.config.datasets import InputSettings
 from ltpipe.utils.errors import InputError, nearest
 from ltpipe.utils.outside import read_bytes
+from ltpipe.utils.progress import track
 
 # Pillow's own warning limit, about a quarter of a gigabyte of RGB.
 MAX_PIXELS = 89_478_485
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FITS = ("cover", "stretch", "whole")
 _MODES = {1: "L", 3: "RGB"}
+# EXIF orientations that swap height and width.
+_LYING = (5, 6, 7, 8)
 
 
 class Images(Protocol):
@@ -76,9 +80,8 @@ class FileImages:
     To ``cover``, the shorter side is resized (antialiased) so that the image just covers the stored
     size, and the middle is kept; the longer side is cut to whole pixels and the middle's place
     rounded to even, as torchvision, and so CLIP, have them. To ``stretch``, both sides are resized
-    to the stored ones, which keeps all of the image but not its aspect ratio. EXIF orientation is
-    not applied, as in the published pipelines. ``whole`` images are packed with nothing cut off,
-    and else are as with ``cover``.
+    to the stored ones, which keeps all of the image but not its aspect ratio. ``whole`` images are
+    packed with nothing cut off, and else are as with ``cover``.
 
     Args:
         paths: N image files.
@@ -86,6 +89,8 @@ class FileImages:
         channels: 3 (RGB) or 1 (grey).
         interpolation: ``bilinear`` or ``bicubic``.
         fit: ``cover``, ``stretch`` or ``whole``.
+        orientation: ``exif`` turns images as their EXIF tags say; ``stored`` takes them as they
+            lie in the file, as the published pipelines do.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class FileImages:
         channels: int = 3,
         interpolation: str = "bilinear",
         fit: str = "cover",
+        orientation: str = "stored",
     ) -> None:
         if channels not in _MODES:
             raise InputError(f"channels is {channels}: images have 3 (RGB) or 1 (grey)")
@@ -113,6 +119,7 @@ class FileImages:
         self._interpolation = INTERPOLATIONS[interpolation]
         self._stretch = fit == "stretch"
         self._whole = fit == "whole"
+        self._turns = orientation == "exif"
 
     @property
     def paths(self) -> list[Path]:
@@ -155,15 +162,9 @@ class FileImages:
             return np.asarray(pixels, dtype=np.uint8).reshape(self.shape)
 
     def _converted(self, image: Image.Image, name: str) -> Image.Image:
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(
-                f"{name} has {image.width} x {image.height} pixels, more than "
-                f"{MAX_PIXELS}: shrink it or take it out"
-            )
-        if image.mode.startswith(("I", "F")):
-            raise InputError(
-                f"{name} has mode {image.mode}, more than 8 bits a channel: convert it to 8 bits"
-            )
+        _check(image, name)
+        if self._turns:
+            image = ImageOps.exif_transpose(image)
         return image.convert(_MODES[self._channels])
 
     def whole(self, place: int) -> np.ndarray:
@@ -191,7 +192,9 @@ class FileImages:
             return self._size
         path = self._paths[place]
         with _readable(f"image {path}"), Image.open(path) as image:
-            width, height = self._resized_size(image.size)
+            lies = self._turns and image.getexif().get(ExifTags.Base.Orientation, 1) in _LYING
+            seen = image.size[::-1] if lies else image.size
+            width, height = self._resized_size(seen)
             return height, width
 
     def _fit(self, image: Image.Image) -> Image.Image:
@@ -249,7 +252,48 @@ def crop_places(image: tuple[int, int], crop: tuple[int, int]) -> list[tuple[int
 
 def stored_images(paths: Sequence[Path], settings: InputSettings) -> FileImages:
     """Return image files as a data set's settings say that they are kept."""
-    return FileImages(paths, settings.kept, settings.channels, settings.interpolation, settings.fit)
+    return FileImages(
+        paths,
+        settings.kept,
+        settings.channels,
+        settings.interpolation,
+        settings.fit,
+        settings.orientation,
+    )
+
+
+def find_damaged(paths: Sequence[Path]) -> dict[int, str]:
+    """Return which of these image files can't be used, and why, by their places.
+
+    Every file is decoded, JPEG files at an eighth of their size.
+    """
+
+    def reason(path: Path) -> str:
+        name = f"image {path}"
+        try:
+            with _readable(name), Image.open(io.BytesIO(read_bytes(path))) as image:
+                _check(image, name)
+                image.draft("RGB", (1, 1))
+                image.load()
+        except InputError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        found = track(pool.map(reason, paths), "looking at images", len(paths))
+        return {place: text for place, text in enumerate(found) if text}
+
+
+def _check(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(
+            f"{name} has {image.width} x {image.height} pixels, more than "
+            f"{MAX_PIXELS}: shrink it or take it out"
+        )
+    if image.mode.startswith(("I", "F")):
+        raise InputError(
+            f"{name} has mode {image.mode}, more than 8 bits a channel: convert it to 8 bits"
+        )
 
 
 @contextmanager
@@ -261,6 +305,8 @@ def _readable(name: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too big: {error}") from error
+    except UnidentifiedImageError:
+        raise InputError(f"{name} can't be read: it is no image of a known format") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{name} can't be read: {reason}") from error

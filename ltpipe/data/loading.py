@@ -110,7 +110,7 @@ def split_part(source: Source, subset: Subset, split: str, name: str) -> Part:
     Raises:
         InputError: there is none, or its samples are not those that the subset was drawn from.
     """
-    part: Part | None = getattr(source, subset.val_part if split == "val" else split)
+    part: Part | None = getattr(source, subset.part(split))
     index, labels = getattr(subset, f"{split}_index"), getattr(subset, f"{split}_labels")
     if part is None:
         raise InputError(f"data source {name!r} has no {split} images")
@@ -118,8 +118,8 @@ def split_part(source: Source, subset: Subset, split: str, name: str) -> Part:
         index.max() >= len(part.labels) or not np.array_equal(part.labels[index], labels)
     ):
         raise InputError(
-            f"the {split} images of source {name!r} changed since the subset was drawn; delete the "
-            "data set's folder under results/data and run again"
+            f"the {split} images of source {name!r} are others than those that were drawn; run "
+            "again"
         )
     return part
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -122,12 +122,25 @@ def split_validation(
     Raises:
         InputError: `fraction` is not between 0 and 1 (both excluded).
     """
+    return _split(labels, seed, fraction, lambda n: min(max(1, int(fraction * n)), n - 1))
+
+
+def split_test(labels: np.ndarray, seed: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split a test set off: floor(fraction * n_c) of each class, but three where they are there.
+
+    Half of a class stays in training at least. As `split_validation` in all else.
+    """
+    return _split(labels, seed, fraction, lambda n: max(int(fraction * n), min(3, n // 2)))
+
+
+def _split(
+    labels: np.ndarray, seed: int, fraction: float, share: Callable[[int], int]
+) -> tuple[np.ndarray, np.ndarray]:
     if not 0 < fraction < 1:
         raise InputError(f"the split fraction is {fraction}: it must lie between 0 and 1")
     stream = np.random.RandomState(seed)
     taken = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         positions = stream.permutation(np.flatnonzero(labels == label))
-        number = min(max(1, int(fraction * len(positions))), len(positions) - 1)
-        taken[positions[:number]] = True
+        taken[positions[: share(len(positions))]] = True
     return np.flatnonzero(~taken), np.flatnonzero(taken)

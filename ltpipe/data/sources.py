@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,14 @@ from ltpipe.data.images import Images
 
 @dataclass(frozen=True)
 class Part:
-    """One split: N images and their (N,) int64 labels."""
+    """One split: N images, their (N,) int64 labels, and of files what people know them by.
+
+    `paths` are relative to the data set's folder, None where images are no files.
+    """
 
     images: Images
     labels: np.ndarray
+    paths: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,11 @@ class Source:
         val = None if self.val is None else self.val.labels
         test = None if self.test is None else self.test.labels
         return self.train.labels, val, test
+
+
+def sorted_names(texts: Iterable[str]) -> list[str]:
+    """Return the different texts in order; numbers by their size."""
+    names = set(texts)
+    if all(name.isascii() and name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)

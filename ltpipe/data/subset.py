@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from ltpipe.data.longtail import class_counts, draw_subset, split_validation
+from ltpipe.data.longtail import class_counts, draw_subset, split_test, split_validation
 from ltpipe.data.sources import Source
 from ltpipe.utils.errors import InputError, nearest
 from ltpipe.utils.io import atomic_path
@@ -30,8 +31,11 @@ class Subset:
         class_counts: training samples of class c, after the draw and the validation split.
         train_index: positions in the source's training part; `val_index` in the part that
             `val_part` ("train" or "val") names; `test_index` in the test part.
+        test_part: "test", or "train" where the test samples were split off the training part.
         digest: first 16 hex digits of the SHA-256 of `train_index` and `train_labels`.
         seed, imbalance, profile: what the draw was asked for; imbalance None takes everything.
+        paths: of image files, what the samples of each split are called, by split.
+        left_out: a line for each sample that can't be used and is none of the splits'.
     """
 
     class_names: list[str]
@@ -47,6 +51,13 @@ class Subset:
     seed: int
     imbalance: float | None
     profile: str
+    test_part: str = "test"
+    paths: Mapping[str, list[str]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def part(self, split: str) -> str:
+        """Return the name of the source's part that the positions of a split count in."""
+        return {"train": "train", "val": self.val_part, "test": self.test_part}[split]
 
 
 def draw(
@@ -59,9 +70,16 @@ def draw(
     seed: int,
     val_fraction: float,
     class_order: str,
+    unusable: Mapping[str, Mapping[int, str]] | None = None,
+    test_fraction: float = 0.0,
+    split_seed: int = 0,
 ) -> Subset:
-    """Draw a subset of an opened data set; see `draw_from_labels`."""
-    return draw_from_labels(
+    """Draw a subset of an opened data set; see `draw_from_labels`.
+
+    `unusable` are the samples to leave out, by part and position, with the reason of each.
+    """
+    unusable = unusable or {}
+    subset = draw_from_labels(
         source.class_names,
         *source.labels,
         imbalance=imbalance,
@@ -71,7 +89,19 @@ def draw(
         seed=seed,
         val_fraction=val_fraction,
         class_order=class_order,
+        unusable=unusable,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
     )
+    parts = {"train": source.train, "val": source.val, "test": source.test}
+    paths = {}
+    for split in parts:
+        part = parts[subset.part(split)]
+        if part is not None and part.paths is not None:
+            index = getattr(subset, f"{split}_index")
+            paths[split] = [part.paths[place] for place in index.tolist()]
+    reasons = [reason for found in unusable.values() for reason in found.values()]
+    return dataclasses.replace(subset, paths=paths, left_out=reasons)
 
 
 def draw_from_labels(
@@ -87,6 +117,9 @@ def draw_from_labels(
     seed: int,
     val_fraction: float,
     class_order: str,
+    unusable: Mapping[str, Collection[int]] | None = None,
+    test_fraction: float = 0.0,
+    split_seed: int = 0,
 ) -> Subset:
     """Choose training samples by a long-tailed profile, and set validation samples aside.
 
@@ -102,6 +135,9 @@ def draw_from_labels(
         val_fraction: share of each class's chosen training samples that becomes the validation
             set; 0 uses the source's own validation part, or none if it has none.
         class_order: ``natural`` (class 0 is the largest) or ``shuffled`` (by `seed`).
+        unusable: positions that no split may hold, by part.
+        test_fraction: share of each class's training samples that becomes the test set, where
+            there is none, by `split_seed` and before anything else is drawn.
 
     Raises:
         InputError: a class without training samples, a label without a name, or settings that the
@@ -123,7 +159,12 @@ def draw_from_labels(
             f"unknown class_order {class_order!r}{nearest(class_order, CLASS_ORDERS)}: "
             f"one of {', '.join(CLASS_ORDERS)}"
         )
-    available = np.bincount(train, minlength=len(names))
+    left = _usable(train, (unusable or {}).get("train", ()))
+    test_index = _empty() if test is None else _usable(test, (unusable or {}).get("test", ()))
+    if test_fraction:
+        kept, taken = split_test(train[left], split_seed, test_fraction)
+        test, test_index, left = train, left[taken], left[kept]
+    available = np.bincount(train[left], minlength=len(names))
     if not available.all():
         empty = int(np.argmin(available))
         raise InputError(
@@ -132,7 +173,7 @@ def draw_from_labels(
     if imbalance is None:
         if max_count is not None:
             raise InputError("max_count needs imbalance: without it all samples are taken")
-        index = np.arange(len(train))
+        index = left
     else:
         wanted = np.array(
             class_counts(
@@ -147,15 +188,16 @@ def draw_from_labels(
                 f"class {label} ({names[label]}) has {available[label]} training samples but "
                 f"{wanted[label]} are asked for: lower max_count"
             )
-        index = draw_subset(train, wanted.tolist(), seed)
+        index = left[draw_subset(train[left], wanted.tolist(), seed)]
     val_index, val_labels, val_part = _empty(), _empty(), "train"
     if val_fraction:
         kept, taken = split_validation(train[index], seed, val_fraction)
         val_index, index = index[taken], index[kept]
         val_labels = train[val_index]
     elif val is not None:
-        val_index, val_labels, val_part = np.arange(len(val)), val, "val"
-    test_labels = _empty() if test is None else test
+        val_index, val_part = _usable(val, (unusable or {}).get("val", ())), "val"
+        val_labels = val[val_index]
+    test_labels = _empty() if test is None else test[test_index]
     train_labels = train[index]
     return Subset(
         class_names=names,
@@ -164,9 +206,10 @@ def draw_from_labels(
         train_labels=train_labels,
         val_index=val_index,
         val_labels=val_labels,
-        test_index=np.arange(len(test_labels)),
+        test_index=test_index,
         test_labels=test_labels,
         val_part=val_part,
+        test_part="train" if test_fraction else "test",
         digest=_sha256(index, train_labels)[:16],
         seed=seed,
         imbalance=imbalance,
@@ -183,7 +226,11 @@ def write_subset(path: Path, subset: Subset) -> None:
         file.create_dataset("class_counts", data=subset.class_counts, dtype="<i8")
         file.attrs["format"] = FORMAT
         file.attrs["class_names"] = json.dumps(subset.class_names, ensure_ascii=False)
+        for split, paths in subset.paths.items():
+            write_texts(file, f"{split}_paths", paths)
+        write_texts(file, "left_out", subset.left_out)
         file.attrs["val_part"] = subset.val_part
+        file.attrs["test_part"] = subset.test_part
         file.attrs["digest"] = subset.digest
         file.attrs["checksum"] = _sha256(*arrays)
         file.attrs["seed"] = subset.seed
@@ -210,6 +257,13 @@ def read_subset(path: Path) -> Subset:
                 class_counts=file["class_counts"][()].tolist(),
                 **arrays,
                 val_part=file.attrs["val_part"],
+                test_part=file.attrs.get("test_part", "test"),
+                paths={
+                    split: read_texts(file, f"{split}_paths")
+                    for split in ("train", "val", "test")
+                    if f"{split}_paths" in file
+                },
+                left_out=read_texts(file, "left_out") if "left_out" in file else [],
                 digest=file.attrs["digest"],
                 seed=int(file.attrs["seed"]),
                 imbalance=json.loads(file.attrs["imbalance"]),
@@ -219,6 +273,22 @@ def read_subset(path: Path) -> Subset:
         raise
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"subset file {path} can't be read: {error}") from error
+
+
+def write_texts(file: h5py.File, name: str, texts: Sequence[str]) -> None:
+    """Write texts, such as names of files, which need not be proper UTF-8, as a data set."""
+    values = [text.encode("utf-8", "surrogateescape") for text in texts]
+    file.create_dataset(name, data=np.array(values, dtype=object), dtype=h5py.string_dtype())
+
+
+def read_texts(file: h5py.File, name: str) -> list[str]:
+    """Return what `write_texts` wrote."""
+    return [value.decode("utf-8", "surrogateescape") for value in file[name][()].tolist()]
+
+
+def _usable(labels: np.ndarray, unusable: Collection[int]) -> np.ndarray:
+    """Return the positions of the samples that may be used, (n,) int64."""
+    return np.setdiff1d(np.arange(len(labels)), np.fromiter(unusable, np.int64))
 
 
 def _empty() -> np.ndarray:

@@ -18,7 +18,7 @@ from ltpipe.artifacts.reading import open_artifact
 from ltpipe.config.backbones import HybridBranch, backbone_settings
 from ltpipe.data.augment import centre_crop, normalise
 from ltpipe.data.head_tail import group_classes
-from ltpipe.data.images import FileImages
+from ltpipe.data.images import stored_images
 from ltpipe.data.loading import dataset_settings
 from ltpipe.data.subset import read_subset
 from ltpipe.evaluation.style import STYLE
@@ -70,13 +70,7 @@ def draw_heatmaps(
     explained = open_backbone(folder)
     wanted = explained.input
     size = (wanted.size[0], wanted.size[1])
-    files = FileImages(
-        images,
-        tuple(wanted.stored or wanted.size),
-        wanted.channels,
-        wanted.interpolation,
-        wanted.fit,
-    )
+    files = stored_images(images, wanted)
     pixels = torch.from_numpy(files.load(np.arange(len(files))))
     shown = centre_crop(pixels, size)
     inputs = normalise(shown, wanted.mean, wanted.std, torch.float32)

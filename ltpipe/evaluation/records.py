@@ -14,6 +14,7 @@ import pandas as pd
 
 from ltpipe.artifacts.divergence import read_divergence
 from ltpipe.artifacts.reading import checked_file
+from ltpipe.data.subset import read_subset
 from ltpipe.utils.errors import InputError
 
 _METRIC_COLUMNS = ["point", "parameters", "protocol", "metric", "class", "value"]
@@ -82,3 +83,8 @@ def _subset(folder: Path) -> Iterator[h5py.File]:
         raise InputError(f"{path}: no such file; the job that makes it has not finished") from None
     except (OSError, KeyError, RuntimeError, ValueError):
         raise InputError(f"{path}: not a readable subset file; delete it and run again") from None
+
+
+def read_left_out(folder: Path) -> list[str]:
+    """Return a line for each sample of a data folder's set that could not be used."""
+    return read_subset(checked_file(folder, "subset.h5")).left_out

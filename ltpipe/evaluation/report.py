@@ -25,13 +25,20 @@ from ltpipe.evaluation.figures import Drawn, Material, draw_figures
 from ltpipe.evaluation.metrics import describe_groups, group_of_classes
 from ltpipe.evaluation.page import render
 from ltpipe.evaluation.points import shown_points
-from ltpipe.evaluation.records import read_class_counts, read_records
+from ltpipe.evaluation.records import (
+    read_class_counts,
+    read_left_out,
+    read_records,
+    read_test_counts,
+)
 from ltpipe.evaluation.tables import build_table, to_markdown, to_text, wide
+from ltpipe.evaluation.verdict import Judge, column_samples, mark_winners, verdicts
 from ltpipe.utils.errors import InputError
 
 # Methods that stand beside each other in the table of classes.
 _MAX_COLUMNS = 16
 _CALIBRATION = ["ece", "nll"]
+_OF_PHOTOS = {"activation_maps"}
 
 
 def write_report(
@@ -82,17 +89,31 @@ def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) 
     (work / "tables").mkdir()
     (work / "figures").mkdir()
     shown, calibration, texts = [], [], []
+    judge = Judge(spec, base)
     for name, settings in spec["tables"].items():
         table = build_table(records, settings, spec["datasets"], expected_dir, base)
         if table.empty:
             raise InputError(f"tables.{name}: none of its methods was run on its data sets")
+        table = mark_winners(judge, records, table)
+        if (table["protocol"] == "best_val").all():
+            # What the line below the table says needs no tag in every row.
+            table["label"] = table["label"].str.removesuffix(" [best_val]")
         title = settings["title"] or name
         note = _note(spec, table, settings, base)
         table.to_csv(work / "tables" / f"{name}.csv", index=False)
         (work / "tables" / f"{name}.md").write_text(
             to_markdown(table, title, note), encoding="utf-8"
         )
-        shown.append({"name": name, "title": title, "note": note, "wide": wide(table)})
+        shown.append(
+            {
+                "name": name,
+                "title": title,
+                "note": note,
+                "wide": wide(table),
+                "samples": column_samples(judge, table),
+                "verdicts": verdicts(judge, records, table, spec["seeds"]),
+            }
+        )
         texts.append(to_text(table, title, note))
         if settings.get("kind") == "datasets":
             continue
@@ -139,6 +160,8 @@ def _note(
     if settings.get("ranks"):
         images = "test" if settings["ranked_by"] == "test" else "training"
         parts.append(f"Classes by rank of {images} images; shares of all their test samples")
+    if (table["protocol"] == "best_val").any():
+        parts[0] += " (settings chosen on held-out training samples)"
     if set(settings["metrics"]) & {"many", "medium", "few"}:
         groups = {_groups(spec, name, base) for name in settings["datasets"]}
         parts.append("; ".join(sorted(groups)))
@@ -184,12 +207,12 @@ def _sections(
 ) -> dict[str, Any]:
     """Return a section for each system that was run, and the figures that stand elsewhere."""
     families = families_of(spec["results"], spec["kinds"])
-    figures: dict[Any, list[dict[str, str]]] = {}
+    figures: dict[Any, list[dict[str, Any]]] = {}
     for settings, figure in zip(spec["figures"], drawn, strict=True):
         place: Any = family_of_figure(settings, families)
         if settings["kind"] == "reliability":
             place = "calibration"
-        figures.setdefault(place, []).append(_embed(figure, folder))
+        figures.setdefault(place, []).append(_embed(figure, settings["kind"], folder))
     first = {row["method"]: row for row in reversed(spec["results"])}
     sections = []
     for family, methods in families.items():
@@ -213,9 +236,11 @@ def _sections(
     }
 
 
-def _embed(figure: Drawn, folder: Path) -> dict[str, str]:
+def _embed(figure: Drawn, kind: str, folder: Path) -> dict[str, Any]:
     svg = (folder / f"{figure.name}.svg").read_bytes()
     return {
+        # Lines and colour maps may be turned for a dark page, photos may not.
+        "drawn": kind not in _OF_PHOTOS,
         "name": figure.name,
         "title": figure.title,
         "caption": figure.caption,
@@ -226,8 +251,12 @@ def _embed(figure: Drawn, folder: Path) -> dict[str, str]:
 def _dataset_row(spec: Mapping[str, Any], name: str, base: Path) -> dict[str, Any]:
     described = spec["datasets"][name]
     names, counts = read_class_counts(base / described["folder"])
+    tests = read_test_counts(base / described["folder"])
     return {
         "label": described["label"],
+        "test": sum(tests),
+        "fewest": min(tests),
+        "left_out": read_left_out(base / described["folder"]),
         "note": described["note"],
         "images": sum(counts),
         "classes": len(names),
@@ -246,6 +275,7 @@ def _class_table(
     """
     described = spec["datasets"][dataset]
     names, counts = read_class_counts(base / described["folder"])
+    tests = read_test_counts(base / described["folder"])
     groups = group_of_classes(counts, described["groups"])
     chosen = shown_points(
         spec, records[(records["dataset"] == dataset) & (records["metric"] == "class_accuracy")]
@@ -267,7 +297,7 @@ def _class_table(
         "columns": rows,
         "left_out": chosen["row"].nunique() - len(rows),
         "rows": [
-            [names[index], counts[index], groups[index]]
+            [names[index], counts[index], groups[index], tests[index]]
             + [_percent(means.get((row, index), float("nan"))) for row in rows]
             for index in order
         ],

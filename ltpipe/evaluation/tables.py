@@ -90,8 +90,8 @@ def title_of(metric: str) -> str:
     return part or METRIC_TITLES.get(kind) or DERIVED_TITLES[kind]
 
 
-_COLUMNS = ["dataset", "dataset_label", "row", "label", "parameters", "protocol", "metric", "mean"]
-_COLUMNS += ["sd", "seeds", "converged", "diverged", "paper", "paper_protocol"]
+_COLUMNS = ["dataset", "dataset_label", "row", "method", "label", "parameters", "protocol"]
+_COLUMNS += ["metric", "mean", "sd", "seeds", "converged", "diverged", "paper", "paper_protocol"]
 
 
 def build_table(
@@ -152,6 +152,7 @@ def build_table(
                             {
                                 **shared,
                                 "row": place,
+                                "method": row["method"],
                                 "label": _label(row, point, values, protocol),
                                 "parameters": parameters,
                                 "protocol": protocol,
@@ -357,6 +358,8 @@ def wide(table: pd.DataFrame) -> Wide:
         paper = "paper" if alone else f"paper, {title}"
         for competes, (_, row) in zip(own, part.iterrows(), strict=True):
             is_best = len(means) > 1 and bool(competes) and round(row["mean"], 10) == best
+            # Where rows were compared run by run, the best one has to be clearly better.
+            is_best = is_best and bool(row.get("winner", True))
             text = shown_number(row["mean"], row["sd"], metric)
             if 0 < row["converged"] < row["seeds"]:
                 text += f" ({row['converged']}/{row['seeds']})"

@@ -212,7 +212,7 @@ def _write_split(
     write_features(
         job.output / f"{name}.h5",
         features=features,
-        **described(split, subset),
+        **described(name, split, subset),
         attributes={
             "backbone": backbone.network,
             "head": backbone.head,
@@ -278,11 +278,12 @@ def view_draws(
     return generator(settings.view_seed, "view", seed, view, device=device)
 
 
-def described(split: ImageSplit, subset: Subset) -> dict[str, Any]:
-    """Return what a split's file says of its samples and classes."""
+def described(name: str, split: ImageSplit, subset: Subset) -> dict[str, Any]:
+    """Return what the file of the split `name` says of its samples and classes."""
     return {
         "labels": split.labels.numpy(),
         "index": split.index,
+        "paths": subset.paths.get(name),
         "class_names": subset.class_names,
         "class_counts": subset.class_counts,
     }

@@ -27,16 +27,17 @@ def run(job: Job) -> dict[str, Any]:
     subset = read_subset(job.file("data", "subset.h5"))
     dimension = None
     for split in ("train", "val", "test"):
-        part = subset.val_part if split == "val" else split
+        part = subset.part(split)
         index = getattr(subset, f"{split}_index")
         labels = getattr(subset, f"{split}_labels")
         name = getattr(files, part) or files.train
         beside = getattr(files, f"{part}_labels")
-        features, found = read_features(locate(name, job.root), beside and locate(beside, job.root))
+        features, found = read_features(
+            locate(name, job.root), beside and locate(beside, job.root), subset.class_names
+        )
         if len(index) and (index.max() >= len(found) or (found[index] != labels).any()):
             raise InputError(
-                f"{name}: the samples changed since the subset was drawn; delete the data set's "
-                "folder under results/data and run again"
+                f"{name}: the samples are others than those that were drawn; run again"
             )
         if dimension is not None and features.shape[1] != dimension:
             raise InputError(

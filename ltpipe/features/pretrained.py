@@ -199,7 +199,7 @@ class _Dump:
         write_features(
             job.output / f"{name}.h5",
             features=features,
-            **described(split, self.subset),
+            **described(name, split, self.subset),
             attributes=self.attributes,
             views=views,
             logits=logits,

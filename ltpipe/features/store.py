@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ltpipe.data.subset import read_texts, write_texts
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path
 
@@ -235,13 +236,14 @@ def write_features(
     class_counts: Sequence[int],
     index: np.ndarray | None = None,
     attributes: Mapping[str, str | int | float | bool | list[float]] | None = None,
+    paths: Sequence[str] | None = None,
     **optional: np.ndarray | Blocks | None,
 ) -> None:
     """Write a feature file: to a temporary name, synced, renamed.
 
     Shapes are those of `FeatureStore`; `optional` takes views, view_strength, logits, text,
-    classifier_weight and classifier_bias. `index` defaults to 0 .. N - 1. The attribute
-    `complete` is written last.
+    classifier_weight and classifier_bias. `index` defaults to 0 .. N - 1. `paths` are what image
+    files are called, see `read_paths`. The attribute `complete` is written last.
 
     Raises:
         InputError: shapes don't fit, a number is not finite, a label is out of range.
@@ -298,7 +300,22 @@ def write_features(
                     file[name].attrs["crc32"] = total.result()
             for name, blocks in streams.items():
                 _write_blocks(file, name, blocks, path)
+            if paths is not None:
+                write_texts(file, "paths", paths)
             file.attrs["complete"] = True
+
+
+def read_paths(path: Path | str) -> list[str] | None:
+    """Return what the image files of a feature file's samples are called; None where they are none.
+
+    Raises:
+        InputError: the file can't be read.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return read_texts(file, "paths") if "paths" in file else None
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: not a readable feature file ({_first_line(error)})") from None
 
 
 def _write_blocks(file: h5py.File, name: str, blocks: Blocks, path: Path | str) -> None:

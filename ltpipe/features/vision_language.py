@@ -182,7 +182,7 @@ def _write_split(
     write_features(
         job.output / f"{name}.h5",
         features=features,
-        **described(split, subset),
+        **described(name, split, subset),
         attributes={**attributes, "mean": split.pixels.mean, "std": split.pixels.std},
         views=views,
         view_strength=None if views is None else np.array(strengths, np.float32),

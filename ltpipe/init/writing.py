@@ -18,10 +18,12 @@ from ltpipe.plan.layout import build_plan
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _SHOWN = 5
+# Of fewer test samples, an accuracy says little.
+_FEW = 10
 _COMMENTS = {
     "flip": "  # whether left and right may be swapped",
+    "orientation": "  # photos are turned as their cameras say",
     "padding": "  # training images are shifted by up to this many pixels",
     "resized_crop": "  # training images are random parts, resized",
     "features": "  # augmented views of each training image, cached for stage two",
@@ -46,10 +48,10 @@ def describe(survey: Survey) -> list[str]:
         groups = "/".join(str(number) for number in survey.group_sizes(rule).values())
         words = _words(survey, rule).removeprefix("many/medium/few: ")
         lines.append(f"  many/medium/few    {groups} classes ({words})")
+    fewest = f"{survey.test.min():,} to {survey.test.max():,} a class"
     if survey.split_off:
-        lines.append("  test set           none found: 0.2 of each class is set apart")
+        lines.append(f"  test set           none found: a fifth is set apart, {fewest}")
     else:
-        fewest = f"{survey.test.min():,} to {survey.test.max():,} a class"
         lines.append(f"  test set           its own, {fewest}")
     if survey.images is not None:
         lines += _describe_images(survey.images)
@@ -104,7 +106,13 @@ def warnings(survey: Survey) -> list[str]:
         found += damaged[:_SHOWN]
         found.append(
             f"{len(damaged)} images can't be used (above: the first {min(_SHOWN, len(damaged))}); "
-            "training stops at such an image, so mend or move them first"
+            "they are left out and listed in the report (damaged: stop refuses them instead)"
+        )
+    rare = int(((survey.test > 0) & (survey.test < _FEW)).sum())
+    if rare:
+        found.append(
+            f"{rare} of {len(survey.test)} classes have fewer than {_FEW} test samples: their "
+            "accuracies move by chance alone"
         )
     return found
 
@@ -135,29 +143,13 @@ def write_experiment(survey: Survey, advice: Advice, output: Path) -> str:
     Raises:
         InputError: there is no catalogue to load it with.
     """
-    catalogue = _catalogue(output)
-    command = _command(output)
+    catalogue = find_catalogue(output)
+    command = shlex.join(["ltpipe", "run", str(output)])
     text = _render(survey, advice, _name(output.stem), command)
     with atomic_path(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
         build_plan(load_experiment(temporary, catalogue))
     return command
-
-
-def _catalogue(output: Path) -> Path:
-    """Return the catalogue that a run from here finds, else the one that came with the package."""
-    try:
-        return find_catalogue(output)
-    except InputError:
-        beside = _REPOSITORY / "config"
-        if (beside / "methods").is_dir():
-            return beside
-        raise
-
-
-def _command(output: Path) -> str:
-    options = [] if Path("Snakefile").is_file() else ["-s", str(_REPOSITORY / "Snakefile")]
-    return shlex.join(["snakemake", *options, "--cores", "2", "--configfile", str(output)])
 
 
 def _name(text: str) -> str:
@@ -182,7 +174,6 @@ def _render(survey: Survey, advice: Advice, name: str, command: str) -> str:
         groups=_words(survey, advice.groups),
         advice=advice,
         comments=_COMMENTS,
-        adjust_from=int(0.6 * advice.backbone["epochs"]) if advice.fused else None,
         compared=[methods[0], methods[-1]],
     )
 

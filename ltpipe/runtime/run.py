@@ -13,12 +13,15 @@ from ltpipe.artifacts.adopt import dear_trainings
 from ltpipe.plan.availability import judge
 from ltpipe.plan.frozen import VARIABLE, Run, freeze, frozen, plan_file, run_of
 from ltpipe.plan.layout import ArtifactSpec
-from ltpipe.plan.stages import RESULTS
+from ltpipe.plan.stages import MANIFEST, RESULTS
 from ltpipe.plan.workload import build_workload
 from ltpipe.runtime.environment import prepare_jobs
 from ltpipe.runtime.server import start_server
 from ltpipe.utils.lock import hold
 from ltpipe.utils.machine import gpu_count
+
+# The page of the run that this process has planned: the report, or the overview of several.
+_page: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,14 @@ def plan_run(config: Mapping[str, Any], home: Path, configfiles: Sequence[Any]) 
         plan = _plan(config, catalogue, file[0])
         os.environ[VARIABLE] = str(plan_file(plan).absolute())
     prepare_jobs(plan.settings["data_root"], plan.settings["device"])
+    global _page
+    _page = [Path(folder) for folder in plan.reports.values()][-1]
     return WorkflowRun(plan, gpu_count())
+
+
+def finished_page() -> Path | None:
+    """Return the folder of the page that this process's run is for, once it is there."""
+    return _page if _page is not None and (_page / MANIFEST).is_file() else None
 
 
 def _plan(config: Mapping[str, Any], catalogue: Path, file: Path) -> Run:

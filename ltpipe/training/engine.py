@@ -131,7 +131,7 @@ def run_epochs(
     """
     history = _resume(task, checkpoint)
     epochs = len(rates)
-    bar = track(range(len(history), epochs), description, epochs, len(history))
+    bar = track(range(len(history), epochs), description, epochs, len(history), every=True)
     for epoch in bar:
         rate = rates[epoch]
         started = time.perf_counter()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ltpipe.utils.errors import InputError
 
+# The checkout that this package is in: the Snakefile, config/, profiles/.
+CHECKOUT = Path(__file__).resolve().parents[2]
 # Where downloads go while no folder of data sets is set.
 DEFAULT_ROOT = Path("data/raw")
 FETCH = "`ltpipe fetch EXPERIMENT.yaml` downloads it where there is a network"

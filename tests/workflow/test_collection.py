@@ -78,7 +78,7 @@ def test_what_is_there_runs_and_what_is_not_is_listed(collected: Workspace):
 
 
 def test_without_skip_the_lack_is_the_jobs_error(collected: Workspace):
-    done = collected.snakemake("-n", config="other.yaml")
+    done = collected.snakemake("-n", "-p", config="other.yaml")
     assert "Draw the training subset of cifar100-lt" in titles(done)
     assert "not there" not in done.stderr
 

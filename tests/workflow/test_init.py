@@ -31,11 +31,20 @@ def test_embeddings_from_look_to_table(tmp_path):
         text=True,
         check=True,
     )
-    # There is no Snakefile here, so the command names the one beside the package.
-    assert f"snakemake -s {workspace.source / 'Snakefile'} --cores 2" in done.stdout
-    workspace.snakemake(config="mine.yaml")
+    assert "ltpipe run mine.yaml" in done.stdout
+    # There is no Snakefile here, so the run takes the one beside the package.
+    done = subprocess.run(
+        [sys.executable, "-m", "ltpipe", "run", "mine.yaml", "--cores", "2"],
+        cwd=workspace.work,
+        env=workspace.environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "report: results/experiments/mine/latest/report.html" in done.stdout
     results = workspace.work / "results/experiments/mine/latest"
     summary = (results / "summary.txt").read_text()
-    for method in ("CE", "cRT", "NCM", "BalancedSoftmax"):
+    for method in ("CE", "cRT", "BalancedSoftmax", "GDA", "kNN"):
         assert f"\n{method} " in summary
     assert (results / "report.html").is_file()

@@ -108,7 +108,7 @@ class Workspace:
 
     def planned(self, *arguments: str, config: str = "experiment.yaml") -> set[str]:
         """Return the titles of the jobs that a dry run announces."""
-        return titles(self.snakemake("-n", *arguments, config=config))
+        return titles(self.snakemake("-n", "-p", *arguments, config=config))
 
     def module(self, name: str) -> Path:
         """Return the file of a module of the copied package by its dotted name."""
@@ -132,7 +132,14 @@ def titles(done: subprocess.CompletedProcess[str]) -> set[str]:
 
 
 def copy_sources(target: Path) -> None:
-    for name in ("ltpipe", "config", "workflow", "profiles", "data"):
+    for name in (
+        "ltpipe",
+        "snakemake_logger_plugin_ltpipe",
+        "config",
+        "workflow",
+        "profiles",
+        "data",
+    ):
         shutil.copytree(
             REPOSITORY / name,
             target / name,

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from ltpipe.data.sources import sorted_names
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.outside import checked
 
+_LABELS = ("labels", "label")
 
-def read_features(path: Path, labels_path: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+
+def read_features(
+    path: Path, labels_path: Path | None = None, names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Read embeddings and their labels.
 
     * HDF5 (.h5, .hdf5): data sets ``features`` and ``labels`` or ``label``.
     * .npz: arrays of the same names.
     * .npy: the features, with the labels in a second .npy file, `labels_path`.
 
-    Labels may be (N,) or (N, 1) and stored as floats, if every one is a whole number.
+    Labels may be (N,) or (N, 1) and stored as floats, if every one is a whole number, or as
+    texts: then `names` are those of the classes, by default the texts of the file in order.
 
     Returns:
         (N, D) float32 and (N,) int64.
@@ -30,12 +38,47 @@ def read_features(path: Path, labels_path: Path | None = None) -> tuple[np.ndarr
     if (path.suffix.lower() == ".npy") != (labels_path is not None) and path.is_file():
         raise InputError(f"{path}: a labels file belongs to a .npy feature file and to no other")
     if labels_path is None:
-        features, labels = _arrays(path, ("features",), ("labels", "label"))
+        features, labels = _arrays(path, ("features",), _LABELS)
     else:
         (features,), (labels,) = _arrays(path), _arrays(labels_path)
-    return _check_features(path, features), _check_labels(
-        labels_path or path, labels, len(features)
-    )
+    features = _check_features(path, features)
+    if (texts := _texts(labels)) is not None:
+        return features, _numbers(labels_path or path, texts, len(features), names)
+    return features, _check_labels(labels_path or path, labels, len(features))
+
+
+def label_names(path: Path, labels_path: Path | None = None) -> list[str] | None:
+    """Return the names of the classes where a file has them: an array `class_names`, or its texts.
+
+    Raises:
+        InputError: as `read_features`.
+    """
+    if labels_path is not None:
+        (labels,) = _arrays(labels_path)
+    else:
+        with contextlib.suppress(InputError):
+            (names,) = _arrays(path, ("class_names",))
+            return _texts(names)
+        (labels,) = _arrays(path, _LABELS)
+    texts = _texts(labels)
+    return None if texts is None else sorted_names(texts)
+
+
+def _texts(labels: np.ndarray) -> list[str] | None:
+    """Return labels that are texts; None where they are numbers."""
+    if labels.dtype.kind not in "USO":
+        return None
+    values = labels.reshape(-1).tolist()
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
+
+
+def _numbers(path: Path, texts: list[str], rows: int, names: Sequence[str] | None) -> np.ndarray:
+    if len(texts) != rows:
+        raise InputError(f"{path}: {len(texts)} labels for {rows} rows of features")
+    places = {name: place for place, name in enumerate(names or sorted_names(texts))}
+    if unknown := sorted(set(texts) - places.keys()):
+        raise InputError(f"{path}: label {unknown[0]!r} is no class of the training samples")
+    return np.array([places[text] for text in texts], np.int64)
 
 
 def read_unlabelled(path: Path) -> np.ndarray:

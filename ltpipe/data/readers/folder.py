@@ -7,34 +7,28 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from ltpipe.config.base import Float
-from ltpipe.config.datasets import ImageDataset, InputSettings
+from ltpipe.config.datasets import InputSettings, OwnImages
 from ltpipe.config.registry import reader
 from ltpipe.data.images import stored_images
-from ltpipe.data.longtail import split_validation
 from ltpipe.data.sources import Part, Source
 from ltpipe.plan.fingerprints import files_below
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.paths import locate
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 _SPLITS = ("train", "val", "test")
-_TEST_FRACTION = 0.2
 
 
 @reader("folder")
-class FolderDataset(ImageDataset):
+class FolderDataset(OwnImages):
     """Images in train/val/test folders of class folders, or one folder of class folders.
 
-    Where there is no test folder, `test_fraction` of each class (0.2 unless given) is set apart.
+    Where there is no test folder, a share of each class is set apart.
     """
 
     source: Literal["folder"]
     path: str
-    test_fraction: Float | None = Field(default=None, gt=0, lt=1)
-    split_seed: int = Field(default=0, ge=0, lt=2**32)
 
     def locations(self) -> frozenset[str]:
         return frozenset({"path"})
@@ -51,21 +45,16 @@ class FolderDataset(ImageDataset):
                     yield f"{split}/{name}", file
 
     def read(self, root: Path | None) -> Source:
-        path = locate(self.path, root)
-        return read_folder(path, self.input, self.test_fraction, self.split_seed)
+        return read_folder(locate(self.path, root), self.input)
 
 
-def read_folder(
-    path: Path, stored: InputSettings, test_fraction: float | None = None, split_seed: int = 0
-) -> Source:
+def read_folder(path: Path, stored: InputSettings) -> Source:
     """Open PATH/{train,val,test}/CLASS/**/image or PATH/CLASS/**/image.
 
-    Classes are sorted by name. Where there is no folder for the test, `test_fraction` of each
-    class's training images (0.2 unless given; 0 for none) is taken, by `split_seed`.
+    Classes are sorted by name.
 
     Raises:
-        InputError: a missing folder, a class without images, different classes in two splits, or
-            a fraction for a split that has its own folder.
+        InputError: a missing folder, a class without images, or different classes in two splits.
     """
     folders = _split_folders(path)
     found = {split: _scan(folder) for split, folder in folders.items()}
@@ -76,26 +65,13 @@ def read_folder(
                 f"{folders[split]} and {folders['train']} differ in their classes: "
                 f"{', '.join(different[:5])}; each needs the same class folders"
             )
-    parts = {
-        split: (
-            [file for files in classes.values() for file in files],
-            np.repeat(np.arange(len(names)), [len(files) for files in classes.values()]),
-        )
-        for split, classes in found.items()
-    }
-    if "test" in parts:
-        if test_fraction:
-            raise InputError(f"{folders['test']} exists, so test_fraction must not be given")
-    elif fraction := _TEST_FRACTION if test_fraction is None else test_fraction:
-        files, labels = parts["train"]
-        kept, taken = split_validation(labels, split_seed, fraction)
-        parts["train"] = [files[i] for i in kept], labels[kept]
-        parts["test"] = [files[i] for i in taken], labels[taken]
-    opened = {
-        split: Part(stored_images(files, stored), labels.astype(np.int64))
-        for split, (files, labels) in parts.items()
-    }
-    return Source(names, opened["train"], opened.get("val"), opened.get("test"))
+    parts = {}
+    for split, classes in found.items():
+        files = [file for inside in classes.values() for file in inside]
+        labels = np.repeat(np.arange(len(names)), [len(inside) for inside in classes.values()])
+        paths = [file.relative_to(path).as_posix() for file in files]
+        parts[split] = Part(stored_images(files, stored), labels.astype(np.int64), paths)
+    return Source(names, parts["train"], parts.get("val"), parts.get("test"))
 
 
 def _split_folders(path: Path) -> dict[str, Path]:

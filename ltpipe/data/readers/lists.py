@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ltpipe.config.datasets import ImageDataset
+from ltpipe.config.datasets import OwnImages
 from ltpipe.config.registry import reader
 from ltpipe.data.images import stored_images
 from ltpipe.data.sources import Part, Source
@@ -18,18 +18,19 @@ from ltpipe.utils.paths import locate
 
 
 @reader("list", paper="Liu et al., CVPR 2019; Van Horn et al., CVPR 2018")
-class ListDataset(ImageDataset):
+class ListDataset(OwnImages):
     """Images named by list files: ImageNet-LT, Places-LT, iNaturalist 2018.
 
     A list file has `relative/path label` on each line, the path being relative to `path`. Line c
     + 1 of the file `class_names` is the name of class c; without it classes are called by number.
+    Without `test_list` a share of each class is set apart for the test.
     """
 
     source: Literal["list"]
     path: str
     train_list: str
     val_list: str | None = None
-    test_list: str
+    test_list: str | None = None
     class_names: str | None = None
 
     def locations(self) -> frozenset[str]:
@@ -58,7 +59,8 @@ class ListDataset(ImageDataset):
                     f"{folder / files[0]}, the first image of {path}, does not exist: path must "
                     "name the folder that the listed paths are relative to"
                 )
-            return Part(stored_images([folder / file for file in files], self.input), labels)
+            images = stored_images([folder / file for file in files], self.input)
+            return Part(images, labels, files)
 
         train = part(named["train_list"], None if names is None else len(names))
         if names is None:
@@ -67,7 +69,7 @@ class ListDataset(ImageDataset):
             class_names=names,
             train=train,
             val=part(named["val_list"], len(names)) if "val_list" in named else None,
-            test=part(named["test_list"], len(names)),
+            test=part(named["test_list"], len(names)) if "test_list" in named else None,
         )
 
     def _named(self) -> dict[str, str]:

@@ -10,7 +10,14 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from ltpipe.evaluation.figures.base import Drawn, Material, file_of, name_classes
+from ltpipe.evaluation.figures.base import (
+    Drawn,
+    Material,
+    file_of,
+    name_classes,
+    plain_numbers,
+    short_name,
+)
 from ltpipe.evaluation.published import of_dataset, published_table
 from ltpipe.evaluation.records import read_class_counts
 from ltpipe.evaluation.tables import METRIC_TITLES, published_curve
@@ -54,6 +61,7 @@ def per_class_accuracy(material: Material, settings: Mapping[str, Any]) -> Drawn
         behind = axes.twinx()
         behind.bar(range(len(order)), data["training_images"], color="#d9d9d9", width=0.9)
         behind.set_yscale("log")
+        plain_numbers(behind.yaxis)
         behind.set_ylabel("training images", color="#767676")
         behind.tick_params(colors="#767676")
         behind.grid(visible=False)
@@ -173,16 +181,21 @@ def confusion(material: Material, settings: Mapping[str, Any]) -> Drawn:
     data = pd.DataFrame(share, columns=names)
     data.insert(0, "true_class", names)
     name = f"confusion-{method}-{dataset}".lower()
-    with file_of(material, name, data, width=5.6, height=4.8) as figure:
+    shown = [short_name(name) for name in names]
+    long = max(map(len, shown)) > 3
+    # Longer names and more classes take more room.
+    extra = 0.07 * max(map(len, shown)) if long and len(names) <= 20 else 0.0
+    side = max(4.8, 0.36 * min(len(names), 20))
+    with file_of(material, name, data, width=side + 0.8 + extra, height=side + extra) as figure:
         axes = figure.subplots()
         highest = 1.0 if settings["diagonal"] else max(float(share.max()), 0.01)
         image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100 * highest)
         axes.grid(visible=False)
         if len(names) <= 20:
-            axes.set_xticks(
-                range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0
-            )
-            axes.set_yticks(range(len(names)), names)
+            axes.set_xticks(range(len(names)), shown)
+            if long:
+                axes.tick_params("x", labelrotation=90)
+            axes.set_yticks(range(len(names)), shown)
             for row, column in np.argwhere(share >= 0.005):
                 axes.annotate(
                     f"{100 * share[row, column]:.0f}",

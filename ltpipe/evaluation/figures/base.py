@@ -10,9 +10,13 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from ltpipe.artifacts.reading import checked_file
 from ltpipe.utils.errors import InputError
+
+# Of a class's name, in figures.
+_NAME_LENGTH = 22
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,20 @@ def file_of(
     data.to_csv(material.output / f"{name}.csv", index=False)
 
 
+def plain_numbers(axis: Any) -> None:
+    """Write the numbers of a logarithmic axis as 0.5 or 20, without powers of ten."""
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+
+
+def short_name(name: str) -> str:
+    """Return a class name that fits beside others."""
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
+
+
 def name_classes(axes: Any, names: list[str]) -> None:
+    names = [short_name(name) for name in names]
     if len(names) <= 20:
         long = max(map(len, names)) > 4
         axes.set_xticks(

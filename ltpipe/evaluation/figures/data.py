@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 from sklearn.manifold import TSNE
 
-from ltpipe.evaluation.figures.base import Drawn, Material, file_of, name_classes
+from ltpipe.evaluation.figures.base import (
+    Drawn,
+    Material,
+    file_of,
+    name_classes,
+    plain_numbers,
+)
 from ltpipe.evaluation.records import read_class_counts
 from ltpipe.evaluation.style import COLOURS
 from ltpipe.utils.errors import InputError
@@ -33,6 +39,7 @@ def class_distribution(material: Material, settings: Mapping[str, Any]) -> Drawn
         places = np.arange(len(order))
         axes.bar(places, data["training_images"], color=COLOURS[0], width=0.85)
         axes.set_yscale("log")
+        plain_numbers(axes.yaxis)
         axes.set_ylabel("training images")
         axes.grid(axis="x", visible=False)
         name_classes(axes, data["class"].tolist())

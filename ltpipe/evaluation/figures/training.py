@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ltpipe.evaluation.figures.base import Drawn, Material, file_of
+from ltpipe.evaluation.figures.base import Drawn, Material, file_of, plain_numbers
 from ltpipe.evaluation.records import read_history
 from ltpipe.utils.errors import InputError
 
@@ -35,11 +35,13 @@ def training_curves(material: Material, settings: Mapping[str, Any]) -> Drawn:
         left.set_ylabel("training loss")
         right.set_ylabel("training accuracy, %")
         left.set_yscale("log")
+        plain_numbers(left.yaxis)
         for axes in (left, right):
             axes.set_xlabel("epoch")
         right.legend(loc="lower right")
     return Drawn(
         name,
         f"Stage one, {material.dataset(dataset)['label']}",
-        "Means over seeds. Accuracy is that of augmented (and, where set, mixed) training batches.",
+        ("Means over seeds. " if data["seed"].nunique() > 1 else "")
+        + "Accuracy is that of augmented (and, where set, mixed) training batches.",
     )

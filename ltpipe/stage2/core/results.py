@@ -19,8 +19,9 @@ from ltpipe.artifacts.divergence import write_divergence
 from ltpipe.artifacts.job import Job
 from ltpipe.artifacts.reading import checked_file
 from ltpipe.config.base import Settings, canonical_json
+from ltpipe.data.subset import read_texts, write_texts
 from ltpipe.evaluation.metrics import evaluate
-from ltpipe.features.store import FeatureStore
+from ltpipe.features.store import FeatureStore, read_paths
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path, write_text_atomic
 from ltpipe.utils.progress import say
@@ -141,6 +142,8 @@ def write_results(
             file["index"] = test.index
             if keep_scores:
                 file["scores"] = kept
+            if (paths := read_paths(test.path)) is not None:
+                write_texts(file, "paths", paths)
             file.attrs["format"] = "ltpipe-predictions/1"
             file.attrs["points"] = canonical_json(list(points))
             file.attrs["class_names"] = json.dumps(test.class_names, ensure_ascii=False)
@@ -167,13 +170,16 @@ def write_results(
 class Predictions:
     """A method's predictions on the test set; P points of a sweep, N samples, C classes.
 
-    `predicted` (P, N) int64, `confidence` (P, N), `labels` (N,), `scores` (P, N, C) or None.
+    `predicted` (P, N) int64, `confidence` (P, N), `labels` and `index` (N,), `scores` (P, N, C) or
+    None, `paths` of image files or None.
     """
 
     predicted: np.ndarray
     confidence: np.ndarray
     labels: np.ndarray
+    index: np.ndarray
     scores: np.ndarray | None
+    paths: list[str] | None
     points: list[dict[str, float]]
     class_names: list[str]
     class_counts: list[int]
@@ -193,6 +199,8 @@ def read_predictions(folder: Path) -> Predictions:
                 predicted=file["predicted"][()],
                 confidence=file["confidence"][()],
                 labels=file["labels"][()],
+                index=file["index"][()],
+                paths=read_texts(file, "paths") if "paths" in file else None,
                 scores=file["scores"][()] if "scores" in file else None,
                 points=json.loads(file.attrs["points"]),
                 class_names=json.loads(file.attrs["class_names"]),

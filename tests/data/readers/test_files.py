@@ -23,6 +23,7 @@ OWN = {
         "test_list": "lists/b.txt",
         "class_names": "lists/names.txt",
     },
+    "table": {"path": "set", "table": "photos.csv"},
     "tiny-imagenet": {"path": "set"},
     "voc": {"path": "set"},
     "medmnist": {"file": "mymnist"},
@@ -59,6 +60,11 @@ def write_list(root):
     images(root / "set", "a/0.png", "b/1.png", "b/2.png")
     texts(root, lists__a="a/0.png 0\nb/1.png 1\n", lists__b="a/0.png 0\n", lists__names="A\nB\n")
     texts(root, lists__other="b/2.png 1\n")
+
+
+def write_table(root):
+    images(root / "set", "a/0.png", "b/1.png", "b/2.png")
+    texts(root, **{"photos.csv": "path,label\na/0.png,cat\nb/1.png,dog\n"})
 
 
 def write_tiny(root):
@@ -108,6 +114,7 @@ def write_cifar(root):
 WRITE = {
     "folder": write_folder,
     "list": write_list,
+    "table": write_table,
     "tiny-imagenet": write_tiny,
     "voc": write_voc,
     "medmnist": write_medmnist,

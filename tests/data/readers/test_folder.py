@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from ltpipe.data import drawing
+from ltpipe.data.subset import read_subset
 from ltpipe.utils.errors import InputError
-from tests.support import open_source
+from tests.support import open_source, run_job
 
 
 def make(folder, counts, suffix="png", start=0):
@@ -44,29 +48,56 @@ def test_every_image_type_at_any_depth_and_nothing_else(tmp_path):
     (tmp_path / "a/.hidden.png").write_text("no image")
     (tmp_path / ".cache").mkdir()
     source = open_source("folder", None, {"path": str(tmp_path), "size": 8})
-    assert sorted([*source.train.labels, *source.test.labels]) == [0] * 6 + [1]
-    assert source.val is None
+    assert source.train.labels.tolist() == [0] * 6 + [1]
+    assert sorted(source.train.paths)[0] == "a/deep-JPEG/er/000.JPEG"
+    assert source.val is None and source.test is None
+
+
+def drawn(folder, **options):
+    """Return the subset that the draw of a folder leaves."""
+    spec = {"kind": "data", "dataset": {"source": "folder", "path": str(folder), **options}}
+    run_job(drawing, spec, folder.with_name(f"{folder.name}-drawn"))
+    return read_subset(folder.with_name(f"{folder.name}-drawn") / "subset.h5")
 
 
 def test_one_folder_of_classes_is_split_by_seed(tmp_path):
-    make(tmp_path, {"a": 20, "bb": 10, "ccc": 1})
-    options = {"path": str(tmp_path), "size": 8, "channels": 1}
-    source = open_source("folder", None, options)
-    # 0.2 of 20, 10 and 1 to the test; a class keeps its last image.
-    assert np.bincount(source.test.labels, minlength=3).tolist() == [4, 2, 0]
-    assert np.bincount(source.train.labels).tolist() == [16, 8, 1]
-    everything = levels(source.train) + levels(source.test)
-    assert sorted(everything) == [*range(40, 60), *range(80, 90), 120]
-    assert source.train.images.shape == (8, 8, 1)
-    again = open_source("folder", None, options)
-    other = open_source("folder", None, options | {"split_seed": 1})
-    assert levels(again.test) == levels(source.test) != levels(other.test)
+    make(tmp_path / "set", {"a": 20, "bb": 10, "ccc": 5, "dddd": 1})
+    subset = drawn(tmp_path / "set")
+    # 0.2 of 20; of 10 and 5 as many as three, at most half; a class keeps its last image.
+    assert np.bincount(subset.test_labels, minlength=4).tolist() == [4, 3, 2, 0]
+    assert subset.class_counts == [16, 7, 3, 1]
+    assert subset.part("test") == "train"
+    assert sorted([*subset.train_index, *subset.test_index]) == list(range(36))
+    assert subset.paths["test"][0].startswith("a/") and len(subset.paths["train"]) == 27
+    assert drawn(tmp_path / "set").paths == subset.paths
+    assert drawn(tmp_path / "set", split_seed=1).paths != subset.paths
 
 
 def test_missing_test_split_is_taken_from_the_training_folder(tmp_path):
-    make(tmp_path / "train", {"a": 10, "b": 10})
-    source = open_source("folder", None, {"path": str(tmp_path), "size": 8, "test_fraction": 0.5})
-    assert np.bincount(source.test.labels).tolist() == [5, 5]
+    make(tmp_path / "set/train", {"a": 10, "b": 10})
+    subset = drawn(tmp_path / "set", test_fraction=0.5)
+    assert np.bincount(subset.test_labels).tolist() == [5, 5]
+    assert subset.paths["test"][0].startswith("train/a/")
+
+
+def test_a_share_beside_a_test_folder_is_refused(tmp_path):
+    for split in ("train", "test"):
+        make(tmp_path / "set" / split, {"a": 2, "b": 2})
+    with pytest.raises(InputError, match="test_fraction must not be given"):
+        drawn(tmp_path / "set", test_fraction=0.1)
+
+
+def test_damaged_images_stop_a_run_or_are_left_out_by_name(tmp_path):
+    make(tmp_path / "set", {"a": 10, "b": 10})
+    broken = tmp_path / "set/b/003.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    (tmp_path / "set/a/005.png").write_text("no image")
+    assert drawn(tmp_path / "set").left_out == []
+    subset = drawn(tmp_path / "set", damaged="skip")
+    paths = {*subset.paths["train"], *subset.paths["test"]}
+    assert len(paths) == 18 and not paths & {"b/003.png", "a/005.png"}
+    assert [Path(line.split()[1]).name for line in subset.left_out] == ["005.png", "003.png"]
+    assert np.bincount(subset.test_labels).tolist() == [3, 3]
 
 
 def test_class_folder_without_image_is_named(tmp_path):
@@ -91,7 +122,6 @@ def test_other_mistakes(tmp_path):
     for options, message in (
         ({"size": 8}, "path: this key is required"),
         ({"path": "absent", "size": 8}, "absent does not exist"),
-        ({"path": "good", "size": 8, "test_fraction": 0.1}, "test_fraction must not be given"),
         ({"path": "lonely", "size": 8}, "1 class folders"),
         ({"path": "untrained", "size": 8}, "no folder train"),
     ):
