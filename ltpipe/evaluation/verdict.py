@@ -87,9 +87,9 @@ class Judge:
         """Return how far row `one` of a table is above `other` on `metric`, over common runs.
 
         The half width of the interval is the root of the summed squares of two: that of the mean
-        over draws and seeds (`crossed_interval`, of one draw Student's paired t) and, for means of right answers, that over test samples
-        (normal, strata being classes where classes count alike). Of one seed only the second is
-        known, of other metrics only the first.
+        over draws and seeds (`crossed_interval`; of one draw Student's paired t) and, for means of
+        right answers, that over test samples (normal, strata being classes where classes count
+        alike). Of one run only the second is known, of other metrics only the first.
         """
         a, b = self._runs(records, one, metric), self._runs(records, other, metric)
         runs = a.values.index.intersection(b.values.index)

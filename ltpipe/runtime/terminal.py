@@ -71,7 +71,7 @@ class LogHandler(LogHandlerBase):
         self._kinds: dict[str, list[str]] = {}
         self._done = self._total = 0
         self._started = time.monotonic()
-        self._broken = False
+        self._broken = self._complete = False
         self._drawn = 0
         self._guard = threading.RLock()
         self._ended = threading.Event()
@@ -98,7 +98,7 @@ class LogHandler(LogHandlerBase):
         if not self._ended.is_set():
             self._ended.set()
             self._write("\n".join(map(_failure, self._failed)))
-            if not self._broken and not self.common_settings.dryrun:
+            if self._complete and not self._broken and not self.common_settings.dryrun:
                 self._show_results()
         super().close()
 
@@ -137,6 +137,7 @@ class LogHandler(LogHandlerBase):
         if self._details or event == LogEvent.GROUP_ERROR:
             return self._own(record)
         text = str(record.getMessage() or "")
+        self._complete |= text.startswith("Nothing to be done")
         if event in (LogEvent.WORKFLOW_STARTED, LogEvent.RULEGRAPH):
             return ""
         if record.levelno < WARNING and (
@@ -169,6 +170,7 @@ class LogHandler(LogHandlerBase):
     def _finished(self, number: int) -> str:
         job = self._jobs.pop(number, None)
         self._done += 1
+        self._complete = True
         if job is None:
             return ""
         took = duration(time.monotonic() - job.started)
