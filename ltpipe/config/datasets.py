@@ -188,6 +188,7 @@ class ImageDataset(DatasetSettings):
             channels=wanted.channels,
             interpolation=wanted.interpolation,
             fit=wanted.fit,
+            orientation=wanted.orientation,
             # What else an input needs to be one.
             mean=[0.0] * wanted.channels,
             std=[1.0] * wanted.channels,
