@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltpipe.compat import import_torchvision
 from ltpipe.config.registry import network
 from ltpipe.models.heads import build_head
-from ltpipe.models.published import load_published
+from ltpipe.models.published import load_published, read_published
 from ltpipe.utils.errors import InputError
-from ltpipe.utils.outside import checked
 
 
 class TorchvisionResNet(nn.Module):
@@ -93,7 +90,7 @@ def _read_weights(network: str, weights: str | Path) -> dict[str, Tensor]:
     """
     path = Path(weights)
     if path.is_file():
-        return _read_state(path)
+        return read_published(path)
     # Names that the enumeration lists; its alias DEFAULT changes with torchvision's version.
     entries = import_torchvision().models.get_model_weights(network)
     published = {entry.name: entry.url for entry in entries}
@@ -113,25 +110,6 @@ def _fetch(title: str, url: str) -> dict[str, Tensor]:
             f"torchvision's weights {title} cannot be fetched ({type(error).__name__}): "
             f"download {url} and name the file as weights: PATH"
         ) from error
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if path.is_file():
-        checked(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # A damaged pickle raises nearly anything, also IndexError.
-        raise InputError(
-            f"weights file {path} cannot be read: give a safetensors file or a saved state dict"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise InputError(f"weights file {path} is not a plain state dict (name -> tensor)")
-    return state
 
 
 @network("resnet50", paper="He et al., CVPR 2016")

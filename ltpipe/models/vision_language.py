@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
 from ltpipe.config.registry import towers
-from ltpipe.models.published import load_published
+from ltpipe.models.published import load_published, read_published
 from ltpipe.utils.errors import InputError, nearest
-from ltpipe.utils.outside import checked
 from ltpipe.utils.progress import say
 
 MAX_LOGIT_SCALE = 100.0
@@ -173,47 +168,12 @@ def load_towers(towers: nn.Module, path: Path) -> None:
     Raises:
         InputError: the file is missing, damaged, an archive of code, or of other towers.
     """
-    state = _read_state(path)
+    state = {k: v for k, v in read_published(path).items() if k not in _NOT_WEIGHTS}
     expected = towers.state_dict()
     for key in ("logit_scale", "logit_bias"):
         if key in state and key in expected:
             state[key] = state[key].reshape(expected[key].shape)
     load_published(towers, state, f"weights file {path}")
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if path.is_file():
-        checked(path)
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                # That an archive looks like one is said below.
-                warnings.simplefilter("ignore", UserWarning)
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(
-            f"weights file {path} does not exist; put open_clip's weights there, or name a tag"
-        ) from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        if "TorchScript" in str(error):
-            raise InputError(
-                f"weights file {path} is a TorchScript archive, which can hold code and is not "
-                "opened; take open_clip_model.safetensors of the same towers"
-            ) from None
-        raise InputError(
-            f"weights file {path} is damaged, or holds more than tensors; take a safetensors file"
-        ) from None
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"weights file {path} holds no table of tensors by name")
-    return {
-        key.removeprefix("module."): value
-        for key, value in state.items()
-        if key not in _NOT_WEIGHTS
-    }
 
 
 def encode_images(towers: Any, images: Tensor) -> Tensor:
