@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import ceilings
 import gradients
+import heads
 import history
 import runs
 import stage1
@@ -37,6 +38,8 @@ SUITES: dict[str, Callable[[Run], Iterator[Result]]] = {
     "sweep": stage2.sweep,
     "large": stage2.large,
     "gradients": gradients.gradients,
+    "gda": heads.gaussians,
+    "decays": heads.decays,
     "optimizer": stage2.optimizer,
     "write": storage.writing,
     "read": storage.reading,
