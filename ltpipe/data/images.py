@@ -227,7 +227,13 @@ class FiveCrops(FileImages):
         self, paths: Sequence[Path], size: tuple[int, int], margin: int, stored: InputSettings
     ) -> None:
         height, width = size
-        super().__init__(paths, (5 * height, width), stored.channels, stored.interpolation)
+        super().__init__(
+            paths,
+            (5 * height, width),
+            stored.channels,
+            stored.interpolation,
+            orientation=stored.orientation,
+        )
         self._crop = size
         self._margin = margin
 

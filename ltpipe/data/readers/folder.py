@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from ltpipe.config.datasets import InputSettings, OwnImages
 from ltpipe.config.registry import reader
 from ltpipe.data.images import stored_images
 from ltpipe.data.sources import Part, Source
 from ltpipe.plan.fingerprints import files_below
-from ltpipe.utils.errors import InputError
+from ltpipe.utils.errors import InputError, nearest
 from ltpipe.utils.paths import locate
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
@@ -24,11 +26,15 @@ _SPLITS = ("train", "val", "test")
 class FolderDataset(OwnImages):
     """Images in train/val/test folders of class folders, or one folder of class folders.
 
+    `class_names` gives folders other names, such as words for WordNet's numbers: in tables, and in
+    prompts.
+
     Where there is no test folder, a share of each class is set apart.
     """
 
     source: Literal["folder"]
     path: str
+    class_names: dict[str, str] = Field(default={})
 
     def locations(self) -> frozenset[str]:
         return frozenset({"path"})
@@ -45,7 +51,16 @@ class FolderDataset(OwnImages):
                     yield f"{split}/{name}", file
 
     def read(self, root: Path | None) -> Source:
-        return read_folder(locate(self.path, root), self.input)
+        source = read_folder(locate(self.path, root), self.input)
+        if unknown := sorted(self.class_names.keys() - set(source.class_names)):
+            raise InputError(
+                f"class_names: {self.path} has no class folder {unknown[0]!r}"
+                f"{nearest(unknown[0], source.class_names)}"
+            )
+        names = [self.class_names.get(name, name) for name in source.class_names]
+        if len(set(names)) < len(names):
+            raise InputError("class_names: two class folders would have one name")
+        return replace(source, class_names=names)
 
 
 def read_folder(path: Path, stored: InputSettings) -> Source:

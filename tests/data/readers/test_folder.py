@@ -127,3 +127,15 @@ def test_other_mistakes(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             open_source("folder", tmp_path, options)
+
+
+def test_folders_may_be_given_other_names(tmp_path):
+    make(tmp_path, {"n01": 5, "n02": 5})
+    options = {"path": str(tmp_path), "class_names": {"n02": "tench"}}
+    assert open_source("folder", None, options).class_names == ["n01", "tench"]
+    for names, said in (
+        ({"n03": "shark"}, "no class folder 'n03'"),
+        ({"n02": "n01"}, "two class folders would have one name"),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_source("folder", None, {**options, "class_names": names})
