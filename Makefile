@@ -24,7 +24,6 @@ INSTRUCTIONS := default/SSE41 avx2/AVX2 avx512/AVX512_CORE
 
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES)
-	@$(BIN)/ltpipe table results/experiments/demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python $(PYTEST) -m "not slow and not realdata"
