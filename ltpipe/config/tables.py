@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from ltpipe.config.base import Float, Settings
 
@@ -84,7 +84,7 @@ class Table(Settings):
             "image_size",
         ]
     ] = ["accuracy", "many", "medium", "few"]
-    ranks: list[int] = Field(default=[], min_length=0)
+    ranks: list[int] = []
     ranked_by: Literal["train", "test"] = "train"
     expected: Expected | None = None
 
