@@ -216,9 +216,10 @@ def _runs(point: pd.DataFrame, metric: str, tests: Mapping[int, int]) -> pd.Data
     if kind_of(metric) == "class_test_images":
         # A fact of the data: the same whoever is asked, and of no seed.
         return inside.assign(value=weights)[:1]
-    hits = (inside["value"] * weights).groupby(inside["seed"], sort=False).sum(min_count=1)
-    share = hits / sum(tests.values())
-    runs = inside.drop_duplicates("seed").set_index("seed")[["diverged"]]
+    run = [name for name in ("draw", "seed") if name in inside]
+    hits = inside.assign(hits=inside["value"] * weights).groupby(run, sort=False)["hits"]
+    share = hits.sum(min_count=1) / sum(tests.values())
+    runs = inside.drop_duplicates(run).set_index(run)[["diverged"]]
     runs["value"] = 1 - share if metric.partition(":")[0].endswith("_error") else share
     return runs
 

@@ -373,3 +373,26 @@ def test_facts_of_data_sets_stand_beside_the_papers(tmp_path):
     texts = [cell.text for cell in cells]
     assert texts[:4] == ["12608", "12067 (+541)", "10000", "10000 (+0)"]
     assert texts[4:] == ["2", "100 (-98)", "32", "32 (+0)"]
+
+
+def test_runs_of_classes_are_told_apart_by_draw_and_seed(tmp_path):
+    """Two draws of one seed are two runs, each with its own share of right answers."""
+    with h5py.File(tmp_path / "two.h5", "w") as file:
+        file.attrs["class_names"] = json.dumps(["a", "b"])
+        file["class_counts"] = [9, 3]
+        file["test_labels"] = [0, 0, 0, 1]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two.h5").rename(tmp_path / "two/subset.h5")
+    found = [("d", "M", 0, 0, "{}", "last", "class_accuracy", v) for v in (1.0, 0.0, 0.0, 1.0)]
+    made = records(found).assign(**{"class": [0, 1, 0, 1], "draw": [0, 0, 1, 1]})
+    settings = {
+        "rows": [{"method": "M"}],
+        "datasets": ["d"],
+        "metrics": ["rank_accuracy"],
+        "ranks": [2],
+        "ranked_by": "train",
+    }
+    described = {"label": "d", "benchmark": None, "imbalance": None, "folder": "two"}
+    (row,) = build_table(made, settings, {"d": described}, EXPECTED, tmp_path).to_dict("records")
+    assert (row["seeds"], row["mean"]) == (2, 0.5)
+    assert row["sd"] == pytest.approx(0.5 / math.sqrt(2))
