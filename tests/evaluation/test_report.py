@@ -15,7 +15,7 @@ import pytest
 
 from ltpipe.artifacts.manifest import write_manifest
 from ltpipe.config.base import canonical_json
-from ltpipe.config.figures import Confusion, Reliability
+from ltpipe.config.figures import ActivationMaps, Confusion, Reliability
 from ltpipe.config.registry import find
 from ltpipe.evaluation.artifacts import STEPS, draw_graph, group_artifacts, read_artifacts
 from ltpipe.evaluation.report import write_report
@@ -23,7 +23,7 @@ from ltpipe.stage2.core.results import read_predictions
 from ltpipe.stage2.ffn import job as ffn
 from ltpipe.stage2.simple import backbone_head
 from ltpipe.utils.errors import InputError
-from tests.support import CE, CPU, KPS, Job, draw, embed, train
+from tests.support import CE, CPU, DIGITS, KPS, Job, draw, embed, train
 
 EXPECTED = Path(__file__).resolve().parents[2] / "data/expected"
 # In one worker: writing a report takes longer than reading it.
@@ -128,7 +128,8 @@ def experiment(tmp_path_factory):
         for name, backbone in (("ce", CE), ("kps", KPS)):
             stage1 = train(base / f"s1/{name}/{seed}", backbone, data, seed)
             store = embed(base / f"f/{name}/{seed}", backbone, stage1, data, seed)
-            manifest(stage1, {"kind": "stage1", "backbone": backbone, "seed": seed}, data=data)
+            trained = {"kind": "stage1", "dataset": DIGITS, "backbone": backbone, "seed": seed}
+            manifest(stage1, trained, data=data)
             manifest(store, {"kind": "features", "seed": seed}, stage1=stage1, data=data)
             stores[name] = store
             row = {"dataset": "digits", "backbone": name, "seed": seed}
@@ -205,6 +206,40 @@ def test_links_lead_somewhere(report):
     assert all((folder / unquote(link)).is_file() for link in files)
     for figure in (folder / "figures").glob("*.svg"):
         assert {f"figures/{figure.stem}.{suffix}" for suffix in ("svg", "png", "csv")} <= set(files)
+
+
+def test_tables_of_classes_groups_and_data_sets_and_heat_maps_stand_in_a_report(
+    experiment, tmp_path
+):
+    spec, base = experiment
+    shared = {"datasets": ["digits"], "expected": None}
+    rows = [{"method": "CE"}, {"method": "FFN", "at": {"w1": 0.5}, "label": "FFN"}]
+    tables = {
+        "facts": {"kind": "datasets", "title": "Facts", "rows": [], "metrics": ["train_images"]},
+        "classes": {"title": "By class", "rows": rows, "metrics": ["class_accuracy"]},
+        "groups": {"title": "By group", "rows": rows, "metrics": ["rank_error"], "ranks": [4, 6]},
+    }
+    tables = {name: {"ranked_by": "train", **shared, **table} for name, table in tables.items()}
+    values = {"kind": "activation_maps", "dataset": "digits", "backbones": ["ce"], "images": 2}
+    figures = [ActivationMaps.model_validate(values).model_dump(mode="json")]
+    whole = {**spec, "tables": tables, "table_order": list(tables), "figures": figures}
+    # Manifests name their inputs as seen from where the report is written.
+    with chdir(base):
+        write_report(whole, tmp_path / "a", EXPECTED, base)
+    facts = pd.read_csv(tmp_path / "a/tables/facts.csv")
+    assert facts["mean"].tolist() == [131]
+    classes = (tmp_path / "a/tables/classes.md").read_text()
+    assert [line.split("|")[1].strip() for line in classes.splitlines()[4:14]] == list("0123456789")
+    groups = pd.read_csv(tmp_path / "a/tables/groups.csv")
+    assert groups["metric"].unique().tolist() == ["rank_error:1-4", "rank_error:5-10"]
+    # 50 test digits a class: the two groups make up the whole.
+    whole_error = groups.groupby("label")["mean"].apply(lambda m: 0.4 * m.iloc[0] + 0.6 * m.iloc[1])
+    accuracy = pd.read_csv(base / "s2/CE/0/metrics.csv").query("metric == 'accuracy'")["value"]
+    other = pd.read_csv(base / "s2/CE/1/metrics.csv").query("metric == 'accuracy'")["value"]
+    assert whole_error["CE"] == pytest.approx(1 - (accuracy.item() + other.item()) / 2)
+    page = (tmp_path / "a/report.html").read_text()
+    for text in ("Facts", "classes 5-10", "Classes by rank of training images", "Where networks"):
+        assert text in page
 
 
 def test_tables_stand_in_the_order_of_the_experiment_file(experiment, tmp_path):
