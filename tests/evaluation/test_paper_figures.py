@@ -90,6 +90,7 @@ def test_differences_on_the_rarest_classes_stand_beside_the_papers(tmp_path):
         with h5py.File(tmp_path / name / "predictions.h5", "w") as file:
             file["predicted"] = np.where(right, labels, (labels + 1) % 20)[None]
             file["labels"] = labels
+            file["index"] = np.arange(400)
             file["confidence"] = np.ones((1, 400), np.float32)
             file.attrs["points"] = "[{}]"
             file.attrs["class_names"] = json.dumps([str(i) for i in range(20)])
