@@ -7,11 +7,15 @@ import sys
 from typing import Any
 
 from ltpipe.runtime.client import hand_over
+from ltpipe.runtime.parents import end_with_run
 
 
 def main() -> int:
     """Run the command of this process; a server may do it in its place."""
     arguments = sys.argv[1:]
+    # Jobs are the commands that are told a spec.
+    if "--spec" in arguments:
+        end_with_run()
     status = hand_over(arguments)
     if status is None:
         from ltpipe.cli import program

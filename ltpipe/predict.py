@@ -51,7 +51,51 @@ def load(bundle_dir: Path | str, device: str = "auto") -> Predictor:
     folder = Path(bundle_dir)
     description = read_description(folder)
     place = named_device(device)
-    return Predictor(Pipeline(folder, description, place, exact=False), description, place)
+    try:
+        pipeline = Pipeline(folder, description, place, exact=False)
+        _try(pipeline, description, place)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise _misfit(folder, error) from None
+    except RuntimeError as error:
+        if place.type == "cuda":
+            # The device's own trouble, such as a lack of memory, is not the bundle's.
+            raise
+        raise _misfit(folder, error) from None
+    return Predictor(pipeline, description, place)
+
+
+def _misfit(folder: Path, error: Exception) -> InputError:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return InputError(
+        f"{folder}: bundle.json does not fit the files beside it ({text}); export again"
+    )
+
+
+@torch.inference_mode()
+def _try(pipeline: Pipeline, description: Mapping[str, Any], device: torch.device) -> None:
+    """Predict one sample of zeros.
+
+    Raises:
+        ValueError: there is not a probability for each class.
+    """
+    rule = description["input"]
+    if rule is None:
+        given = [torch.zeros(1, size, device=device) for size in pipeline.dimensions.values()]
+    else:
+        shape = (1, rule["channels"], *rule["size"])
+        given = [torch.zeros(shape, dtype=torch.uint8, device=device)]
+    found, classes = pipeline(*given).shape, len(description["classes"]["names"])
+    if found != (1, classes):
+        raise ValueError(f"{found[1]} probabilities for {classes} classes")
 
 
 class Predictor:

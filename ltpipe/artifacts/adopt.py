@@ -20,15 +20,15 @@ from ltpipe import __version__
 from ltpipe.artifacts.earlier import FORMAT as EARLIER
 from ltpipe.artifacts.earlier import Record, modern_spec
 from ltpipe.artifacts.job import run_identity
-from ltpipe.artifacts.manifest import FORMAT, content_of
+from ltpipe.artifacts.manifest import FORMAT, content_of, write_sealed
 from ltpipe.artifacts.relatives import Relative, Tree, nearest, shortened
 from ltpipe.artifacts.tree import Place
 from ltpipe.artifacts.unfinished import Unfinished, bind, checkpoint_in, read_unfinished
 from ltpipe.plan.layout import ArtifactSpec
 from ltpipe.plan.specs import with_locations
-from ltpipe.plan.stages import MANIFEST, STAGES
+from ltpipe.plan.stages import STAGES
 from ltpipe.utils.errors import InputError
-from ltpipe.utils.io import file_sha256, write_json_atomic
+from ltpipe.utils.io import file_sha256
 from ltpipe.utils.lock import held
 
 KINDS = tuple(kind for kind, stage in STAGES.items() if not stage.is_page)
@@ -176,7 +176,7 @@ def _link(record: Record, planned: ArtifactSpec, tree: Tree, manifest: dict[str,
             os.link((record.place.folder / name).resolve(), path)
         except OSError:
             shutil.copyfile(record.place.folder / name, path)
-    write_json_atomic(target / MANIFEST, manifest)
+    write_sealed(target, manifest)
 
 
 def _notes(relative: Relative) -> Iterator[str]:

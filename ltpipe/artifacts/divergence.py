@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from ltpipe.artifacts.reading import checked_file_if_any
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import write_json_atomic
 
@@ -28,13 +29,13 @@ def read_divergence(folder: Path) -> dict[int, str]:
     """Return the reasons by point; {} where everything converged.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is missing, though the manifest names it, or damaged.
     """
-    path = folder / FILE
+    path = checked_file_if_any(folder, FILE)
+    if path is None:
+        return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return {int(point): str(text) for point, text in values.items()}
-    except FileNotFoundError:
-        return {}
     except (ValueError, AttributeError):
         raise InputError(f"{path}: damaged; delete the folder and run again") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import is_temporary
 from ltpipe.utils.lock import held
 
+_PLANNING_SECONDS = 3600.0
 _SIDES = {"logs": ".log", "benchmarks": ".tsv"}
 
 
@@ -77,6 +79,10 @@ def find_waste(
             waste += _half_written(place.folder)
     waste += [item for side in _SIDES for item in _side_files(side, results, kept)]
     waste += _plans(results)
+    for side in ("plans", "fingerprints", *_SIDES):
+        # One that plans at this moment may be writing there.
+        long_ago = time.time() - _PLANNING_SECONDS
+        waste += [item for item in _half_written(results / side) if _changed(item) < long_ago]
     for path in sorted((results / "experiments").glob("*/.*.tmp")):
         if path.is_dir() and not path.is_symlink():
             waste.append(Waste(path, _size(path), "half-written"))
@@ -150,6 +156,10 @@ def _half_written(folder: Path) -> Iterator[Waste]:
     for path in sorted(folder.rglob(".*")):
         if is_temporary(path) and path.is_file():
             yield Waste(path, path.stat().st_size, "half-written")
+
+
+def _changed(item: Waste) -> float:
+    return item.path.stat().st_mtime
 
 
 def _side_files(side: str, results: Path, kept: set[str]) -> Iterator[Waste]:

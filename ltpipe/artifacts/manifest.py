@@ -15,9 +15,11 @@ from ltpipe import __version__
 from ltpipe.config.base import canonical_json
 from ltpipe.plan.stages import MANIFEST, RESUME
 from ltpipe.utils.errors import InputError
-from ltpipe.utils.io import file_sha256, is_temporary, write_json_atomic
+from ltpipe.utils.io import file_sha256, is_temporary, open_regular, write_json_atomic
 
-FORMAT = "ltpipe-manifest/2"
+FORMAT = "ltpipe-manifest/3"
+# Of the same form, without a checksum of its own.
+_UNSEALED = "ltpipe-manifest/2"
 # Records of a run, such as seconds an epoch: they differ from run to run and nothing reads them on.
 _RECORDS = ("history.csv",)
 # Snakemake's own mark in folders that are outputs.
@@ -69,8 +71,8 @@ def write_manifest(
     says of the run, such as device and wall time.
     """
     outputs = artifact_files(folder)
-    write_json_atomic(
-        folder / MANIFEST,
+    write_sealed(
+        folder,
         {
             "format": FORMAT,
             "spec": spec,
@@ -85,6 +87,19 @@ def write_manifest(
             **run_info,
         },
     )
+
+
+def write_sealed(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest with the checksum of its own content."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    write_json_atomic(folder / MANIFEST, {**content, "checksum": _checksum(content)})
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    # As it is read back: keys are text, tuples are lists.
+    read = json.loads(json.dumps(content))
+    text = json.dumps(read, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def input_beside(folder: Path, named: Path) -> Path:
@@ -119,29 +134,33 @@ def outputs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return `folder`/manifest.json.
+    """Return `folder`/manifest.json, held against its checksum.
 
     Raises:
         InputError: the file is missing or damaged.
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as handle:
+            manifest = json.load(handle)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the artifact is not finished") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: damaged; delete the folder and run again") from None
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None
     if not _is_manifest(manifest):
         raise InputError(f"{path}: not a manifest of this version; delete the folder and run again")
+    expected = manifest.pop("checksum", None)
+    if manifest["format"] == FORMAT and expected != _checksum(manifest):
+        raise InputError(f"{path}: damaged; delete the folder and run again")
     return manifest
 
 
 def _is_manifest(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and value.get("format") == FORMAT
+        and value.get("format") in (FORMAT, _UNSEALED)
         and all(isinstance(value.get(key), dict) for key in ("spec", "modules", "outputs"))
         and isinstance(value.get("inputs"), dict)
         and all(

@@ -27,8 +27,8 @@ _COMMON = (
     "protocol",
     "points",
 )
-# Files of this process that were found to be as they were written, by path, time and size.
-_CHECKED: set[tuple[str, int, int, str]] = set()
+# Files that this process found to be as they were written: their path, state and SHA-256.
+_CHECKED: set[tuple[str | int, ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Artifact:
         if expected is None or not path.is_file():
             raise InputError(f"{path}: no such file; delete the folder and run again")
         status = path.stat()
-        state = str(path.resolve()), status.st_mtime_ns, status.st_size, expected
+        times = status.st_mtime_ns, status.st_ctime_ns
+        state = (str(path.resolve()), status.st_ino, status.st_size, *times, expected)
         if state not in _CHECKED:
             if file_sha256(path) != expected:
                 raise InputError(f"{path}: damaged; delete the folder and run again")
@@ -101,6 +102,18 @@ def checked_file(folder: Path, name: str) -> Path:
         InputError: the file is missing or damaged.
     """
     return open_artifact(folder).file(name) if (folder / MANIFEST).is_file() else folder / name
+
+
+def checked_file_if_any(folder: Path, name: str) -> Path | None:
+    """Return a file of an artifact that not all have, as `checked_file`; None if it has none.
+
+    Raises:
+        InputError: its manifest names the file, and it is missing or damaged.
+    """
+    if (folder / MANIFEST).is_file():
+        artifact = open_artifact(folder)
+        return artifact.file(name) if name in artifact.manifest["outputs"] else None
+    return folder / name if (folder / name).is_file() else None
 
 
 def open_artifact(folder: Path) -> Artifact:

@@ -13,22 +13,116 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ltpipe.config.base import canonical_json
+from ltpipe.config.base import canonical_json, explain
 from ltpipe.utils.errors import InputError
-from ltpipe.utils.io import atomic_path, file_sha256, write_json_atomic
+from ltpipe.utils.io import atomic_path, file_sha256, open_regular, write_json_atomic
 
 FORMAT = "ltpipe-bundle/1"
 DESCRIPTION = "bundle.json"
 CARD = "README.md"
 METHOD = "method.safetensors"
 GRAPH = "model.onnx"
-_REQUIRED = ("method", "point", "classes", "input", "backbones", "filters", "files", "digest")
+# Of a bundle with 100,000 long class names.
+_MAX_BYTES = 100_000_000
+
+
+class _Part(BaseModel):
+    """A part of bundle.json: strict in what it holds, and open to what later versions add."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Method(_Part):
+    kind: str
+
+
+class _Point(_Part):
+    parameters: dict[str, float]
+
+
+class _Classes(_Part):
+    names: list[str] = Field(min_length=1)
+    counts: list[Annotated[int, Field(ge=0)]]
+
+    @model_validator(mode="after")
+    def _fit(self) -> _Classes:
+        if len(self.names) != len(self.counts):
+            raise ValueError("there must be a count for each name")
+        return self
+
+
+_Size = Annotated[list[Annotated[int, Field(ge=1, le=65_536)]], Field(min_length=2, max_length=2)]
+_PerChannel = Annotated[list[float], Field(min_length=1, max_length=3)]
+
+
+class _Input(_Part):
+    size: _Size
+    stored: _Size
+    channels: Literal[1, 3]
+    interpolation: Literal["bilinear", "bicubic"]
+    fit: Literal["cover", "stretch", "pad"]
+    mean: _PerChannel
+    std: _PerChannel
+
+
+class _Features(_Part):
+    """What a backbone gives, where it is not in the bundle."""
+
+    dimension: int = Field(ge=1)
+    attributes: dict[str, Any]
+
+
+class _Backbone(_Features):
+    settings: dict[str, Any]
+    file: str
+    outputs: int = Field(ge=1)
+    precision: Literal["fp32", "bf16"]
+    batch_size: int = Field(ge=1)
+
+
+class _File(_Part):
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class _Description(_Part):
+    method: _Method
+    point: _Point
+    facts: dict[str, Any]
+    classes: _Classes
+    input: _Input | None
+    backbones: dict[str, dict[str, Any]] = Field(min_length=1)
+    filters: list[float]
+    onnx: dict[str, Any] | None
+    files: dict[str, _File]
+
+    @model_validator(mode="after")
+    def _whole(self) -> _Description:
+        named = [METHOD, *([] if self.onnx is None else [GRAPH])]
+        for role, values in self.backbones.items():
+            try:
+                if self.input is None:
+                    _Features.model_validate(values)
+                    if values.get("settings") is not None:
+                        raise ValueError("input: must say how images reach its backbones")
+                else:
+                    named.append(_Backbone.model_validate(values).file)
+            except ValidationError as error:
+                raise ValueError(str(explain(error, f"backbones.{role}"))) from None
+        for name in named:
+            if name not in self.files:
+                raise ValueError(f"names the file {name[:60]!r}, of which it gives no hash")
+        for name in self.files:
+            if name in (".", "..") or Path(name).name != name:
+                raise ValueError(f"names the file {name[:60]!r}, which is not in its folder")
+        return self
 
 
 @contextmanager
@@ -100,26 +194,37 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / DESCRIPTION
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as handle:
+            data = handle.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ValueError(f"longer than {_MAX_BYTES:,} bytes")
+        values = json.loads(data.decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder} is no bundle: it has no {DESCRIPTION}; `ltpipe export` makes one"
         ) from None
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable ({error}); export again") from None
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise InputError(
-            f"{path}: format {found!r}, this version of ltpipe reads {FORMAT!r}; export again, or "
-            "use the version that wrote it"
+            f"{path}: format {str(found)[:60]!r}, this version of ltpipe reads {FORMAT!r}; export "
+            "again, or use the version that wrote it"
         )
-    missing = [key for key in _REQUIRED if key not in values]
     digest = values.pop("digest", None)
-    if missing or digest != _digest(values):
+    try:
+        is_as_written = digest == _digest(values)
+    except (ValueError, RecursionError):
+        is_as_written = False
+    if not is_as_written:
         raise InputError(f"{path}: changed since it was exported; export again")
+    try:
+        _Description.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error, '')}; export again") from None
     for name, expected in values["files"].items():
-        if Path(name).name != name:
-            raise InputError(f"{path}: names the file {name!r}, which is not in its folder")
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing; copy the whole bundle, or export again")
         if file_sha256(folder / name) != expected["sha256"]:

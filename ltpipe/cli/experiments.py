@@ -235,13 +235,15 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
+    from ltpipe.artifacts.reading import checked_file
+
     folder = options.folder
     if (folder / LATEST).exists():
         folder = folder / LATEST
     path = folder / "summary.txt"
     if not path.is_file():
         raise InputError(f"{path}: no such file; run the experiment first")
-    print(path.read_text(encoding="utf-8"))
+    print(checked_file(folder, path.name).read_text(encoding="utf-8"))
     print(f"report: {folder / 'report.html'}")
     return 0
 

@@ -207,13 +207,27 @@ def shown_folders(spec: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def _folder(output: Path) -> Iterator[None]:
-    """Make the artifact's folder, unfinished from here on; leave none behind that stayed empty."""
+    """Make the artifact's folder, unfinished from here on; leave none behind that stayed empty.
+
+    Raises:
+        InputError: another job is at work there.
+    """
+    from ltpipe.utils.io import is_temporary
+    from ltpipe.utils.lock import held_by_job
+
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     output.mkdir(parents=True, exist_ok=True)
-    if _torchrun_rank() in (None, 0):
-        (output / MANIFEST).unlink(missing_ok=True)
     try:
-        yield
+        if _torchrun_rank() not in (None, 0):
+            yield
+            return
+        with held_by_job(output) as lock:
+            (output / MANIFEST).unlink(missing_ok=True)
+            for path in [path for path in output.rglob(".*") if is_temporary(path)]:
+                # What a job that was killed left half-written.
+                if path != lock:
+                    path.unlink(missing_ok=True)
+            yield
     except BaseException:
         for folder in made:
             if any(folder.iterdir()):

@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ltpipe import __version__
 from ltpipe.cli import experiments, jobs, own_data, upkeep
 from ltpipe.utils.errors import DiskError, InputError
-from ltpipe.utils.io import refusal
+from ltpipe.utils.io import printable, refusal
 
 _DESCRIPTION = """\
 Long-tailed image classification in two stages: train backbones once, cache their features, then
@@ -36,12 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        reason = refusal(error)
-        if reason is None:
+        reason, place = refusal(error), getattr(error, "filename", None)
+        if reason is not None:
+            print(f"ltpipe: error: {place or 'a file'}: {reason}", file=sys.stderr)
+            return os.EX_IOERR
+        if not isinstance(error, OSError) or not isinstance(place, str | Path):
             raise
-        place = getattr(error, "filename", None) or "a file"
-        print(f"ltpipe: error: {place}: {reason}", file=sys.stderr)
-        return os.EX_IOERR
+        # A path that is no file, a folder, or too long.
+        text = f"{printable(place)[:200]}: {error.strerror}"
+        print(f"ltpipe: error: {text}; name another", file=sys.stderr)
+        return 2
 
 
 def _one_line(error: InputError) -> str:

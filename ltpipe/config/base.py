@@ -8,7 +8,15 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ltpipe.utils.errors import InputError, nearest
@@ -24,6 +32,58 @@ def _scientific(value: Any) -> Any:
 
 
 Float = Annotated[float, BeforeValidator(_scientific)]
+
+
+MAX_NAME = 100
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_BRACES = re.compile(r"\{\{|\}\}|\{(\w+)(?::\.(\d)([fg]))?\}|[{}]")
+
+
+def check_name(name: str) -> str:
+    """Return a name that may become part of a path.
+
+    Raises:
+        ValueError: it may not; says what may.
+    """
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
+        raise ValueError(
+            f"use letters, digits, '.', '_', '+' and '-', at most {MAX_NAME}: it names a folder "
+            "or a file"
+        )
+    return name
+
+
+def _check_seeds(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("seeds must be different numbers")
+    return seeds
+
+
+# Names of experiments, data sets, backbones, methods, tables and figures.
+Name = Annotated[str, AfterValidator(check_name)]
+Seeds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**31)]],
+    Field(min_length=1, max_length=1000),
+    AfterValidator(_check_seeds),
+]
+
+
+def fill_braces(text: str, values: Mapping[str, Any]) -> str:
+    """Return `text` with `{name}`, or `{name:.2f}` of a number, filled in, `{{` being a brace.
+
+    Raises:
+        KeyError: braces hold anything else; attributes, items and widths are not looked up.
+    """
+
+    def filled(found: re.Match[str]) -> str:
+        whole, name, digits, kind = found[0], found[1], found[2], found[3]
+        if whole in ("{{", "}}"):
+            return whole[0]
+        if name not in values or (digits and not isinstance(values[name], int | float)):
+            raise KeyError(whole)
+        return format(values[name], f".{digits}{kind}") if digits else str(values[name])
+
+    return _BRACES.sub(filled, text)
 
 
 class Settings(BaseModel):
@@ -46,7 +106,7 @@ class Settings(BaseModel):
                         "unknown_key",
                         "unknown key {key}{hint}; known here: {known}",
                         {
-                            "key": repr(key),
+                            "key": _short(key),
                             "hint": nearest(str(key), known),
                             "known": ", ".join(sorted(known)),
                         },
@@ -117,6 +177,7 @@ def explain(error: ValidationError, where: str) -> InputError:
         if isinstance(part, int):
             path += f"[{part}]"
         elif not _is_union_tag(part):
+            part = part if len(part) <= MAX_NAME else f"{part[:MAX_NAME]}..."
             path += f".{part}" if path else part
     message = _explain_one(first)
     if len(errors) > 1:
@@ -146,10 +207,14 @@ def _explain_one(error: ErrorDetails) -> str:
 def _is_union_tag(part: str | int) -> bool:
     """Pydantic adds the member of a union that it tried to the path; readers don't know it."""
     return isinstance(part, str) and (
-        part in ("float", "int", "str", "bool") or part.startswith(("function-", "list["))
+        part in ("float", "int", "str", "bool", "[key]") or part.startswith(("function-", "list["))
     )
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no numbers of thousands of digits.
+        return "a number of too many digits"
     return text if len(text) <= 60 else text[:57] + "..."

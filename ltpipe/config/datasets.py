@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ltpipe.config.base import Float, Settings
+from ltpipe.config.base import Float, Name, Settings
 from ltpipe.config.choices import Choice
 from ltpipe.config.registry import reader
 from ltpipe.utils.paths import locate
@@ -265,7 +265,7 @@ class FeaturesDataset(SplitSettings, DatasetSettings):
     """
 
     source: Literal["features"]
-    stores: dict[str, StoreFiles] = Field(min_length=1)
+    stores: dict[Name, StoreFiles] = Field(min_length=1)
     class_names: str | None = None
 
     def locations(self) -> frozenset[str]:

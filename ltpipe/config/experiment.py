@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ltpipe.config.backbones import AnyBackbone
-from ltpipe.config.base import Settings, explain, merge
+from ltpipe.config.base import (
+    Name,
+    Seeds,
+    Settings,
+    check_name,
+    explain,
+    fill_braces,
+    merge,
+)
 from ltpipe.config.datasets import Dataset, FeaturesDataset
 from ltpipe.config.figures import (
     ActivationMaps,
@@ -33,13 +40,16 @@ from ltpipe.config.figures import (
     TrainingCurves,
     Tsne,
 )
+from ltpipe.config.files import read_yaml
 from ltpipe.config.methods import Method
 from ltpipe.config.plugins import load_plugins, locate_plugins
 from ltpipe.config.tables import Table
 from ltpipe.utils.errors import InputError, nearest
 from ltpipe.utils.paths import CHECKOUT
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# More is no experiment but a slip of the pen.
+_MAX_ENTRIES = 10_000
+_MAX_JOBS = 100_000
 _SECTIONS = ("datasets", "backbones", "methods")
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "datasets": TypeAdapter(Dataset),
@@ -60,7 +70,7 @@ class Run(Settings):
 
     datasets: list[str] = ["*"]
     methods: list[str] = ["*"]
-    seeds: list[int] | None = None
+    seeds: Seeds | None = None
 
 
 class Head(Settings):
@@ -71,7 +81,7 @@ class Head(Settings):
     out what needs data sets or weights that are not there, and says so.
     """
 
-    experiment: str
+    experiment: Name
     title: str = ""
     description: str = ""
     data: DataLocation = DataLocation()
@@ -79,32 +89,18 @@ class Head(Settings):
     preload: bool = False
     missing: Literal["error", "skip"] = "error"
 
-    @field_validator("experiment")
-    @classmethod
-    def _is_a_folder_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError("use letters, digits, '.', '_', '+' and '-': it names a folder")
-        return name
-
 
 class ExperimentFile(Head):
     """The whole experiment file, names not yet resolved; config/README.md explains every key."""
 
     plugins: list[str] = []
-    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    seeds: Seeds = [0, 1, 2]
     datasets: dict[str, dict[str, Any] | None] = Field(min_length=1)
     backbones: dict[str, dict[str, Any] | None] = {}
     methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
     runs: list[Run] = Field(default=[Run()], min_length=1)
-    tables: dict[str, Table] = {}
+    tables: dict[Name, Table] = {}
     figures: list[Figure] = []
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-            raise ValueError("seeds must be different numbers from 0 up")
-        return seeds
 
 
 @dataclass(frozen=True)
@@ -189,38 +185,6 @@ def find_catalogue(path: Path) -> Path:
     raise InputError(f"{path}: no folder above it has datasets/ and methods/; name one")
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a mapping that names a key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise InputError(f"line {line}: key {key!r} stands twice; remove one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping with safe types and unique keys; InputError names the file."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with path.open(encoding="utf-8") as handle:
-            values = yaml.load(handle, Loader=_UniqueKeys)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must be a mapping of keys to values")
-    return values
-
-
 def read_catalogue(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the definitions under `folder`: section -> name -> settings as written."""
     catalogue: dict[str, dict[str, dict[str, Any]]] = {}
@@ -290,12 +254,18 @@ def _expand(section: str, entries: Mapping[str, Any]) -> dict[str, dict[str, Any
                 isinstance(values, list) and values for values in loop.values()
             ):
                 raise InputError(f"{section}.{name}.{key}: must map names to lists of values")
+        number = math.prod(len(values) for loop in loops.values() for values in loop.values())
+        if number + len(expanded) > _MAX_ENTRIES:
+            raise InputError(
+                f"{section}.{name}: {number:,} entries by its sweep; {section} may have "
+                f"{_MAX_ENTRIES:,}"
+            )
         variants = _combine(f"{section}.{name}", name, entry, loops) if loops else [(name, entry)]
         for variant, values in variants:
-            if not _NAME.fullmatch(variant):
-                raise InputError(
-                    f"{section}.{variant}: use letters, digits, '.', '_', '+' and '-' in names"
-                )
+            try:
+                check_name(variant)
+            except ValueError as error:
+                raise InputError(f"{section}.{variant[:60]!r}: {error}") from None
             if variant in expanded:
                 raise InputError(f"{section}.{variant}: the sweep gives this name twice")
             expanded[variant] = values
@@ -326,9 +296,9 @@ def _combine(
             for key, value in chosen.items()
         }
         try:
-            variant = name.format(**shown)
+            variant = fill_braces(name, shown)
             values = _fill(entry, shown)
-        except (KeyError, IndexError, ValueError):
+        except KeyError:
             raise InputError(
                 f"{where}: braces in names and texts must name one of "
                 + ", ".join(f"{{{key}}}" for key in shown)
@@ -344,7 +314,7 @@ def _combine(
 
 def _fill(value: Any, shown: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        return value.format(**shown)
+        return fill_braces(value, shown)
     if isinstance(value, dict):
         return {key: _fill(item, shown) for key, item in value.items()}
     if isinstance(value, list):
@@ -432,6 +402,8 @@ def _jobs(
             for method in match(run.methods, sections["methods"], f"{where}.methods"):
                 for seed in run.seeds or file.seeds:
                     jobs[(dataset, method, seed)] = None
+                if len(jobs) > _MAX_JOBS:
+                    raise InputError(f"{where}: more than {_MAX_JOBS:,} classifiers to train")
     return list(jobs)
 
 
@@ -494,7 +466,7 @@ def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
         match(figure.datasets, experiment.datasets, f"{where}.datasets")
         match(figure.methods, experiment.methods, f"{where}.methods")
         return
-    match([figure.dataset], experiment.datasets, f"{where}.dataset")
+    _check_named(figure.dataset, experiment.datasets, f"{where}.dataset")
     if isinstance(figure, PerClassAccuracy | Probing | Reliability | TailAccuracy):
         match(figure.methods, experiment.methods, f"{where}.methods")
     if isinstance(figure, CascadeFigure):
@@ -510,7 +482,7 @@ def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
             if branch != figure.group:
                 raise InputError(f"{where}.backbones: {name} knows no {figure.group} classes")
     if isinstance(figure, SubclassOccupancy):
-        (name,) = match([figure.backbone], experiment.backbones, f"{where}.backbone")
+        _check_named(name := figure.backbone, experiment.backbones, f"{where}.backbone")
         if not experiment.backbones[name].settings.splits_classes():
             raise InputError(f"{where}.backbone: {name} has no subclasses")
     if isinstance(figure, SettingCurve):
@@ -520,7 +492,7 @@ def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
             match([line], figure.lines, f"{where}.levels")
             match([method], experiment.methods, f"{where}.levels.{line}")
     if isinstance(figure, SweepCurve | Confusion | CascadeTsne):
-        match([figure.method], experiment.methods, f"{where}.method")
+        _check_named(figure.method, experiment.methods, f"{where}.method")
     if isinstance(figure, CascadeTsne) and not experiment.methods[figure.method].settings.filters():
         raise InputError(f"{where}.method: {figure.method} has no filters")
     if isinstance(figure, Confusion) and figure.at:
@@ -532,6 +504,14 @@ def _check_figure(experiment: Experiment, figure: Any, where: str) -> None:
         match(wanted, stores, f"{where}.backbones")
         if isinstance(figure, Tsne) and figure.fused is not None:
             match([figure.fused.ce, figure.fused.kps], stores, f"{where}.fused")
+
+
+def _check_named(name: str, names: Mapping[str, Any], where: str) -> None:
+    if name not in names:
+        raise InputError(
+            f"{where}: nothing is called {name!r}{nearest(name, names)}; "
+            f"known here: {', '.join(names)}"
+        )
 
 
 def places_on_line(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ltpipe.config.base import Float, Settings
+from ltpipe.config.base import Float, Name, Settings
 from ltpipe.config.tables import Expected
 
 
@@ -118,7 +118,7 @@ class SettingCurve(FigureSettings):
     setting: str
     lines: dict[str, str] = Field(min_length=1)
     levels: dict[str, str] = {}
-    name: str = ""
+    name: Name | Literal[""] = ""
     metric: str = "accuracy"
 
 

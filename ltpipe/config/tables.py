@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ltpipe.config.base import Float, Settings
+from ltpipe.config.base import Float, Name, Settings
 
 # What a table of data sets says of each.
 DATASET_FACTS = ("train_images", "test_images", "classes", "image_size")
@@ -21,7 +21,7 @@ class Expected(Settings):
     others as quoted numbers.
     """
 
-    paper: str
+    paper: Name
     table: str
     quoted: list[str] = []
 

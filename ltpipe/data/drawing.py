@@ -14,7 +14,7 @@ from ltpipe.data.expectations import check_expected, check_expected_labels
 from ltpipe.data.images import FileImages, find_damaged
 from ltpipe.data.loading import dataset_settings
 from ltpipe.data.readers.features import label_names, read_features
-from ltpipe.data.sources import Source
+from ltpipe.data.sources import Source, check_classes
 from ltpipe.data.subset import draw, draw_from_labels, write_subset
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.outside import read_bytes
@@ -126,6 +126,7 @@ def feature_labels(
                 )
     assert first is not None and first["train"] is not None
     if names is None:
+        check_classes(first["train"])
         names = [str(label) for label in range(int(first["train"].max()) + 1)]
     return names, first["train"], first["val"], first["test"]
 

@@ -14,11 +14,14 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ltpipe.config.datasets import InputSettings
 from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.io import open_regular, printable
 from ltpipe.utils.outside import read_bytes
 from ltpipe.utils.progress import track
 
 # Pillow's own warning limit, about a quarter of a gigabyte of RGB.
 MAX_PIXELS = 89_478_485
+# Far more than any image of so many pixels takes.
+MAX_BYTES = 1 << 30
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FITS = ("cover", "stretch", "whole")
 _MODES = {1: "L", 3: "RGB"}
@@ -148,8 +151,9 @@ class FileImages:
         return batch
 
     def _decode(self, path: Path) -> np.ndarray:
-        with _readable(f"image {path}"), Image.open(io.BytesIO(read_bytes(path))) as image:
-            return self.prepared(image, f"image {path}")
+        name = f"image {printable(path)}"
+        with _readable(name), Image.open(io.BytesIO(read_bytes(path, MAX_BYTES))) as image:
+            return self.prepared(image, name)
 
     def prepared(self, image: Image.Image, name: str) -> np.ndarray:
         """Return an opened image as it is stored, uint8 (H, W, C).
@@ -175,8 +179,9 @@ class FileImages:
         """
         if not self._whole:
             return self._decode(self._paths[place])
-        name = f"image {self._paths[place]}"
-        with _readable(name), Image.open(io.BytesIO(read_bytes(self._paths[place]))) as image:
+        path = self._paths[place]
+        name = f"image {printable(path)}"
+        with _readable(name), Image.open(io.BytesIO(read_bytes(path, MAX_BYTES))) as image:
             pixels = self._resized(self._converted(image, name))
             return np.asarray(pixels, dtype=np.uint8).reshape(
                 (pixels.height, pixels.width, self._channels)
@@ -191,7 +196,8 @@ class FileImages:
         if not self._whole:
             return self._size
         path = self._paths[place]
-        with _readable(f"image {path}"), Image.open(path) as image:
+        name = f"image {printable(path)}"
+        with _readable(name), open_regular(path) as handle, Image.open(handle) as image:
             lies = self._turns and image.getexif().get(ExifTags.Base.Orientation, 1) in _LYING
             seen = image.size[::-1] if lies else image.size
             width, height = self._resized_size(seen)
@@ -213,8 +219,15 @@ class FileImages:
     def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         (height, width), (wide, tall) = self._size, size
         if wide * height >= width * tall:
-            return wide * height // tall, height
-        return width, tall * width // wide
+            resized = wide * height // tall, height
+        else:
+            resized = width, tall * width // wide
+        if resized[0] * resized[1] > MAX_PIXELS:
+            raise ValueError(
+                f"{wide} x {tall} pixels are too long and thin to cover {width} x {height}: crop "
+                "it or take it out"
+            )
+        return resized
 
 
 class FiveCrops(FileImages):

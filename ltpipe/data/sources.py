@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ltpipe.data.images import Images
+from ltpipe.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,18 @@ def sorted_names(texts: Iterable[str]) -> list[str]:
     if all(name.isascii() and name.isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
+
+
+def check_classes(labels: np.ndarray) -> None:
+    """Hold training labels against their number, before a name is made for each class.
+
+    Raises:
+        InputError: there are more classes than samples.
+    """
+    if len(labels) and labels.max() >= len(labels):
+        present = np.unique(labels)
+        at = np.flatnonzero(present != np.arange(len(present)))
+        missing = at[0] if len(at) else len(present)
+        raise InputError(
+            f"class {missing} ({missing}) has no training sample: add one or leave the class out"
+        )

@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,6 +21,8 @@ from ltpipe.utils.io import atomic_path
 FORMAT = "ltpipe-subset/1"
 CLASS_ORDERS = ("natural", "shuffled")
 _ARRAYS = ("train_index", "train_labels", "val_index", "val_labels", "test_index", "test_labels")
+_WRITTEN = (*_ARRAYS, "class_counts")
+_TEXTS = ("train_paths", "val_paths", "test_paths", "left_out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,28 +222,31 @@ def draw_from_labels(
 
 def write_subset(path: Path, subset: Subset) -> None:
     """Write `subset` to an HDF5 file, whole or not at all."""
-    arrays = [getattr(subset, name) for name in _ARRAYS]
+    arrays = {name: np.asarray(getattr(subset, name), "<i8") for name in _WRITTEN}
+    attributes: dict[str, Any] = {
+        "format": FORMAT,
+        "class_names": json.dumps(subset.class_names, ensure_ascii=False),
+        "val_part": subset.val_part,
+        "test_part": subset.test_part,
+        "digest": subset.digest,
+        "seed": subset.seed,
+        "imbalance": json.dumps(subset.imbalance),
+        "profile": subset.profile,
+        "checksum": _sha256(*(arrays[name] for name in _ARRAYS)),
+    }
+    texts = {f"{split}_paths": list(paths) for split, paths in subset.paths.items()}
+    texts["left_out"] = list(subset.left_out)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        for name, array in zip(_ARRAYS, arrays, strict=True):
-            file.create_dataset(name, data=array, dtype="<i8")
-        file.create_dataset("class_counts", data=subset.class_counts, dtype="<i8")
-        file.attrs["format"] = FORMAT
-        file.attrs["class_names"] = json.dumps(subset.class_names, ensure_ascii=False)
-        for split, paths in subset.paths.items():
-            write_texts(file, f"{split}_paths", paths)
-        write_texts(file, "left_out", subset.left_out)
-        file.attrs["val_part"] = subset.val_part
-        file.attrs["test_part"] = subset.test_part
-        file.attrs["digest"] = subset.digest
-        file.attrs["checksum"] = _sha256(*arrays)
-        file.attrs["seed"] = subset.seed
-        file.attrs["imbalance"] = json.dumps(subset.imbalance)
-        file.attrs["profile"] = subset.profile
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
+        for name, values in texts.items():
+            write_texts(file, name, values)
+        file.attrs.update({**attributes, "content": _content(arrays, attributes, texts)})
         file.attrs["complete"] = True
 
 
 def read_subset(path: Path) -> Subset:
-    """Read a file of `write_subset` and verify its checksum.
+    """Read a file of `write_subset` and verify its checksums.
 
     Raises:
         InputError: the file is missing, damaged, or not such a file.
@@ -249,30 +255,52 @@ def read_subset(path: Path) -> Subset:
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != FORMAT or not file.attrs.get("complete"):
                 raise InputError(f"{path} is not a complete {FORMAT} file: make it again")
-            arrays = {name: file[name][()] for name in _ARRAYS}
-            if _sha256(*arrays.values()) != file.attrs["checksum"]:
-                raise InputError(f"subset file {path} is damaged (checksum): make it again")
-            return Subset(
-                class_names=json.loads(file.attrs["class_names"]),
-                class_counts=file["class_counts"][()].tolist(),
-                **arrays,
-                val_part=file.attrs["val_part"],
-                test_part=file.attrs.get("test_part", "test"),
-                paths={
-                    split: read_texts(file, f"{split}_paths")
-                    for split in ("train", "val", "test")
-                    if f"{split}_paths" in file
-                },
-                left_out=read_texts(file, "left_out") if "left_out" in file else [],
-                digest=file.attrs["digest"],
-                seed=int(file.attrs["seed"]),
-                imbalance=json.loads(file.attrs["imbalance"]),
-                profile=file.attrs["profile"],
-            )
+            arrays = {name: file[name][()] for name in _WRITTEN}
+            texts = {name: read_texts(file, name) for name in _TEXTS if name in file}
+            attributes = dict(file.attrs)
     except InputError:
         raise
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"subset file {path} can't be read: {error}") from error
+    # The first versions summed up indices and labels alone.
+    content = attributes.get("content")
+    checksum = _sha256(*(arrays[name] for name in _ARRAYS))
+    whole = content in (None, _content(arrays, attributes, texts))
+    if checksum != attributes.get("checksum") or not whole:
+        raise InputError(f"subset file {path} is damaged (checksum): make it again")
+    return Subset(
+        class_names=json.loads(attributes["class_names"]),
+        class_counts=arrays.pop("class_counts").tolist(),
+        **arrays,
+        val_part=attributes["val_part"],
+        test_part=attributes.get("test_part", "test"),
+        paths={
+            split: texts[f"{split}_paths"]
+            for split in ("train", "val", "test")
+            if f"{split}_paths" in texts
+        },
+        left_out=texts.get("left_out", []),
+        digest=attributes["digest"],
+        seed=int(attributes["seed"]),
+        imbalance=json.loads(attributes["imbalance"]),
+        profile=attributes["profile"],
+    )
+
+
+def _content(
+    arrays: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Any],
+    texts: Mapping[str, Sequence[str]],
+) -> str:
+    """Return the SHA-256 of all that a file says, its marks of being whole aside."""
+    said = [
+        f"{key}={value}"
+        for key, value in sorted(attributes.items())
+        if key not in ("content", "complete")
+    ]
+    said += [f"{name} {arrays[name].shape} {_sha256(arrays[name])}" for name in sorted(arrays)]
+    said += [f"{name} {len(texts[name])}\0" + "\0".join(texts[name]) for name in sorted(texts)]
+    return hashlib.sha256("\0".join(said).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def write_texts(file: h5py.File, name: str, texts: Sequence[str]) -> None:

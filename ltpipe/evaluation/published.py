@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.config.base import fill_braces
 from ltpipe.utils.errors import InputError
 
 _METRICS = {
@@ -86,7 +87,7 @@ def paper_method(template: str, values: Mapping[str, float], method: str = "") -
     if "w1" in values:
         known["w2"] = round(1 - values["w1"], 10)
     try:
-        return template.format(**known)
+        return fill_braces(template, known)
     except KeyError:
         # A point without the swept parameter has no published row.
         return template

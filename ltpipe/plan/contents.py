@@ -15,13 +15,13 @@ from ltpipe.config.datasets import Dataset
 from ltpipe.plan.fingerprints import (
     Fingerprint,
     fingerprint,
-    printable,
     record,
     recorded,
     recorded_files,
 )
 from ltpipe.plan.stages import RESULTS
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import printable
 
 # Below results/: what files held when they were last read, and the fingerprints of data sets.
 FINGERPRINTS = Path(RESULTS, "fingerprints")

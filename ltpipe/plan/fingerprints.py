@@ -23,7 +23,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from ltpipe.utils.errors import DiskError, InputError
-from ltpipe.utils.io import atomic_path, write_text_atomic
+from ltpipe.utils.io import atomic_path, open_regular, printable, write_text_atomic
 from ltpipe.utils.progress import track
 
 _CACHE_FORMAT = b"ltpipe-hashes/1"
@@ -166,17 +166,6 @@ def files_below(root: Path, suffixes: Collection[str] | None = None) -> Iterator
         stack += reversed(inner)
 
 
-def printable(path: str | Path) -> str:
-    """Return a file's name for a message of one line, whatever bytes are in it."""
-    text = os.fspath(path)
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
-
-
 # ---- records ---------------------------------------------------------------------------------
 
 
@@ -296,9 +285,7 @@ def _hash_one(path: str) -> tuple[str, str | None]:
 def _opened(path: str | Path) -> Iterator[BufferedReader]:
     """Open a regular file; anything else, such as a pipe that would block, is refused."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
-            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-                raise _irregular(path)
+        with open_regular(path) as handle:
             yield handle
     except OSError as error:
         raise _unreadable(path, error) from None

@@ -14,15 +14,15 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from ltpipe.config.base import explain
+from ltpipe.config.base import Seeds, explain
 from ltpipe.config.experiment import (
     Experiment,
     Head,
     Missing,
     find_catalogue,
-    read_yaml,
     resolve,
 )
+from ltpipe.config.files import read_yaml
 from ltpipe.plan.code import code_identity
 from ltpipe.plan.contents import OutsideContents
 from ltpipe.plan.entries import code_entries
@@ -41,7 +41,7 @@ class Collection(Head):
     """
 
     include: list[str] = Field(min_length=1)
-    seeds: list[int] | None = Field(default=None, min_length=1)
+    seeds: Seeds | None = None
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,16 @@ import os
 import sys
 from pathlib import Path
 
+from ltpipe.runtime.parents import VARIABLE as RUN
+
 
 def prepare_jobs(data_root: str | None, device: str) -> None:
     """Set the environment that Snakemake's jobs inherit.
 
-    They find the `ltpipe` of the Python that runs Snakemake, the experiment's data root, and its
-    device unless LTPIPE_DEVICE already names one.
+    They find the `ltpipe` of the Python that runs Snakemake, the experiment's data root, its
+    device unless LTPIPE_DEVICE already names one, and the process with which they end.
     """
+    os.environ[RUN] = str(os.getpid())
     programs = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", "")])
     if data_root:

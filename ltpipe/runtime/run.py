@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.artifacts.adopt import dear_trainings
+from ltpipe.config.files import read_yaml
 from ltpipe.plan.availability import judge
 from ltpipe.plan.frozen import VARIABLE, Run, freeze, frozen, plan_file, run_of
 from ltpipe.plan.layout import ArtifactSpec
 from ltpipe.plan.stages import MANIFEST, RESULTS
 from ltpipe.plan.workload import build_workload
 from ltpipe.runtime.environment import prepare_jobs
-from ltpipe.runtime.server import start_server
+from ltpipe.runtime.server import start_server, sweep
+from ltpipe.utils.errors import InputError
 from ltpipe.utils.lock import hold
 from ltpipe.utils.machine import gpu_count
 
@@ -54,12 +56,13 @@ class WorkflowRun:
         return self.plan.of_kind(*kinds)
 
     def begin(self) -> None:
-        """Take the results folder, write the plan down for jobs that need it, start the job server.
+        """Take the results folder, write the plan down for its jobs, start the job server.
 
         Raises:
             InputError: another run has the results folder.
         """
         hold(Path(RESULTS))
+        sweep()
         freeze(self.plan)
         if self.plan.settings["preload"]:
             start_server()
@@ -74,11 +77,19 @@ def plan_run(config: Mapping[str, Any], home: Path, configfiles: Sequence[Any]) 
         configfiles: the experiment file as it was named on the command line, if it was.
 
     Raises:
-        InputError: the experiment can't be.
+        InputError: the experiment can't be, or lies where Snakemake can't run.
     """
+    for folder in (home, Path.cwd()):
+        if set("{}") & set(str(folder)):
+            raise InputError(
+                f"{folder}: Snakemake takes braces in a path for names; rename the folder"
+            )
     plan = frozen()
     if plan is None:
         catalogue = home / "config"
+        for name in configfiles:
+            # Snakemake has read it, and takes the last of equal keys.
+            read_yaml(Path(name))
         file = [Path(name) for name in configfiles][-1:] or [catalogue / "config.yaml"]
         plan = _plan(config, catalogue, file[0])
         os.environ[VARIABLE] = str(plan_file(plan).absolute())

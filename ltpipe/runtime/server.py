@@ -40,6 +40,9 @@ ONE_THREAD = dict.fromkeys(
 _PREFIX = "ltpipe-"
 _FRESH = "socket-new"
 _POLL_SECONDS = 1.0
+# Of Linux's <linux/prctl.h>; elsewhere the server looks for its parent now and then.
+_SET_PARENT_DEATH_SIGNAL = 1
+_BEGINNING_SECONDS = 60.0
 
 # Time and size of every source file of the package.
 Files = dict[str, tuple[int, int]]
@@ -56,7 +59,6 @@ def start_server(idle_seconds: float = 120.0) -> subprocess.Popen[bytes] | None:
     try:
         if not hasattr(socket, "AF_UNIX"):
             raise OSError("this system has no Unix sockets")
-        _sweep(Path(tempfile.gettempdir()))
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         try:
             return _start(folder / "socket", idle_seconds)
@@ -95,17 +97,28 @@ def _start(path: Path, idle_seconds: float) -> subprocess.Popen[bytes]:
     return process
 
 
-def _sweep(temporary: Path) -> None:
-    """Remove what servers of this user left behind that were killed."""
-    for path in temporary.glob(f"{_PREFIX}*/socket"):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-            if path.parent.stat().st_uid != os.getuid():
+def sweep(temporary: Path | None = None) -> None:
+    """Remove what servers of this user left behind in a folder, TMPDIR unless given."""
+    # As mkdtemp names them.
+    for folder in (temporary or Path(tempfile.gettempdir())).glob(f"{_PREFIX}{'?' * 8}"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            is_new = time.time() - status.st_mtime < _BEGINNING_SECONDS
+            names = {path.name for path in folder.iterdir()}
+            # Others may use such names: nothing else lies in a server's.
+            if status.st_uid != os.getuid() or not names <= {"socket", _FRESH}:
                 continue
-            connection.settimeout(1.0)
-            try:
-                connection.connect(str(path))
-            except ConnectionRefusedError:
-                _remove(path.parent)
+            if "socket" not in names:
+                # Of one that was killed before it listened, unless it is about to.
+                if not is_new:
+                    _remove(folder)
+                continue
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(1.0)
+                try:
+                    connection.connect(str(folder / "socket"))
+                except ConnectionRefusedError:
+                    _remove(folder)
 
 
 def _remove(folder: Path) -> None:
@@ -239,6 +252,16 @@ def preload() -> None:
     importlib.import_module("torch").set_num_threads(1)
 
 
+def _end_after_parent(parent: int) -> None:
+    """Have this process ended as soon as `parent` has gone, though it be importing."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
 def main() -> None:
     """Serve on a listening socket: its number, its path, the parent's id, the idle seconds."""
     import gc
@@ -248,6 +271,7 @@ def main() -> None:
     try:
         with socket.socket(fileno=int(number)) as listener:
             listener.set_inheritable(False)
+            _end_after_parent(int(parent))
             known = package_files()
             preload()
             # Objects that are there now are left alone by collections in forks, and stay shared.

@@ -20,5 +20,8 @@ class DiskError(InputError):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the choice closest to `name`, or an empty string."""
+    # What is no misspelt name is not compared, which takes long.
+    if len(name) > 200:
+        return ""
     match = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""

@@ -7,13 +7,15 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ltpipe.utils.errors import DiskError
+from ltpipe.utils.errors import DiskError, InputError
 
 _SUFFIX = ".tmp"
 _NUMBER = re.compile(r"(?:errno = |os error )(\d+)")
@@ -101,6 +103,31 @@ def write_json_atomic(path: Path | str, value: Any) -> None:
 
 
 def file_sha256(path: Path | str) -> str:
-    """Return the SHA-256 of a file's bytes as hex digits."""
-    with open(path, "rb") as handle:
+    """Return the SHA-256 of a file's bytes as hex digits; see `open_regular`."""
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def open_regular(path: Path | str) -> Iterator[BufferedReader]:
+    """Open a regular file to read its bytes.
+
+    Raises:
+        InputError: it is something else, such as a pipe, which would be waited for.
+        OSError: it can't be opened.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            raise InputError(f"{printable(path)}: not a regular file; remove it, or name another")
+        yield handle
+
+
+def printable(path: str | Path) -> str:
+    """Return a file's name for a message of one line, whatever bytes are in it."""
+    text = os.fspath(path)
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

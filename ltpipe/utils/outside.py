@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import open_regular, printable
 
 # The SHA-256 of each planned file by its absolute path. Of the process and not of a context,
 # because images are decoded by threads.
@@ -44,14 +45,19 @@ def planned() -> tuple[Mapping[str, str], bool]:
     return _expected, _strict
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a file.
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """Return the bytes of a file, at most `limit`.
 
     Raises:
-        InputError: they are not those that the run was planned with.
+        InputError: there are more, they are not those that the run was planned with, or the file
+            is no regular one.
         OSError: the file can't be read.
     """
-    content = path.read_bytes()
+    with open_regular(path) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if limit is not None and size > limit:
+            raise InputError(f"{printable(path)}: {size:,} bytes, more than {limit:,}; take it out")
+        content = handle.read()
     if _expected or _strict:
         _compare(path, hashlib.sha256(content).hexdigest())
     return content
@@ -63,8 +69,8 @@ def checked(path: Path) -> Path:
     Raises:
         InputError, OSError: as `read_bytes`.
     """
-    if _expected or _strict:
-        with path.open("rb") as handle:
+    with open_regular(path) as handle:
+        if _expected or _strict:
             _compare(path, hashlib.file_digest(handle, "sha256").hexdigest())
     return path
 

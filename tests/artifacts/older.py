@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.artifacts.earlier import FORMAT
-from ltpipe.artifacts.manifest import content_of, write_manifest
+from ltpipe.artifacts.manifest import content_of, write_manifest, write_sealed
 from ltpipe.config.base import digest
 from ltpipe.plan.code import code_modules
 from ltpipe.plan.entries import code_entries
@@ -140,7 +140,8 @@ def _move(results: Path, rewrite: Rewrite) -> dict[str, str]:
         shutil.rmtree(folder)
         if seed and folder.parent.is_dir() and not any(folder.parent.iterdir()):
             folder.parent.rmdir()
-        (target / "manifest.json").write_text(json.dumps(manifest))
+        manifest.pop("checksum", None)
+        write_sealed(target, manifest)
         moved[folder.as_posix()] = target.as_posix()
         contents[target.as_posix()] = content_of(manifest)
     return moved

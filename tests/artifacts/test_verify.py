@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+from ltpipe.artifacts.manifest import write_sealed
 from ltpipe.artifacts.verify import verify
 from ltpipe.cli.program import main
 from tests import plans
@@ -91,6 +92,8 @@ def test_manifests_that_were_tampered_with(tiny):
     values = json.loads(path.read_text())
     values["spec"]["code"] = "0123456789"
     path.write_text(json.dumps(values))
+    assert verify(path.parent).wrong == [f"{path.parent}: manifest.json is damaged"]
+    write_sealed(path.parent, values)
     (line,) = verify(path.parent).wrong
     assert "is not what the digest in its name stands for" in line
     # What it is called counts with the rest; those made from it say so as well.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ltpipe.artifacts.manifest import write_sealed
 from ltpipe.artifacts.relatives import Tree, differences, nearest
 from ltpipe.cli.program import main
 from ltpipe.plan.specs import digest_of
@@ -112,7 +113,7 @@ def test_modules_that_came_went_and_moved(tiny, capsys):
     del modules[came]
     moved = next(key for key in modules if key.startswith("ltpipe.stage2.core.") and key != name)
     modules["ltpipe.elsewhere"] = modules.pop(moved)
-    path.write_text(json.dumps(manifest))
+    write_sealed(path.parent, manifest)
     said = why(capsys, tiny / "experiment.yaml")
     assert "module ltpipe.gone: used no more\n" in said
     assert f"module {came}: new\n" in said
@@ -160,7 +161,7 @@ def test_the_nearest_of_several_relatives(tiny):
         manifest["spec"]["method"] |= {"distance": distance, **extra}
         other = older.parents[1] / digest_of(manifest["spec"]) / "seed0"
         other.mkdir(parents=True)
-        (other / "manifest.json").write_text(json.dumps(manifest))
+        write_sealed(other, manifest)
     tree = Tree(Path("results"))
     found = nearest(cell, tree)
     assert found is not None and found.place.folder == older and found.only_code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,52 @@ config(
 )
 config("an unknown metric", "tables", "main", "metrics", value=["acuracy"])
 config("an unknown figure", "figures", value=[{"kind": "histogram", "dataset": "digits-lt"}])
+ROWS = {"rows": [{"method": "CE"}]}
+for what, name in (
+    ("outside the project", "../../../../../evil"),
+    ("with an absolute path", "/tmp/evil"),
+    ("without letters", ""),
+    ("of 300 letters", "a" * 300),
+):
+    config(f"a table's name {what}", "tables", value={name: ROWS})
+config(
+    "a published table outside",
+    "tables",
+    value={"a": {**ROWS, "expected": {"paper": "../x", "table": "1"}}},
+)
+config("an experiment's name of 300 letters", "experiment", value="a" * 300)
+config("a seed of 60 digits", "seeds", value=[10**60])
+config("no seeds in a run", "runs", value=[{"seeds": []}])
+config("a seed twice in a run", "runs", value=[{"seeds": [1, 1]}])
+config("20,000 seeds", "seeds", value=list(range(20_000)))
+config(
+    "a figure of several data sets",
+    "figures",
+    value=[{"kind": "class_distribution", "dataset": "d*"}],
+)
+for braces in ("{w.foo}", "{w[a]}", "{w:2000000000}", "{w.__init__.__globals__}", "{", "{}"):
+    config(
+        f"braces that hold {braces}",
+        "methods",
+        value={f"CE{braces}": {"use": "CE", "for": {"w": [1]}}},
+    )
+config(
+    "a sweep of six axes",
+    "methods",
+    value={"{a}-{b}-{c}-{d}-{e}-{f}": {"use": "CE", "for": {key: [*range(9)] for key in "abcdef"}}},
+)
+config("a key that is a number", text="experiment: x\n1: 2\n")
+config("a key that is a mapping", text="experiment: x\n{a: 1}: 2\n")
+config("a sweep of a number", text="methods: {A: {sweep: {1: [2]}}}\n")
+config("3,000 levels", text="title: " + "[" * 3000 + "]" * 3000)
+config("an alias that holds itself", text="title: &a [*a]\n")
+config("a text with a zero byte", text='title: "a\\0b"\n')
+config("a text of 10 MB", text=f"title: {'a' * 10_000_000}\n")
+config("200,000 values", text=f"title: [{'1,' * 200_000}]\n")
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+for number in range(8):
+    BOMB += f"a{number + 1}: &a{number + 1} [{', '.join([f'*a{number}'] * 9)}]\n"
+config("a bomb of aliases", text=BOMB + "title: *a8\n")
 config("a share of validation beyond one", "datasets", "digits-lt", "val_fraction", value=1.5)
 config("an imbalance below one", "datasets", "digits-lt", "imbalance", value=0.5)
 
@@ -241,6 +288,20 @@ def _(place: Path) -> list[str]:
     return train(place)
 
 
+@case("images", "a pipe with the name of an image")
+def _(place: Path) -> list[str]:
+    pets(place)
+    os.mkfifo(place / "pets/train/cat/9.png")
+    return train(place)
+
+
+@case("images", "a line of 80 million pixels")
+def _(place: Path) -> list[str]:
+    pets(place)
+    Image.new("1", (80_000_000, 1)).save(place / "pets/train/cat/3.png")
+    return train(place)
+
+
 @case("images", "images that changed since the draw")
 def _(place: Path) -> list[str]:
     pets(place)
@@ -265,6 +326,8 @@ listed("a line without a label", "train/cat/0.png 0\ntrain/cat/1.png\n")
 listed("a label that is no number", "train/cat/0.png 0\ntrain/cat/1.png dog\n")
 listed("a negative label", "train/cat/0.png -1\n")
 listed("a class number left out", "train/cat/0.png 0\ntrain/cat/1.png 2\n")
+listed("a label of 5,000 digits", f"train/cat/0.png {'9' * 5000}\n")
+listed("the largest label that is a number", "train/cat/0.png 999999999\ntrain/dog/0.png 0\n")
 listed("paths relative to another folder", "images/cat/0.png 0\n")
 
 
@@ -292,6 +355,84 @@ embeddings("labels with fractions", np.zeros((4, 2)), [0.5, 1, 0, 1])
 embeddings("three axes", np.zeros((4, 2, 2)), [0, 1, 0, 1])
 embeddings("none at all", np.zeros((0, 2)), np.zeros(0, int))
 embeddings("an array of another name", None, None, embeddings=np.zeros((4, 2)))
+
+
+embeddings("the largest label of 32 bits", np.zeros((4, 2)), [0, 1, 2**31 - 1, 1])
+
+
+@case("embeddings", "an npz that unpacks to gigabytes")
+def _(place: Path) -> list[str]:
+    import zipfile
+
+    with zipfile.ZipFile(place / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("features.npy", "w") as file:
+            for _ in range(17):
+                file.write(bytes(1 << 26))
+    return draw(STORES)
+
+
+def hdf5(what: str) -> Callable[[Callable[[h5py.File], None]], None]:
+    """Add a case of an HDF5 file whose features a function writes; its labels are right."""
+
+    def add(write: Callable[[h5py.File], None]) -> None:
+        def prepare(place: Path) -> list[str]:
+            with h5py.File(place / "other.h5", "w") as file:
+                file["features"] = np.zeros((4, 2))
+            np.zeros((4, 2)).tofile(place / "raw")
+            with h5py.File(place / "a.h5", "w") as file:
+                file["labels"] = [0, 1, 0, 1]
+                write(file)
+            return draw({"source": "features", "stores": {"net": dict.fromkeys(SPLITS, "a.h5")}})
+
+        CASES.append(Case("embeddings", f"HDF5: {what}", prepare))
+
+    return add
+
+
+SPLITS = ("train", "test")
+
+
+@hdf5("a data set without a shape")
+def _(file: h5py.File) -> None:
+    file["features"] = h5py.Empty("f4")
+
+
+@hdf5("a group in place of an array")
+def _(file: h5py.File) -> None:
+    file.create_group("features")
+
+
+@hdf5("a link to another file")
+def _(file: h5py.File) -> None:
+    file["features"] = h5py.ExternalLink("other.h5", "/features")
+
+
+@hdf5("values in another file")
+def _(file: h5py.File) -> None:
+    file.create_dataset("features", (4, 2), "f8", external=[("raw", 0, 64)])
+
+
+@hdf5("a view of a file that is gone")
+def _(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((4, 2), "f8")
+    layout[:] = h5py.VirtualSource("gone.h5", "features", (4, 2))
+    file.create_virtual_dataset("features", layout)
+
+
+@hdf5("values that were never written")
+def _(file: h5py.File) -> None:
+    file.create_dataset("features", (4, 2), "f8", chunks=(2, 2))[:2] = 1
+
+
+@hdf5("a bomb: much of nothing, compressed")
+def _(file: h5py.File) -> None:
+    chunk = (1 << 14, 1 << 10)
+    data = file.create_dataset(
+        "features", (1 << 18, 1 << 10), "f8", chunks=chunk, compression="gzip"
+    )
+    packed = zlib.compress(bytes(8 << 24), 1)
+    for row in range(0, 1 << 18, 1 << 14):
+        data.id.write_direct_chunk((row, 0), packed)
 
 
 @case("embeddings", "an npz cut short")
@@ -380,8 +521,6 @@ def _(place: Path) -> None:
 
 @feature_store("not a number, with a fitting checksum", written=True)
 def _(place: Path) -> None:
-    import zlib
-
     with h5py.File(place / "ce/test.h5", "a") as file:
         values = file["features"][()]
         values[0, 0] = np.nan
@@ -487,4 +626,5 @@ line(
 line("the table of an experiment that was not run", "table", "results/experiments/x")
 line("why, of what is not there", "why", "results/stage2/x/y/0123456789/seed0")
 line("verify, where nothing is", "verify", "nowhere")
+line("a path of 5,000 letters", "verify", "a" * 5000)
 line("gc, without its experiment file", "gc", "none.yaml", "--delete")

@@ -34,6 +34,8 @@ _LIBRARIES = (
     r"(?<=\.png can't be read: ).*",
     r"(?<=\.png is too big: ).*",
     r"(?<=--spec: not JSON: ).*",
+    r"(?<=would take ).*",
+    r"(?<=a\.h5 can't be read: Unable).*",
     # So do later versions of this package, with every name that is added.
     r"(?<=known: ).*",
     r"(?<=known here: ).*",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,10 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ltpipe.artifacts.manifest import write_sealed
 from ltpipe.bundles import graph
 from ltpipe.bundles.export import export_bundle
 from ltpipe.bundles.format import DESCRIPTION, METHOD
 from ltpipe.cli.program import main
+from ltpipe.config.base import canonical_json
 from ltpipe.data import images as data_images
 from ltpipe.data.readers.digits import read_digits
 from ltpipe.predict import load
@@ -143,9 +147,11 @@ def test_an_artifact_that_is_not_as_it_was_is_refused(world, result, tmp_path):
     manifest = json.loads((mine / "manifest.json").read_text())
     for named in manifest["inputs"].values():
         named["path"] = named["path"].replace(str(world.base), str(copied))
-    (mine / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(mine, manifest)
     before = (features / "manifest.json").read_text()
-    (features / "manifest.json").write_text(before.replace('"views": 1', '"views": 2'))
+    values = json.loads(before)
+    values["spec"]["features"]["views"] = 2
+    write_sealed(features, values)
     with pytest.raises(InputError, match=r"kps.* is not what .* was made from; run the experiment"):
         export_bundle(mine, tmp_path / "b")
     (features / "manifest.json").write_text(before)
@@ -166,6 +172,27 @@ def _edit(bundle, **changes):
     (bundle / DESCRIPTION).write_text(json.dumps(values))
 
 
+def _seal(bundle, **changes):
+    values = describe(bundle) | changes
+    del values["digest"]
+    digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()
+    (bundle / DESCRIPTION).write_text(json.dumps({**values, "digest": digest}))
+
+
+def _pipe(bundle):
+    (bundle / DESCRIPTION).unlink()
+    os.mkfifo(bundle / DESCRIPTION)
+
+
+def _elsewhere(bundle, name):
+    values = describe(bundle)
+    (role, backbone), *_ = values["backbones"].items()
+    outside = bundle.parent / "outside.safetensors"
+    shutil.copy(bundle / backbone["file"], outside)
+    backbones = {**values["backbones"], role: {**backbone, "file": name}}
+    _seal(bundle, backbones=backbones)
+
+
 def _tamper(bundle):
     tensors = load_file(bundle / METHOD)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, bundle / METHOD)
@@ -181,6 +208,12 @@ def _tamper(bundle):
         (lambda b: _edit(b, files={}), "bundle.json: changed since it was exported"),
         (lambda b: (b / DESCRIPTION).write_text("{"), "bundle.json: not readable"),
         (lambda b: (b / DESCRIPTION).unlink(), "is no bundle: it has no bundle.json"),
+        (_pipe, "bundle.json: not a regular file"),
+        (lambda b: _elsewhere(b, "../outside.safetensors"), "of which it gives no hash"),
+        (lambda b: _seal(b, files={"..": {"bytes": 1, "sha256": ""}}), "of which it gives no hash"),
+        (lambda b: _seal(b, classes={"names": ["a"], "counts": [1]}), "10 probabilities for 1 cl"),
+        (lambda b: _seal(b, method={"kind": "ncmm"}), "ncmm"),
+        (lambda b: _seal(b, filters="none"), "bundle.json: filters: input should be a valid list"),
     ],
 )
 def test_a_changed_bundle_is_refused(bundle, damage, message):
@@ -271,6 +304,13 @@ def test_predicting_by_hand(exported, files, images, tmp_path, capsys):
         np.testing.assert_allclose(found, expected.probabilities[number], rtol=1e-4, atol=1e-8)
     assert main([*line[:2], str(paths[0])]) == 0
     assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_a_table_can_not_be_written_over_a_folder(exported, files, tmp_path, capsys):
+    assert main(["predict", str(exported), str(files[0]), "--csv", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ltpipe: error: ") and "directory" in line
+    assert list(tmp_path.parent.glob(f".{tmp_path.name}.*")) == []
 
 
 def test_bad_images_by_hand(exported, files, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ltpipe.config.experiment import load_experiment, read_yaml, resolve
+from ltpipe.config.experiment import load_experiment, resolve
+from ltpipe.config.files import read_yaml
 from ltpipe.plan.layout import build_plan
 from ltpipe.plan.workload import load_workload
 from ltpipe.utils.errors import InputError

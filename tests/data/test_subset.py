@@ -180,6 +180,15 @@ def test_damaged_and_foreign_files_are_refused(source, tmp_path):
         file["test_index"][0] += 1
     with pytest.raises(InputError, match=r"subset\.h5 is damaged"):
         read_subset(path)
+    for damage in ("class_counts", "class_names", "val_part", "seed", "imbalance", "profile"):
+        path.write_bytes(whole)
+        with h5py.File(path, "r+") as file:
+            if damage in file:
+                file[damage][0] += 1
+            else:
+                file.attrs[damage] = {"class_names": '["x"]', "seed": 9}.get(damage, "1")
+        with pytest.raises(InputError, match=r"subset\.h5 is damaged"):
+            read_subset(path)
     with h5py.File(path, "w") as file:
         file["features"] = [1]
     with pytest.raises(InputError, match="not a complete ltpipe-subset/1"):

@@ -77,7 +77,7 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
             assert keyword(call, "allow_pickle") is False, f"{name}:{call.lineno}"
         if function == "yaml.load":
             loader = ast.unparse(next(e.value for e in call.keywords if e.arg == "Loader"))
-            assert loader == "_UniqueKeys", f"{name}:{call.lineno}"
+            assert loader == "_PlainKeys", f"{name}:{call.lineno}"
         if function.startswith("subprocess."):
             assert keyword(call, "shell") is None, f"{name}:{call.lineno}"
         assert not function.endswith((".extractall", ".extract")), f"{name}:{call.lineno}"
@@ -86,9 +86,9 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
 def test_configuration_is_read_with_safe_types_only():
     import yaml
 
-    from ltpipe.config.experiment import _UniqueKeys
+    from ltpipe.config.files import _PlainKeys
 
-    assert issubclass(_UniqueKeys, yaml.SafeLoader)
+    assert issubclass(_PlainKeys, yaml.constructor.SafeConstructor)
 
 
 class Harm:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ltpipe.artifacts.manifest import write_manifest
+from ltpipe.artifacts.manifest import write_manifest, write_sealed
 from ltpipe.cli.program import main
 from ltpipe.evaluation.heatmaps import open_backbone
 from ltpipe.stage1 import hrjba
@@ -83,7 +83,7 @@ def test_weights_of_another_size_are_refused(trained, tmp_path, capsys):
     folder.mkdir()
     values = json.loads((trained / "stage1/manifest.json").read_text())
     values["spec"]["backbone"] |= {"system": "hrjba-branch", "group": "head"}
-    (folder / "manifest.json").write_text(json.dumps(values))
+    write_sealed(folder, values)
     (folder / "model.safetensors").write_bytes((trained / "stage1/model.safetensors").read_bytes())
     assert main(["explain", str(folder), str(trained / "0.png")]) == 2
     assert "has 10 outputs for 4 classes" in capsys.readouterr().err

@@ -3,12 +3,13 @@
     python tests/faults/kill.py --moments 100                      the demo, cut down
     python tests/faults/kill.py --moments 5 --experiment config/config.yaml
 
-A Snakemake run is started in an empty folder and killed, with every process that it started, at a
-moment drawn evenly from the length of an unbroken run. Then the folder is unlocked, as Snakemake
-says, and the workflow is run again. What must hold: the second run ends well; every artifact that
-was finished at the kill is left as it was; every file is byte for byte that of the unbroken run,
-times and memory aside; `ltpipe verify` finds nothing wrong; nothing half-written is left over that
-`ltpipe gc` does not see.
+A Snakemake run is started by a shell in an empty folder and killed at a moment drawn evenly from
+the length of an unbroken run: every process at once, or Snakemake, or the shell above it, a shell
+between it and a job, a job, or the job server alone. Then the folder is unlocked, as Snakemake
+says, and the workflow is run again. What must hold: once Snakemake has ended, no process of its run
+lives ten seconds later; the second run ends well; every artifact that was finished at the kill is
+left as it was; every file is byte for byte that of the unbroken run, times and memory aside;
+`ltpipe verify` finds nothing wrong, and the second run leaves nothing half-written.
 """
 
 from __future__ import annotations
@@ -36,21 +37,24 @@ from tests.workflow.workspace import EXPERIMENT, Workspace, copy_sources
 
 # What holds times, memory or the place of a run, and what is drawn from these.
 RECORDS = {"manifest.json", "history.csv", "report.html", "index.csv", ".snakemake_timestamp"}
+MARK = "LTPIPE_TEST_OF_KILLS"
+VICTIMS = ("all", "snakemake", "wrapper", "shell", "job", "server")
 STAGES = ("data", "stage1", "features", "filters", "stage2", "experiments")
 
 
-def start(workspace: Workspace, *more: str) -> subprocess.Popen[bytes]:
-    """Start Snakemake in a session of its own."""
+def start(workspace: Workspace, *more: str, mark: str = "") -> subprocess.Popen[bytes]:
+    """Start Snakemake, by a shell, in a session of its own; its processes carry a mark."""
     command = [sys.executable, "-m", "snakemake", "-s", str(workspace.source / "Snakefile")]
     command += ["--cores", "2", "--configfile", "experiment.yaml", *more]
     return subprocess.Popen(
-        command,
+        ["bash", "-c", '"$@"; exit $?', "bash", *command],
         cwd=workspace.work,
         env={
             **os.environ,
             "PYTHONPATH": str(workspace.source),
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
+            MARK: mark,
         },
         stdout=subprocess.DEVNULL,
         stderr=(workspace.work / "stderr").open("ab"),
@@ -58,36 +62,61 @@ def start(workspace: Workspace, *more: str) -> subprocess.Popen[bytes]:
     )
 
 
-def descendants(pid: int) -> list[int]:
-    """Return a process and all that it started, in sessions of their own too."""
-    children: dict[int, list[int]] = {}
+def marked(mark: str) -> dict[int, list[str]]:
+    """Return the processes that carry a mark, and their command lines."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(folder.name))
-    found = [pid]
-    for parent in found:
-        found += children.get(parent, [])
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                found[int(folder.name)] = words
     return found
 
 
-def end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal: SIGKILL to every process of a run at once, others to Snakemake alone."""
-    if number != signal.SIGKILL:
-        process.send_signal(number)
-        process.wait(timeout=120)
-        return
-    # Stopped first, so that none starts another one meanwhile.
-    stopped: list[int] = []
-    while new := [pid for pid in descendants(process.pid) if pid not in stopped]:
-        for pid in new:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        stopped += new
-    for pid in stopped:
+def part(words: list[str]) -> str:
+    """Return which part of a run a command line is."""
+    if "snakemake" in words:
+        return "wrapper" if words[0] == "bash" else "snakemake"
+    if "ltpipe.runtime.server" in words:
+        return "server"
+    return "shell" if words[0].endswith(("bash", "sh")) else "job"
+
+
+def end(
+    process: subprocess.Popen[bytes], number: signal.Signals, mark: str, victim: str = "all"
+) -> str:
+    """Send a signal to a victim, and wait for the run's end; return what was hit.
+
+    SIGKILL to `all` reaches every process at once.
+
+    Raises:
+        AssertionError: processes of the run live ten seconds after its Snakemake.
+    """
+    if victim == "all" and number == signal.SIGKILL:
+        # Stopped first, so that none starts another one meanwhile.
+        stopped: set[int] = set()
+        while new := marked(mark).keys() - stopped:
+            for pid in new:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            stopped |= new
+        hit = sorted(stopped)
+    else:
+        wanted = "snakemake" if victim == "all" else victim
+        hit = [pid for pid, words in marked(mark).items() if part(words) == wanted][:1]
+    for pid in hit:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
+    deadline = time.monotonic() + 600
+    while (left := marked(mark)) and any(part(words) == "snakemake" for words in left.values()):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    deadline = time.monotonic() + 10
+    while left := marked(mark):
+        assert time.monotonic() < deadline, f"live on without Snakemake: {left}"
+        time.sleep(0.1)
     process.wait()
+    return victim if hit else f"no {victim}"
 
 
 def finished(work: Path) -> dict[Path, tuple[int, bytes]]:
@@ -127,22 +156,28 @@ def run_through(workspace: Workspace) -> float:
 
 
 def check(
-    reference: Workspace, work: Path, after: float, number: signal.Signals = signal.SIGKILL
+    reference: Workspace,
+    work: Path,
+    after: float,
+    number: signal.Signals = signal.SIGKILL,
+    victim: str = "all",
 ) -> str:
     """Kill a run after some seconds, run again, and return in words what was there at the kill.
 
     Raises:
-        AssertionError: something finished was lost, or something came out otherwise.
+        AssertionError: something finished was lost, something came out otherwise, or a process
+            outlived its run.
     """
     work.mkdir()
     shutil.copy(reference.work / "experiment.yaml", work)
     for path in reference.work.glob("*.npz"):
         shutil.copy(path, work)
     workspace = Workspace(reference.source, work)
-    process = start(workspace)
+    mark = f"{os.getpid()} {work}"
+    process = start(workspace, mark=mark)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=after)
-    end(process, number)
+    hit = end(process, number, mark, victim)
     before = finished(work)
     half = [path for path in (work / "results").rglob("*") if is_temporary(path)]
     unlocked = start(workspace, "--unlock").wait()
@@ -156,7 +191,9 @@ def check(
     different = [name for name in expected if expected[name] != found[name]]
     assert not different, different
     assert verify(work / "results").wrong == []
-    return f"{len(before)} of {len(now)} artifacts finished, {len(half)} files half-written"
+    left = [path for path in (work / "results").rglob("*") if is_temporary(path)]
+    assert not left, left
+    return f"{hit}: {len(before)} of {len(now)} artifacts finished, {len(half)} files half-written"
 
 
 def moments(number: int, length: float, seed: int) -> Iterator[float]:
@@ -172,12 +209,13 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
+    parser.add_argument("--preload", action="store_true", help="with a job server")
     parser.add_argument("--experiment", type=Path, help="default: the demo, cut down")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()
     base = options.folder or Path(tempfile.mkdtemp(prefix="ltpipe-kill-"))
     base.mkdir(exist_ok=True, parents=True)
-    values = EXPERIMENT
+    values = {**EXPERIMENT, "preload": options.preload}
     if options.experiment:
         values = yaml.safe_load(options.experiment.read_text(encoding="utf-8"))
     reference = prepare(base, values)
@@ -187,7 +225,8 @@ def main() -> int:
     for place, after in enumerate(moments(options.moments, length, options.seed), 1):
         work = base / f"run{place}"
         try:
-            said = check(reference, work, after, signal.Signals[f"SIG{options.signal}"])
+            victim = VICTIMS[place % len(VICTIMS)]
+            said = check(reference, work, after, signal.Signals[f"SIG{options.signal}"], victim)
             shutil.rmtree(work)
         except AssertionError as error:
             failed += 1

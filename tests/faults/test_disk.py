@@ -251,7 +251,17 @@ def test_a_damaged_feature_file_is_refused_and_made_again(tiny, capsys):
     assert plans.run_cell(plan.of_kind("stage2")[0]) == 0
 
 
-def test_a_checkpoint_that_is_damaged_is_not_gone_on_from(tmp_path):
+def test_metrics_that_were_edited_reach_no_report(tiny, capsys):
+    plan = plans.plan_of(tiny / "experiment.yaml")
+    path = Path(plan.of_kind("stage2")[0].folder, "metrics.csv")
+    path.write_text(path.read_text().replace("accuracy,,0.", "accuracy,,1.", 1))
+    shutil.rmtree(plan.report.folder)
+    assert plans.run_cell(plan.report) == 2
+    assert f"{path}: damaged; delete the folder and run again" in error_line(capsys)
+    assert not Path(plan.report.folder, "report.html").exists()
+
+
+def test_a_checkpoint_that_is_damaged_is_not_gone_on_from(tmp_path, capsys):
     import torch
 
     from ltpipe.training.checkpoint import Checkpoint
@@ -260,9 +270,14 @@ def test_a_checkpoint_that_is_damaged_is_not_gone_on_from(tmp_path):
     checkpoint.save({"weight": torch.ones(3)}, {"epoch": 2})
     whole = checkpoint.path.read_bytes()
     assert checkpoint.load() is not None
-    for data in (b"", whole[:20], whole[:-4], b"\xff" * 60):
+    flipped = bytearray(whole)
+    flipped[-2] ^= 1
+    for data in (b"", whole[:20], whole[:-4], b"\xff" * 60, flipped):
         checkpoint.path.write_bytes(data)
         assert checkpoint.load() is None
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"{checkpoint.path}: a damaged checkpoint; set aside")
+        assert checkpoint.path.with_suffix(".damaged").read_bytes() == data
     checkpoint.path.write_bytes(whole)
     assert Checkpoint(tmp_path / "resume", "another run").load() is None
 

@@ -18,7 +18,7 @@ import pytest
 from ltpipe.config.experiment import load_experiment
 from ltpipe.plan.layout import build_plan
 from ltpipe.runtime import client
-from ltpipe.runtime.server import start_server
+from ltpipe.runtime.server import start_server, sweep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -179,7 +179,7 @@ def test_a_job_leaves_the_same_bytes(real: Running, tmp_path: Path):
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (first, second)]
     memory = [manifest.pop("peak_memory_mib") for manifest in manifests]
     for manifest in manifests:
-        del manifest["wall_s"]
+        del manifest["wall_s"], manifest["checksum"]
     assert manifests[0] == manifests[1]
     assert 50 < memory[1] < 4 * memory[0]
 
@@ -319,17 +319,23 @@ def test_the_next_server_sweeps_up_after_killed_ones(running: Running, package: 
     killed = Running(package)
     killed.process.kill()
     killed.process.wait()
-    other = killed.socket.parent.with_name("ltpipe-not-a-server")
-    other.mkdir()
+    temporary = killed.socket.parent.parent
+    other, begun, fresh_one = (temporary / f"ltpipe-{n}" for n in ("notaserv", "12345678", "new"))
+    for folder in (other, begun, fresh_one):
+        folder.mkdir()
+    (other / "mine").touch()
+    os.utime(begun, (0, 0))
     try:
         fresh = Running(package)
-        assert not killed.socket.parent.exists()
-        assert other.exists()
+        sweep(temporary)
+        assert not killed.socket.parent.exists() and not begun.exists()
+        assert other.exists() and fresh_one.exists()
         for alive in (running, fresh):
             assert alive.runs(alive.run(*JOB, "show"))
         fresh.close()
     finally:
-        other.rmdir()
+        shutil.rmtree(other)
+        fresh_one.rmdir()
 
 
 @pytest.mark.parametrize("kind", ["long", "missing", "without sockets"])
@@ -378,7 +384,7 @@ def test_a_server_leaves_with_its_parent(tmp_path: Path):
     )
     pid, socket = done.stdout.split()
     deadline = time.monotonic() + 60
-    while Path(socket).exists() and time.monotonic() < deadline:
+    while Path(socket).parent.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(socket).parent.exists()
     assert gone_within(int(pid), 10)

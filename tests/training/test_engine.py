@@ -92,11 +92,17 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_not_used(split, tmp_path
     fit(split, checkpoint=checkpoint)
     assert checkpoint.load() is not None
     assert Checkpoint(tmp_path, "other run").load() is None
-    whole = checkpoint.path.read_bytes()
+    unbroken, _ = fit(split)
+    whole, before = checkpoint.path.read_bytes(), checkpoint.before.read_bytes()
     for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         checkpoint.path.write_bytes(whole[:length])
-        assert checkpoint.load() is None
-    unbroken, _ = fit(split)
+        _, state = checkpoint.load()
+        assert len(state["history"]) == 2
+    from_the_one_before, _ = fit(split, checkpoint=checkpoint)
+    assert same(unbroken, from_the_one_before)
+    checkpoint.path.write_bytes(whole[:-1])
+    checkpoint.before.write_bytes(before[:-1])
+    assert checkpoint.load() is None
     fresh, _ = fit(split, checkpoint=checkpoint)
     assert same(unbroken, fresh)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ltpipe.utils import lock
 from ltpipe.utils.errors import InputError
-from ltpipe.utils.lock import held
+from ltpipe.utils.lock import held, held_by_job
 
 _HOLD = """
 import sys
@@ -47,4 +48,16 @@ def test_a_process_that_was_killed_has_it_no_more(tmp_path):
             pass
         process.kill()
     with held(tmp_path):
+        pass
+
+
+def test_two_jobs_are_never_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE_SECONDS", 0.3)
+    with held_by_job(tmp_path):
+        with pytest.raises(InputError, match=f"another job is at work .*process {os.getpid()} on"):
+            with held_by_job(tmp_path):
+                pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".job.tmp").write_text("one that was killed")
+    with held_by_job(tmp_path):
         pass

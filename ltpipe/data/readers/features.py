@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 
 from ltpipe.data.sources import sorted_names
+from ltpipe.data.untrusted import check_archive, plain_values
 from ltpipe.utils.errors import InputError
+from ltpipe.utils.io import printable
 from ltpipe.utils.outside import checked
 
 _LABELS = ("labels", "label")
@@ -100,16 +102,17 @@ def _arrays(path: Path, *wanted: tuple[str, ...]) -> list[np.ndarray]:
         if suffix == ".npy":
             return [np.load(checked(path), allow_pickle=False)]
         if suffix == ".npz":
-            with np.load(checked(path), allow_pickle=False) as archive:
+            check_archive(checked(path))
+            with np.load(path, allow_pickle=False) as archive:
                 return [archive[name] for name in _names(path, archive.files, wanted)]
         if suffix in {".h5", ".hdf5"}:
             with h5py.File(checked(path), "r") as file:
-                return [file[name][()] for name in _names(path, list(file), wanted)]
+                return [plain_values(file, name) for name in _names(path, list(file), wanted)]
     except InputError:
         raise
     # zipfile.BadZipFile and zlib.error have no common base but Exception.
     except Exception as error:
-        raise InputError(f"feature file {path} can't be read: {error}") from error
+        raise InputError(f"feature file {printable(path)} can't be read: {error}") from error
     raise InputError(f"{path}: features are read from .h5, .hdf5, .npz or .npy")
 
 

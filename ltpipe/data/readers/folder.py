@@ -16,6 +16,7 @@ from ltpipe.data.images import stored_images
 from ltpipe.data.sources import Part, Source
 from ltpipe.plan.fingerprints import files_below
 from ltpipe.utils.errors import InputError, nearest
+from ltpipe.utils.io import printable
 from ltpipe.utils.paths import locate
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
@@ -86,7 +87,9 @@ def read_folder(path: Path, stored: InputSettings) -> Source:
         labels = np.repeat(np.arange(len(names)), [len(inside) for inside in classes.values()])
         paths = [file.relative_to(path).as_posix() for file in files]
         parts[split] = Part(stored_images(files, stored), labels.astype(np.int64), paths)
-    return Source(names, parts["train"], parts.get("val"), parts.get("test"))
+    # A folder's name may be of any bytes.
+    shown = [printable(name) for name in names]
+    return Source(shown, parts["train"], parts.get("val"), parts.get("test"))
 
 
 def _split_folders(path: Path) -> dict[str, Path]:

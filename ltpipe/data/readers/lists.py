@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -11,10 +12,13 @@ import numpy as np
 from ltpipe.config.datasets import OwnImages
 from ltpipe.config.registry import reader
 from ltpipe.data.images import stored_images
-from ltpipe.data.sources import Part, Source
+from ltpipe.data.sources import Part, Source, check_classes
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.outside import read_bytes
 from ltpipe.utils.paths import locate
+
+# Of more digits is no number of a class.
+_LABEL = re.compile(r"-?[0-9]{1,9}")
 
 
 @reader("list", paper="Liu et al., CVPR 2019; Van Horn et al., CVPR 2018")
@@ -64,6 +68,7 @@ class ListDataset(OwnImages):
 
         train = part(named["train_list"], None if names is None else len(names))
         if names is None:
+            check_classes(train.labels)
             names = [str(label) for label in range(int(train.labels.max()) + 1)]
         return Source(
             class_names=names,
@@ -94,8 +99,9 @@ def read_list(path: Path, num_classes: int | None = None) -> tuple[list[str], np
     files, labels = [], []
     for number, line in enumerate(_lines(path), start=1):
         file, _, text = line.rstrip().rpartition(" ")
-        if not file or not text.removeprefix("-").isdecimal():
-            raise InputError(f"{path}:{number}: {line!r} is not 'relative/path label'")
+        if not file or not _LABEL.fullmatch(text):
+            shown = line if len(line) <= 200 else f"{line[:200]}..."
+            raise InputError(f"{path}:{number}: {shown!r} is not 'relative/path label'")
         label = int(text)
         if label < 0 or (num_classes is not None and label >= num_classes):
             bound = "" if num_classes is None else f" to {num_classes - 1}"

@@ -1,3 +1,5 @@
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +141,12 @@ def test_folders_may_be_given_other_names(tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             open_source("folder", None, {**options, "class_names": names})
+
+
+def test_a_class_folder_of_any_bytes_has_a_name_that_can_be_written(tmp_path):
+    make(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "b").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n"))
+    source = open_source("folder", tmp_path.parent, {"path": tmp_path.name, "test_fraction": 0.5})
+    assert source.class_names == ["a", "caf\\udce9\\n"]
+    assert len(levels(source.train)) == 2
+    json.dumps(source.class_names, ensure_ascii=False).encode()
