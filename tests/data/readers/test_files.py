@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -130,10 +131,11 @@ def opened(monkeypatch, root, action):
         if isinstance(file, str | Path) and Path(file).is_relative_to(root):
             found.add(Path(file))
 
-    real, real_io, fromfile = builtins.open, io.open, np.fromfile
+    real, real_io, real_os, fromfile = builtins.open, io.open, os.open, np.fromfile
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "open", lambda f, *a, **k: (note(f), real(f, *a, **k))[1])
         patch.setattr(io, "open", lambda f, *a, **k: (note(f), real_io(f, *a, **k))[1])
+        patch.setattr(os, "open", lambda f, *a, **k: (note(f), real_os(f, *a, **k))[1])
         patch.setattr(np, "fromfile", lambda f, *a, **k: (note(f), fromfile(f, *a, **k))[1])
         action()
     return found
