@@ -109,13 +109,13 @@ def test_a_hostile_cifar_batch_runs_nothing(tmp_path, protocol):
 
 
 def test_hostile_weights_run_nothing(tmp_path):
-    from ltpipe.models.torchvision_resnet import _read_state
+    from ltpipe.models.published import read_published
     from ltpipe.utils.errors import InputError
 
     harm, path = tmp_path / "harm", tmp_path / "weights.pth"
     torch.save({"weight": torch.ones(1), "harm": Harm(harm)}, path)
-    with pytest.raises(InputError, match="cannot be read"):
-        _read_state(path)
+    with pytest.raises(InputError, match="more than tensors"):
+        read_published(path)
     assert not harm.exists()
 
 
