@@ -82,7 +82,7 @@ def test_the_tutorial_runs(place):
     with (place / "answers.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     right = sum(row["label_1"] == f"digit {Path(row['path']).name[0]}" for row in rows)
-    assert len(rows) == 30 and right >= 20
+    assert len(rows) == 30 and right >= 12
     assert "    3  classify " in dry and "    1  experiment " in dry
     assert titles_of(second) == {
         *(f"Run BalancedSoftmax on photos, seed {seed}" for seed in range(3)),
