@@ -247,6 +247,8 @@ def _quoted(
     """Return rows of numbers that the paper has and nobody here makes."""
     rows = []
     chosen = quoted_rows(of_dataset(published, dataset), patterns)
+    if chosen.empty:
+        return rows
     for place, ((method, backbone), part) in enumerate(
         chosen.groupby(["method", "backbone"], sort=False)
     ):
