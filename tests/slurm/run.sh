@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Brings up a SLURM of one node and two slots, runs a cut-down demo through workflow/profiles/slurm,
-# loses a training's node on the way, and shows when each job ran. Run as root:
+# loses a training's node on the way, and shows when each job ran; then a hundred short jobs, which
+# the profile groups. Run as root:
 #
 #   tests/slurm/run.sh [FOLDER]
 #
@@ -29,7 +30,7 @@ export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}" LTPIPE_DEVICE=cpu OMP
   --default-resources slurm_partition=main "mem_mb=attempt*1000" runtime=10 \
   --set-resources train:slurm_partition=gpu train:mem_mb="attempt*2000" train:runtime=10 train:gpu=1 \
   embed:mem_mb=2000 embed:gpu=1 embed:slurm_partition=gpu classify:mem_mb=2000 classify:gpu=0 \
-  --set-threads train=1 embed=1 \
+  --set-threads train=1 embed=1 --cores 2 --group-components short=1 short_draw=1 \
   --latency-wait 5 --slurm-init-seconds-before-status-checks 2 --slurm-status-command squeue \
   > snakemake.log 2>&1 &
 run=$!
@@ -57,3 +58,16 @@ tail -4 snakemake.log
 "$python" -m ltpipe verify
 "$python" -m ltpipe table results/experiments/slurm
 grep -h "going on after epoch" -r results/logs/stage1
+
+# A hundred classifiers of a second each: two submissions, not a hundred.
+cd "$folder"
+mkdir -p short
+PYTHONPATH="$here:$PYTHONPATH" "$python" "$here/short.py" write short
+cd short
+"$python" -m snakemake -s "$repository/Snakefile" --configfile short.yaml \
+  --profile "$repository/workflow/profiles/slurm" \
+  --default-resources slurm_partition=main "mem_mb=attempt*500" runtime=10 \
+  --set-resources classify:mem_mb=700 classify:gpu=0 classify:runtime=5 --cores 2 \
+  --latency-wait 5 --slurm-init-seconds-before-status-checks 2 --slurm-status-command squeue \
+  > snakemake.log 2>&1 || { tail -60 snakemake.log; exit 1; }
+"$python" "$here/short.py" count

@@ -18,7 +18,7 @@ def test_a_cut_down_demo_runs_through_the_profile(tmp_path):
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHON": sys.executable},
-        timeout=900,
+        timeout=1800,
     )
     if done.returncode == 77:
         pytest.skip(done.stderr.strip())
@@ -26,3 +26,4 @@ def test_a_cut_down_demo_runs_through_the_profile(tmp_path):
     assert "all as recorded" in done.stdout
     assert "ran side by side" in done.stdout
     assert "going on after epoch" in done.stdout
+    assert "100 classifiers in 2 submissions of groups and 0 of one" in done.stdout

@@ -6,20 +6,22 @@ import re
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 
 
-def jobs() -> list[dict[str, str]]:
-    """Return SLURM's records of the jobs that it still remembers."""
+def jobs(folder: Path) -> list[dict[str, str]]:
+    """Return SLURM's records of the jobs of a working folder that it still remembers."""
     shown = subprocess.run(
         ["scontrol", "-o", "show", "jobs"], capture_output=True, text=True, check=True
     )
-    return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in shown.stdout.splitlines()]
+    found = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in shown.stdout.splitlines()]
+    return [job for job in found if job.get("WorkDir") == str(folder)]
 
 
 def main() -> int:
     """Print a line a job, and which of stage two ran side by side."""
     spans: dict[str, list[tuple[datetime, datetime]]] = {}
-    for job in sorted(jobs(), key=lambda job: job["StartTime"]):
+    for job in sorted(jobs(Path.cwd()), key=lambda job: job["StartTime"]):
         rule = job.get("Comment", "").removeprefix("rule_").partition("_wildcards")[0]
         start, stop = (datetime.fromisoformat(job[key]) for key in ("StartTime", "EndTime"))
         spans.setdefault(rule, []).append((start, stop))
@@ -29,7 +31,10 @@ def main() -> int:
             f"{start:%H:%M:%S} to {stop:%H:%M:%S}  {job['JobState']}, "
             f"restarted {job.get('Restarts', '0')} times"
         )
-    classify = sorted(spans.get("classify", []))
+    # Groups are named before their rules.
+    classify = sorted(
+        span for rule, found in spans.items() if rule.endswith("classify") for span in found
+    )
     side_by_side = [
         (first, second)
         for place, first in enumerate(classify)

@@ -64,7 +64,7 @@ class MarkedSet(TrainingSet):
             yield batch
 
 
-def task_of(system: str, precision: str):
+def task_of(system: str, precision: str, device: torch.device = CPU):
     given, _ = SYSTEMS[system]
     spec = {**CE, "batch_size": 16, "precision": precision, **given}
     if system == "paco":
@@ -74,20 +74,20 @@ def task_of(system: str, precision: str):
     labels = torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS))
     images = ArrayImages(draws.integers(0, 256, (len(labels), 16, 16, 3), np.uint8))
     plan = Augmentation((16, 16), padding=2, flip=True)
-    batches = open_batches(images, np.arange(len(labels)), plan, CPU)
+    batches = open_batches(images, np.arange(len(labels)), plan, device)
     data = MarkedSet(batches, labels, Pixels([0.5] * 3, [0.2] * 3), COUNTS)
     torch.manual_seed(0)
     outputs = {"cws": 6, "hrjba": 2}.get(system, len(COUNTS))
     network = build_network(settings, outputs, 3)
     if system == "cws":
-        return SplittingTask(network, data, settings, [3, 2, 1], 0, CPU)
+        return SplittingTask(network, data, settings, [3, 2, 1], 0, device)
     if system == "paco":
-        return ContrastiveTask(network, data, settings, 0, CPU)
+        return ContrastiveTask(network, data, settings, 0, device)
     loss = build_loss(settings.loss, COUNTS[:outputs])
     if system == "hrjba":
-        return BranchTask(network, loss, data, settings, 0, CPU, [0, 1])
+        return BranchTask(network, loss, data, settings, 0, device, [0, 1])
     kind = BilateralTask if system == "bbn" else SupervisedTask
-    return kind(network, loss, data, settings, 0, CPU)
+    return kind(network, loss, data, settings, 0, device)
 
 
 def trained(task) -> dict[str, torch.Tensor]:

@@ -35,7 +35,6 @@ def test_a_named_profile_sets_other_keys_than_the_default_one_and_knows_the_rule
     for resources in values["set-resources"].values():
         assert set(resources) <= {
             "gpu",
-            "gpu_manufacturer",
             "mem_mb",
             "nodes",
             "runtime",
@@ -45,9 +44,10 @@ def test_a_named_profile_sets_other_keys_than_the_default_one_and_knows_the_rule
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
 def test_the_plug_in_of_a_cluster_knows_the_options(name):
-    pytest.importorskip(f"snakemake_executor_plugin_{name}")
+    executor = profile(name)["executor"]
+    pytest.importorskip(f"snakemake_executor_plugin_{executor.replace('-', '_')}")
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--executor", name, "--help"],
+        [sys.executable, "-m", "snakemake", "--executor", executor, "--help"],
         capture_output=True,
         text=True,
     )

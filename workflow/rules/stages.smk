@@ -27,8 +27,7 @@ for stage in STAGES.values():
         resources:
             mem_mb=stage.memory,
             runtime=stage.minutes,
-            # Unset where there is none to give: some clusters take 0 for a wish.
-            gpu=(RUN.gpu_per_job or None) if stage.gpu else None,
+            gpu=RUN.gpu_per_job if stage.gpu else 0,
         params:
             command=stage.command,
             spec=told(stage, "spec_text"),
