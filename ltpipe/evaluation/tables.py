@@ -248,7 +248,7 @@ def _quoted(
     rows = []
     chosen = quoted_rows(of_dataset(published, dataset), patterns)
     if chosen.empty:
-        return rows
+        return []
     for place, ((method, backbone), part) in enumerate(
         chosen.groupby(["method", "backbone"], sort=False)
     ):

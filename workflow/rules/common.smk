@@ -1,9 +1,10 @@
 # The plan of the run, and what rules ask of it. Nothing here imports torch: this file is read again
 # at the start of every cluster job.
 #
-# Two things of Snakemake's that its documentation does not name, both held by
-# tests/workflow/test_profiles.py: `workflow.overwrite_configfiles`, the files after --configfile
-# (in the Snakefile, too), and `workflow.global_resources`, the limits of resources.
+# Three things of Snakemake's that its documentation does not name, held by tests/workflow:
+# `workflow.overwrite_configfiles`, the files after --configfile (in the Snakefile, too),
+# `workflow.global_resources`, the limits of resources, and `workflow.current_basedir`, where this
+# file lies.
 import os
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from ltpipe.plan.stages import MANIFEST, STAGES
 from ltpipe.runtime.run import plan_run
 from ltpipe.utils.errors import InputError
 
+# Of this file, wherever the workflow that uses it as a module lies.
+HOME = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+
 try:
     # Files that the experiment file includes are looked for beside it.
-    RUN = plan_run(config, Path(workflow.basedir), workflow.overwrite_configfiles)
+    RUN = plan_run(config, HOME, workflow.overwrite_configfiles)
 except InputError as error:
     raise WorkflowError(f"experiment file: {error}") from None
 
