@@ -177,7 +177,7 @@ class ImageDataset(DatasetSettings):
     """Images: `input` says how one becomes a network's input."""
 
     # Whether images are files, which have to be decoded.
-    decodes: ClassVar[bool] = True
+    decodes: ClassVar[bool] = False
     input: InputSettings
 
     def pack_identity(self) -> dict[str, Any]:
@@ -233,6 +233,8 @@ class SplitSettings(Settings):
 
 class OwnImages(SplitSettings, ImageDataset):
     """People's own image files: what is damaged stops the run, or is left out and reported."""
+
+    decodes: ClassVar[bool] = True
 
     damaged: Literal["stop", "skip"] = "stop"
 

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -93,8 +93,6 @@ class CifarDataset(ImageDataset):
 
     The binary or the Python files are looked for under the root, in their usual folder or directly.
     """
-
-    decodes: ClassVar[bool] = False
 
     source: Literal["cifar10", "cifar100"]
 

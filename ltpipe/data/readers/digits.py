@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,8 +19,6 @@ _TEST_PER_CLASS = 50
 @reader("digits", paper="Alpaydin and Kaynak, UCI 1998")
 class DigitsDataset(ImageDataset):
     """scikit-learn's handwritten 8 x 8 digits."""
-
-    decodes: ClassVar[bool] = False
 
     source: Literal["digits"]
 

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -75,8 +75,6 @@ class MedMNISTDataset(ImageDataset):
 
     NAME.npz is looked for under the root and in its folder medmnist.
     """
-
-    decodes: ClassVar[bool] = False
 
     source: Literal["medmnist"]
     file: str = Field(pattern="^[A-Za-z0-9_-]+$")

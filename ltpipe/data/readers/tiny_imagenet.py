@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -24,6 +24,8 @@ _SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 @reader("tiny-imagenet", paper="Le and Yang, 2015")
 class TinyImageNetDataset(ImageDataset):
     """Tiny-ImageNet-200 by its standard files; its validation images are the test set."""
+
+    decodes: ClassVar[bool] = True
 
     source: Literal["tiny-imagenet"]
     path: str = "tiny-imagenet-200"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class VOCDataset(ImageDataset):
     the classes' list files (`image-labels`); `auto` takes the first that gives the published
     numbers, else `objects`. `ids` is a file with the training images' ids.
     """
+
+    decodes: ClassVar[bool] = True
 
     source: Literal["voc"]
     path: str = "VOCdevkit/VOC2012"
