@@ -176,7 +176,7 @@ def _parts(plan: Augmentation, drawn: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _mirrored(plan: Augmentation, drawn: torch.Tensor) -> torch.Tensor | None:
-    return _parts(plan, drawn)[3][0] < 0.5 if plan.flip else None
+    return drawn[sum(_rows(plan)[:3])] < 0.5 if plan.flip else None
 
 
 def _coloured(batch: torch.Tensor, plan: Augmentation, drawn: torch.Tensor) -> torch.Tensor:

@@ -108,7 +108,7 @@ def test_images_that_changed_since_the_draw(place, capsys):
     Image.new("RGB", (9, 9)).save(place / "pets/train/cat/new.png")
     spec = {"kind": "stage1", "dataset": FOLDER, "backbone": CE, "seed": 0}
     assert job("train", spec, data=made("data")) == 2
-    assert "changed since the subset was drawn" in one_line(capsys, place)
+    assert "others than those that were drawn; run again" in one_line(capsys, place)
 
 
 @pytest.mark.parametrize(

@@ -161,14 +161,15 @@ def test_one_table_of_several_suites(tmp_path, monkeypatch, capsys):
     assert all(name in printed for name in rows["name"])
     assert (rows["product"] > 0).all()
     ceilings = rows["name"].str.startswith("ceiling: ")
-    assert (rows[~ceilings]["ratio"] > 0).all()
+    assert (rows[~ceilings]["ratio"].dropna() > 0).all()
+    assert rows["ratio"].isna().equals(rows["peer"].isna())
     assert (rows[~ceilings]["share"] > 0).all()
     known = {name.removeprefix("ceiling: ") for name in rows[ceilings]["name"]}
     assert set(rows[~ceilings]["ceiling"]) <= known
     assert rows["extent"].eq("quick").all()
     monkeypatch.setattr(sys, "argv", ["run.py", "--history", "--csv", str(kept)])
     table.main()
-    assert "crop and flip [quick]: " in capsys.readouterr().out
+    assert "crop and flip [quick], " in capsys.readouterr().out
 
 
 def test_every_slope_is_measured_at_tiny_sizes(tmp_path):

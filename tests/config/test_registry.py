@@ -16,7 +16,8 @@ from tests.support import CE, DIGITS, draw, embed, run_job
 
 NAMES = [(kind, name) for kind in KINDS for name in registered(kind)]
 # Names of our own: nothing is published about them.
-OURS = {("source", "folder"), ("source", "features"), ("rule", "none"), ("system", "supervised")}
+OURS = {("source", "folder"), ("source", "table"), ("source", "features")}
+OURS |= {("rule", "none"), ("system", "supervised")}
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMES)

@@ -85,7 +85,7 @@ def test_whole_images_keep_their_aspect_ratio_and_the_test_view_is_that_of_cover
             expected = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
         assert np.array_equal(whole.image(place), np.asarray(expected)), path
     found = open_split(
-        dataset_of(photos, fit="whole"), subset, "test", CPU, None, None, images / FILE
+        dataset_of(photos, fit="whole"), subset, "test", CPU, None, packed=images / FILE
     )
     cover = open_split(dataset_of(photos), subset, "test", CPU, None)
     order = torch.arange(len(found.labels))

@@ -78,6 +78,7 @@ def predictions(folder, scores, labels, counts):
         file["predicted"] = scores.argmax(1)[None]
         file["confidence"] = scores.max(1)[None]
         file["labels"] = labels
+        file["index"] = np.arange(len(labels))
         file["scores"] = scores[None]
         file.attrs["points"] = "[{}]"
         file.attrs["class_names"] = json.dumps([f"c{c}" for c in range(len(counts))])

@@ -90,12 +90,12 @@ def test_rn50_loads_trains_encodes_and_adapts(weights, pictures, tmp_path):
         backbone,
         tmp_path / "stage1",
         tmp_path / "data",
-        views=1,
-        ladder={"strengths": 2, "draws": 1},
+        views=2,
+        ladder={"strengths": 2, "draws": 2},
     )
     store = FeatureStore.open(folder / "train.h5")
     assert store.features.shape == (11, 1024)
-    assert store.views.shape == (3, 11, 1024)
+    assert store.views.shape == (6, 11, 1024)
     assert store.text.shape == (3, 1024)
     assert "weights from the file" in store.attributes["towers"]
     # open_clip reads what was trained, and says the same of a test image.

@@ -130,15 +130,20 @@ def read_columns(table: Path) -> dict[str, list[str]]:
 
 
 def _parquet_columns(table: Path) -> dict[str, list[str]]:
+    # Not pyarrow, whose threads would be in every process that imports pandas.
     try:
-        from pyarrow import parquet
+        from fastparquet import ParquetFile
     except ImportError:
         raise InputError(
-            f"{table}: Parquet needs pyarrow (pip install pyarrow); CSV works without it"
+            f"{table}: Parquet needs fastparquet (pip install fastparquet); CSV works without it"
         ) from None
-    found = parquet.read_table(table)
-    values = [["" if v is None else str(v) for v in column.to_pylist()] for column in found.columns]
-    return _by_name(found.column_names, values)
+    try:
+        found = ParquetFile(str(table)).to_pandas()
+    # What the decoder of a damaged file raises is of its own kind.
+    except Exception as error:
+        raise InputError(f"{table} can't be read as a table: {error}") from None
+    texts = found.astype(object).where(found.notna(), "").map(str)
+    return _by_name([str(name) for name in texts], [texts[name].tolist() for name in texts])
 
 
 def _by_name(heading: Sequence[str], columns: Sequence[list[str]]) -> dict[str, list[str]]:
