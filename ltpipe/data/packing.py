@@ -11,7 +11,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
@@ -37,6 +43,8 @@ from ltpipe.utils.progress import say, track
 _TASK = 64
 # Seconds of work that a failure of the machine may lose.
 _SYNC = 10.0
+# Files of so many bytes together are decoded before other processes have started.
+_FEW_BYTES = 16e6
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ def pack(
 
 
 def _in_any_order(
-    pool: ProcessPoolExecutor, numbers: Sequence[int], tasks: Sequence[range], processes: int
+    pool: Executor, numbers: Sequence[int], tasks: Sequence[range], processes: int
 ) -> Iterator[int]:
     """Yield the numbers of tasks as they are done, with few of them waiting in the pool."""
     left = iter(numbers)
@@ -184,15 +192,26 @@ def _write(descriptor: int, image: np.ndarray, offset: int) -> None:
 _worker: Worker
 
 
-def _pool(worker: Worker, processes: int) -> ProcessPoolExecutor:
+def _pool(worker: Worker, processes: int) -> Executor:
+    if _bytes_of(worker.images.paths) < _FEW_BYTES:
+        return ThreadPoolExecutor(1, initializer=_take, initargs=(worker,))
     # Not forked: libraries of this process have threads of their own.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(processes, context, _begin, (worker, *outside.planned()))
 
 
-def _begin(worker: Worker, expected: Mapping[str, str], strict: bool) -> None:
+def _bytes_of(paths: Sequence[Path]) -> int:
+    """Return the size of the files that are there; a missing one is named when it is decoded."""
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _take(worker: Worker) -> None:
     global _worker
     _worker = worker
+
+
+def _begin(worker: Worker, expected: Mapping[str, str], strict: bool) -> None:
+    _take(worker)
     outside.hold(expected, strict=strict)
 
 

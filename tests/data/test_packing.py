@@ -125,6 +125,8 @@ def test_an_interrupted_job_goes_on_with_what_is_not_packed(photos, tmp_path, mo
     files = sorted(photos.rglob("*.*g"))
     images = FileImages(files, (24, 24), fit="whole")
     monkeypatch.setattr(packing, "_TASK", 4)
+    # In processes of their own, as for many files.
+    monkeypatch.setattr(packing, "_FEW_BYTES", 0)
     whole = tmp_path / "whole"
     assert packing.pack(images, {"train": len(files)}, whole, "a", 1) == len(files)
     expected = (whole / FILE).read_bytes()
