@@ -47,6 +47,11 @@ class WorkflowRun:
         return self.plan.reports
 
     @property
+    def device(self) -> str:
+        """What jobs compute on: `auto`, or the device that is named for all of them."""
+        return os.environ["LTPIPE_DEVICE"]
+
+    @property
     def gpu_per_job(self) -> int:
         """How many GPUs a job of a stage that uses one asks for."""
         return min(self.gpus, 1)

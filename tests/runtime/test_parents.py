@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from ltpipe.runtime.parents import name_of_run
+
 JOB = "import time; from ltpipe.runtime.parents import end_with_run; end_with_run(); "
 JOB += "print('at work', flush=True); time.sleep(60)"
 MAIN = """
 import os, subprocess, sys
+from ltpipe.runtime.parents import name_of_run
 if sys.argv[1] == "run":
-    os.environ["LTPIPE_RUN"] = str(os.getpid())
+    os.environ["LTPIPE_RUN"] = name_of_run()
 subprocess.run(["bash", "-c", 'echo $$; "$0" -c "$1" & wait $!; true', sys.executable, sys.argv[2]])
 """
 
@@ -70,8 +73,40 @@ def test_a_job_that_a_person_started_goes_on():
         assert is_alive(job)
 
 
+def started_by_a_shell(run: str, shell: str) -> list[str]:
+    """Start a job of a named run from a shell; return its number, and what it said."""
+    script = f"import time; time.sleep(0.5); {JOB.replace('60', '0')}"
+    command = f'"{sys.executable}" -c "{script}" & echo $!; {shell}'
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "LTPIPE_RUN": run},
+    )
+    return done.stdout.split("\n", 1)
+
+
 def test_an_orphan_from_the_start_does_not_begin():
     """Its shell was killed while Python started."""
-    command = f'LTPIPE_RUN=$$ "{sys.executable}" -c "import time; time.sleep(0.5); {JOB}" & echo $!'
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30)
-    assert done.stdout.split() == [done.stdout.split()[0]], "it began"
+    assert started_by_a_shell(name_of_run(), "true")[1] == ""
+    assert started_by_a_shell(name_of_run(), "wait $!")[1] == "at work\n"
+
+
+def test_a_job_whose_run_ended_before_it_does_not_begin():
+    """Only its run was killed while Python started; the shell between waits."""
+    script = "from ltpipe.runtime.parents import name_of_run; print(name_of_run())"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert started_by_a_shell(ended, "wait $!")[1] == ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        listed = process.stdout.readline().strip()
+        process.stdout.read()
+        assert started_by_a_shell(listed, "wait $!")[1] == "", "its run waits to be asked for"
+    number, start, machine = ended.split(".")
+    # A run of another machine can't be watched from here.
+    assert started_by_a_shell(f"{number}.{start}.elsewhere", "wait $!")[1] == "at work\n"
+    # Another process may have got the number since.
+    mine = name_of_run().split(".")
+    assert started_by_a_shell(f"{mine[0]}.0.{machine}", "wait $!")[1] == ""

@@ -755,13 +755,13 @@ def test_jobs_keep_to_the_plan_where_data_are_hidden(results: Workspace):
     ("stage", "change", "message"),
     [
         ("data", "cp b/2.bmp c/200.bmp", "c/200.bmp: was not there when this run was planned"),
-        ("stage1", "cp b/2.bmp a/3.bmp", "a/3.bmp: changed since this run was planned"),
+        ("images", "cp b/2.bmp a/3.bmp", "a/3.bmp: changed since this run was planned"),
     ],
 )
 def test_data_that_changed_while_jobs_queue_are_refused(
     results: Workspace, stage: str, change: str, message: str
 ):
-    delete(results, f"{stage}/photos")
+    delete(results, f"{stage}/photos", "stage1/photos")
     done = on_a_cluster(results, "stage1", f"cd {photos(results)}; {change}; cd {results.work}")
     assert done.returncode != 0
     (log,) = (results.work / f"results/logs/{stage}/photos").rglob("*.log")

@@ -5,7 +5,6 @@
 # `workflow.overwrite_configfiles`, the files after --configfile (in the Snakefile, too),
 # `workflow.global_resources`, the limits of resources, and `workflow.current_basedir`, where this
 # file lies.
-import os
 from pathlib import Path
 
 from ltpipe.plan.stages import MANIFEST, STAGES
@@ -111,7 +110,7 @@ def options(stage):
     def told_resources(wildcards, resources):
         gpus = resources.get("gpu", 0)
         if not gpus:
-            return ["--device=cpu"] if os.environ["LTPIPE_DEVICE"] == "auto" else []
+            return ["--device=cpu"] if RUN.device == "auto" else []
         several = [f"--processes={gpus}"] if stage.kind == "stage1" else []
         return [*several, f"--gpu-slots={resources.get('gpu_slots', 1)}"]
 
