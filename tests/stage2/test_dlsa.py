@@ -121,7 +121,7 @@ def test_tail_clusters_are_separated_and_help_what_a_linear_map_cannot_do(tmp_pa
     filtered(folder, SMALL, seed=seed)
     accuracy, blocks = run(folder, tmp_path / "out", 1)
     plain, _ = run(folder, tmp_path / "plain", 0)
-    assert blocks["separation"].item() > 0.95
+    assert blocks["separation"].item() > 0.9
     assert blocks["tail_share"].item() == pytest.approx(4 / 6)
     # What the quantile leaves behind of the tail is answered by a classifier that hardly knows it.
     assert accuracy > (0.9 if kind == "apart" else plain + 0.1)
