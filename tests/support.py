@@ -14,7 +14,8 @@ from ltpipe.artifacts.job import Job
 from ltpipe.artifacts.manifest import MANIFEST, write_manifest
 from ltpipe.config.base import canonical_json, explain
 from ltpipe.data import drawing
-from ltpipe.data.loading import dataset_settings, open_split
+from ltpipe.data.loading import open_split
+from ltpipe.data.opening import dataset_settings
 from ltpipe.data.sources import Source
 from ltpipe.data.subset import read_subset
 from ltpipe.plan.code import code_identity

@@ -24,7 +24,7 @@ from ltpipe.bundles.pipeline import Pipeline, logits_of
 from ltpipe.bundles.preparing import input_rule
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.datasets import NetworkInput
-from ltpipe.data.loading import dataset_settings
+from ltpipe.data.opening import dataset_settings
 from ltpipe.features.store import FeatureStore
 from ltpipe.stage2.core.filters import read_threshold
 from ltpipe.stage2.core.results import under

@@ -12,7 +12,7 @@ from ltpipe.artifacts.job import Job
 from ltpipe.config.datasets import FeaturesDataset, SplitSettings, StoreFiles
 from ltpipe.data.expectations import check_expected, check_expected_labels
 from ltpipe.data.images import FileImages, find_damaged
-from ltpipe.data.loading import dataset_settings
+from ltpipe.data.opening import dataset_settings
 from ltpipe.data.readers.features import label_names, read_features
 from ltpipe.data.sources import Source, check_classes
 from ltpipe.data.subset import draw, draw_from_labels, write_subset

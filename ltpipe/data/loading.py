@@ -9,19 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
-from ltpipe.config.datasets import Dataset, InputSettings, NetworkInput
+from ltpipe.config.datasets import InputSettings, NetworkInput
 from ltpipe.data.augment import Augmentation
 from ltpipe.data.batches import AnyBatches, open_batches
 from ltpipe.data.images import FileImages, FiveCrops
+from ltpipe.data.opening import dataset_settings, split_part
 from ltpipe.data.packed import open_packed
-from ltpipe.data.sources import Part, Source
 from ltpipe.data.subset import Subset
 from ltpipe.utils.errors import InputError
-
-_DATASET: TypeAdapter[Any] = TypeAdapter(Dataset)
 
 
 @dataclass(frozen=True)
@@ -41,11 +38,6 @@ class ImageSplit:
     index: np.ndarray
     pixels: Pixels
     channels: int
-
-
-def dataset_settings(identity: Mapping[str, Any]) -> Any:
-    """Return the data set's settings, defaults filled in, from a spec."""
-    return _DATASET.validate_python(identity)
 
 
 def open_split(
@@ -102,26 +94,6 @@ def open_split(
     augmentation = replace(_augmentation(wanted), size=(size[0], size[1]))
     batches = open_batches(images, index, augmentation, device)
     return _image_split(batches, labels, index, wanted)
-
-
-def split_part(source: Source, subset: Subset, split: str, name: str) -> Part:
-    """Return the part of an opened data set that a split is of.
-
-    Raises:
-        InputError: there is none, or its samples are not those that the subset was drawn from.
-    """
-    part: Part | None = getattr(source, subset.part(split))
-    index, labels = getattr(subset, f"{split}_index"), getattr(subset, f"{split}_labels")
-    if part is None:
-        raise InputError(f"data source {name!r} has no {split} images")
-    if len(index) and (
-        index.max() >= len(part.labels) or not np.array_equal(part.labels[index], labels)
-    ):
-        raise InputError(
-            f"the {split} images of source {name!r} are others than those that were drawn; run "
-            "again"
-        )
-    return part
 
 
 def _augmentation(wanted: InputSettings) -> Augmentation:

@@ -31,7 +31,7 @@ import torch
 from ltpipe.artifacts.job import Job
 from ltpipe.config.base import canonical_json
 from ltpipe.data.images import FileImages, stored_images
-from ltpipe.data.loading import dataset_settings, split_part
+from ltpipe.data.opening import dataset_settings, split_part
 from ltpipe.data.packed import FILE, SPLITS, create
 from ltpipe.data.subset import read_subset
 from ltpipe.utils import outside

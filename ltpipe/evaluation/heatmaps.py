@@ -19,7 +19,7 @@ from ltpipe.config.backbones import HybridBranch, backbone_settings
 from ltpipe.data.augment import centre_crop, normalise
 from ltpipe.data.head_tail import group_classes
 from ltpipe.data.images import stored_images
-from ltpipe.data.loading import dataset_settings
+from ltpipe.data.opening import dataset_settings
 from ltpipe.data.subset import read_subset
 from ltpipe.evaluation.style import STYLE
 from ltpipe.models.building import build_network, load_weights

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ltpipe.data.drawing import feature_labels, located, split_options
-from ltpipe.data.loading import dataset_settings
+from ltpipe.data.opening import dataset_settings
 from ltpipe.data.readers.features import read_features
 from ltpipe.data.sources import Part, Source
 from ltpipe.data.subset import Subset, draw_from_labels

@@ -13,8 +13,8 @@ from ltpipe.config.experiment import resolve
 from ltpipe.data.drawing import run
 from ltpipe.data.expectations import check_expected, check_expected_labels
 from ltpipe.data.images import ArrayImages
-from ltpipe.data.loading import dataset_settings
 from ltpipe.data.longtail import class_counts
+from ltpipe.data.opening import dataset_settings
 from ltpipe.data.readers.lists import read_list
 from ltpipe.data.sources import Part, Source
 from ltpipe.data.subset import read_subset

@@ -271,6 +271,14 @@ def test_a_backbones_code_has_its_own_loss_network_and_reader_alone():
     assert not any(name.startswith(("ltpipe.stage2.", "ltpipe.evaluation.")) for name in ce)
 
 
+@pytest.mark.parametrize("kind", ["data", "images"])
+def test_what_is_drawn_or_decoded_knows_nothing_of_augmentation(kind):
+    """An edit there would draw every subset again, and decode every image."""
+    reached = set(code_modules(code_entries({"kind": kind, "dataset": {"source": "folder"}})))
+    assert "ltpipe.data.readers.folder" in reached
+    assert not reached & {f"ltpipe.data.{name}" for name in ("augment", "batches", "randaugment")}
+
+
 def test_packages_only_pass_names_on():
     """A package's own statements run at every import below it, and do not count then."""
     allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.Expr)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ltpipe.config.registry import registered
-from ltpipe.data.loading import dataset_settings
+from ltpipe.data.opening import dataset_settings
 from ltpipe.data.readers import cifar, voc
 from ltpipe.utils.errors import InputError
 
