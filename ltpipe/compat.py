@@ -51,10 +51,7 @@ def import_open_clip() -> ModuleType:
     Raises:
         InputError: it is not installed.
     """
-    if importlib.util.find_spec("open_clip") is None:
-        raise InputError("open_clip is not installed: pip install open_clip_torch")
-    import_torchvision()
-    return importlib.import_module("open_clip")
+    return _import_above_torchvision("open_clip", "open_clip_torch")
 
 
 def import_timm() -> ModuleType:
@@ -63,7 +60,11 @@ def import_timm() -> ModuleType:
     Raises:
         InputError: it is not installed.
     """
-    if importlib.util.find_spec("timm") is None:
-        raise InputError("timm is not installed: pip install timm")
+    return _import_above_torchvision("timm", "timm")
+
+
+def _import_above_torchvision(name: str, package: str) -> ModuleType:
+    if importlib.util.find_spec(name) is None:
+        raise InputError(f"{name} is not installed: pip install {package}")
     import_torchvision()
-    return importlib.import_module("timm")
+    return importlib.import_module(name)

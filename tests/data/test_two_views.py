@@ -44,10 +44,8 @@ def as_image(picture):
 
 def test_the_policy_is_the_published_one():
     """Each pair's names, probabilities and levels are those of torchvision's table."""
-    import_torchvision()
-    from torchvision.transforms import AutoAugment, AutoAugmentPolicy
-
-    published = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
+    transforms = import_torchvision().transforms
+    published = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10).policies
     names = [operation.name.replace("_", "") for operation in CIFAR_OPERATIONS]
     assert len(CIFAR_POLICY) == len(published) == 25
     plain = ("autocontrast", "equalize", "invert")

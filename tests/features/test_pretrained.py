@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ltpipe.compat import import_torchvision
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.datasets import NetworkInput
 from ltpipe.features.pretrained import resized
@@ -77,7 +78,7 @@ def test_files_are_prepared_as_the_network_was_trained(tmp_path):
     run_job(drawing, spec, tmp_path / "data")
     stage1 = set_up(tmp_path, dataset)
     folder = embed_on(dataset, tmp_path / "f", LITE0, stage1, tmp_path / "data", precision="fp32")
-    from torchvision import transforms as T
+    T = import_torchvision().transforms
 
     prepare = T.Compose(
         [T.Resize(36, T.InterpolationMode.BICUBIC), T.CenterCrop(32), T.PILToTensor()]

@@ -173,3 +173,14 @@ def texts(draw: st.DrawFn) -> str:
         place = draw(st.integers(0, len(text) - 1))
         text = text[:place] + draw(st.sampled_from("\"'{}[]&*!|>%@`\0\u2028")) + text[place + 1 :]
     return text
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every value in nested mappings and lists."""
+    found = [path] if path else []
+    items = value.items() if isinstance(value, dict) else []
+    if isinstance(value, list):
+        items = list(enumerate(value))
+    for key, inner in items:
+        found += places(inner, (*path, key))
+    return found

@@ -24,6 +24,7 @@ from ltpipe.testing import make_store
 from ltpipe.utils.errors import InputError
 from tests import plans
 from tests.bad_input.cases import GOOD
+from tests.fuzz.grammar import places
 
 ODD: list[Any] = [
     None,
@@ -56,17 +57,6 @@ TEXT = [*":{}[]&*!|>'\"%@`#-?,\n\t \\\x00", "<<: *a", "!!python/none", "&a", "- 
 
 def one_line(error: InputError) -> None:
     assert str(error).strip() and "\n" not in str(error), str(error)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path of every value in nested mappings and lists."""
-    found = [path] if path else []
-    items = value.items() if isinstance(value, dict) else []
-    if isinstance(value, list):
-        items = list(enumerate(value))
-    for key, inner in items:
-        found += places(inner, (*path, key))
-    return found
 
 
 def at(values: Any, path: tuple[Any, ...]) -> Any:

@@ -27,7 +27,7 @@ from ltpipe.plan.layout import build_plan
 from ltpipe.predict import load
 from ltpipe.utils.errors import InputError
 from tests import plans
-from tests.fuzz.grammar import ODD, texts
+from tests.fuzz.grammar import ODD, places, texts
 
 # The same examples each time; the long profile is that of `make test-all`.
 PROFILES = [
@@ -167,17 +167,6 @@ def bundle(tmp_path_factory):
         patch.setenv("LTPIPE_DEVICE", "cpu")
         flips.World()
         yield Path("bundle").resolve()
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path of every value in nested mappings and lists."""
-    found = [path] if path else []
-    items = value.items() if isinstance(value, dict) else []
-    if isinstance(value, list):
-        items = list(enumerate(value))
-    for key, inner in items:
-        found += places(inner, (*path, key))
-    return found
 
 
 @pytest.mark.parametrize("times", PROFILES)

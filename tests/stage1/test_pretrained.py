@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ltpipe.artifacts.job import Job
-from ltpipe.compat import import_open_clip
+from ltpipe.compat import import_open_clip, import_torchvision
 from ltpipe.config.backbones import Pretrained
 from ltpipe.config.datasets import InputSettings
 from ltpipe.data.images import FiveCrops
@@ -101,7 +101,7 @@ def test_stores_have_the_classifiers_logits_and_their_mean_over_five_crops(data,
 
 
 def test_five_crops_of_files_are_torchvisions(tmp_path):
-    from torchvision import transforms as T
+    T = import_torchvision().transforms
 
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (9, 12, 3), np.uint8)

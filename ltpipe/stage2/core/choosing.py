@@ -12,7 +12,7 @@ from ltpipe.artifacts.job import Job
 from ltpipe.features.store import FeatureStore
 from ltpipe.stage2.core.held_out import best_place, held_out_stores, mean_class_accuracy
 from ltpipe.stage2.core.inference import Embedded, Fitted, Logits, predict
-from ltpipe.stage2.core.one_backbone import Features
+from ltpipe.stage2.core.one_backbone import Features, finish, open_features
 from ltpipe.stage2.core.settings import Chosen
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.progress import say
@@ -20,6 +20,17 @@ from ltpipe.utils.progress import say
 ChosenT = TypeVar("ChosenT", bound=Chosen)
 # From settings and a training store to the weights of the points of their grid: (P, ...) each.
 Fit = Callable[[ChosenT, FeatureStore], Mapping[str, Tensor]]
+
+
+def run_chosen(job: Job, kind: type[ChosenT], fit: Fit[ChosenT], logits: Logits) -> dict[str, Any]:
+    """Run a method on one backbone's features, whose swept settings may be chosen; see `finish`.
+
+    Raises:
+        InputError: there are no held-out samples to choose by.
+    """
+    features = open_features(job, kind)
+    weights, facts = fit_chosen(job, features, fit, logits)
+    return finish(job, features, logits, weights, **facts)
 
 
 def fit_chosen(

@@ -51,14 +51,9 @@ class BalPoE(Tuned):
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the experts of all sweep points at once."""
-    from ltpipe.stage2.core.choosing import fit_chosen
-    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.choosing import run_chosen
 
-    features = open_features(job, BalPoE)
-    weights, facts = fit_chosen(
-        job, features, lambda settings, train: _fit(job, settings, train), logits
-    )
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, BalPoE, partial(_fit, job), logits)
 
 
 def logits(fitted: Fitted[BalPoE], samples: Samples) -> Tensor:

@@ -10,6 +10,7 @@ shuffled samples; alpha starts at 1, beta at 0, v at the constant 0.1.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -48,14 +49,9 @@ class DisAlign(OnClassifier, Tuned):
 
 def run(job: Job) -> dict[str, Any]:
     """Fit scales, shifts and the confidence."""
-    from ltpipe.stage2.core.choosing import fit_chosen
-    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.choosing import run_chosen
 
-    features = open_features(job, DisAlign)
-    weights, facts = fit_chosen(
-        job, features, lambda settings, train: _fit(job, settings, train), logits
-    )
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, DisAlign, partial(_fit, job), logits)
 
 
 def logits(fitted: Fitted[DisAlign], samples: Samples) -> Tensor:

@@ -10,6 +10,7 @@ chosen.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
@@ -84,14 +85,9 @@ class GDA(Chosen):
 
 def run(job: Job) -> dict[str, Any]:
     """Compute the Gaussians, and choose shrinkage and weight by held-out samples."""
-    from ltpipe.stage2.core.choosing import fit_chosen
-    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.choosing import run_chosen
 
-    features = open_features(job, GDA)
-    weights, facts = fit_chosen(
-        job, features, lambda settings, train: _fit(settings, train, job.device), logits
-    )
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, GDA, partial(_fit, job.device), logits)
 
 
 def logits(fitted: Fitted[GDA], samples: Samples) -> Tensor:
@@ -119,7 +115,7 @@ def discriminants(means: Tensor, covariance: Tensor, share: float) -> tuple[Tens
     return weight, -(weight * means).sum(1) / 2
 
 
-def _fit(settings: GDA, train: FeatureStore, device: torch.device) -> dict[str, Tensor]:
+def _fit(device: torch.device, settings: GDA, train: FeatureStore) -> dict[str, Tensor]:
     import torch
 
     from ltpipe.stage2.core.moments import class_moments

@@ -56,8 +56,7 @@ def run(job: Job) -> dict[str, Any]:
     import torch
 
     from ltpipe.stage2.core.batches import unit_rows
-    from ltpipe.stage2.core.choosing import fit_chosen
-    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.choosing import run_chosen
 
     def fit(settings: KNN, train: FeatureStore) -> dict[str, Tensor]:
         numbers = settings.neighbours
@@ -74,9 +73,7 @@ def run(job: Job) -> dict[str, Any]:
             "neighbours": torch.tensor([min(number, len(keys)) for number in numbers]),
         }
 
-    features = open_features(job, KNN)
-    weights, facts = fit_chosen(job, features, fit, logits)
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, KNN, fit, logits)
 
 
 def logits(fitted: Fitted[KNN], samples: Samples) -> Tensor:

@@ -60,9 +60,8 @@ def run(job: Job) -> dict[str, Any]:
     import torch
 
     from ltpipe.losses.building import build_loss
-    from ltpipe.stage2.core.choosing import fit_chosen
+    from ltpipe.stage2.core.choosing import run_chosen
     from ltpipe.stage2.core.classifiers import fit_classifiers
-    from ltpipe.stage2.core.one_backbone import finish, open_features
     from ltpipe.stage2.core.retraining import recipe_of, sampling_of
 
     def fit(settings: LatentSynthesis, train: FeatureStore) -> dict[str, Tensor]:
@@ -88,9 +87,7 @@ def run(job: Job) -> dict[str, Any]:
             )
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    features = open_features(job, LatentSynthesis)
-    weights, facts = fit_chosen(job, features, fit, logits)
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, LatentSynthesis, fit, logits)
 
 
 def logits(fitted: Fitted[LatentSynthesis], samples: Samples) -> Tensor:

@@ -49,12 +49,9 @@ class Logistic(Chosen):
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the regression, its strength chosen by held-out samples."""
-    from ltpipe.stage2.core.choosing import fit_chosen
-    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.choosing import run_chosen
 
-    features = open_features(job, Logistic)
-    weights, facts = fit_chosen(job, features, _fit, logits)
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, Logistic, _fit, logits)
 
 
 def logits(fitted: Fitted[Logistic], samples: Samples) -> Tensor:

@@ -8,6 +8,7 @@ trained by cross-entropy with class weights ``(1 / pi_c) ** 1.2``. Released for 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -42,14 +43,9 @@ class MARC(OnClassifier, Tuned):
 
 def run(job: Job) -> dict[str, Any]:
     """Fit the factors and margins."""
-    from ltpipe.stage2.core.choosing import fit_chosen
-    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.choosing import run_chosen
 
-    features = open_features(job, MARC)
-    weights, facts = fit_chosen(
-        job, features, lambda settings, train: _fit(job, settings, train), logits
-    )
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, MARC, partial(_fit, job), logits)
 
 
 def logits(fitted: Fitted[MARC], samples: Samples) -> Tensor:

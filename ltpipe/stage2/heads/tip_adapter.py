@@ -9,6 +9,7 @@ number of a class's keys.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -57,14 +58,9 @@ class TipAdapter(Chosen, OnTexts):
 
 def run(job: Job) -> dict[str, Any]:
     """Keep the keys, and choose alpha and beta by held-out samples."""
-    from ltpipe.stage2.core.choosing import fit_chosen
-    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.choosing import run_chosen
 
-    features = open_features(job, TipAdapter)
-    weights, facts = fit_chosen(
-        job, features, lambda settings, train: _fit(job, settings, train), logits
-    )
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, TipAdapter, partial(_fit, job), logits)
 
 
 def logits(fitted: Fitted[TipAdapter], samples: Samples) -> Tensor:

@@ -11,6 +11,7 @@ for CIFAR-100-LT: SGD 0.01, momentum 0.9, weight decay 0.1, 10 epochs, batches o
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -60,14 +61,9 @@ class WeightBalancing(OnClassifier, Tuned):
 
 def run(job: Job) -> dict[str, Any]:
     """Fit all points of the sweep at once, and choose one by held-out samples."""
-    from ltpipe.stage2.core.choosing import fit_chosen
-    from ltpipe.stage2.core.one_backbone import finish, open_features
+    from ltpipe.stage2.core.choosing import run_chosen
 
-    features = open_features(job, WeightBalancing)
-    weights, facts = fit_chosen(
-        job, features, lambda settings, train: _fit(job, settings, train), logits
-    )
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, WeightBalancing, partial(_fit, job), logits)
 
 
 def logits(fitted: Fitted[WeightBalancing], samples: Samples) -> Tensor:

@@ -63,9 +63,8 @@ class Classifier(Tuned):
 def run(job: Job) -> dict[str, Any]:
     """Fit the classifiers of all sweep points at once and evaluate their last epoch."""
     from ltpipe.stage2.core.batches import Rows, SquashedRows, UnitRows
-    from ltpipe.stage2.core.choosing import fit_chosen
+    from ltpipe.stage2.core.choosing import run_chosen
     from ltpipe.stage2.core.classifiers import fit_classifiers
-    from ltpipe.stage2.core.one_backbone import finish, open_features
     from ltpipe.stage2.core.retraining import recipe_of, sampling_of
 
     def fit(settings: Classifier, train: FeatureStore) -> dict[str, Tensor]:
@@ -84,9 +83,7 @@ def run(job: Job) -> dict[str, Any]:
             initial=settings.initial,
         )
 
-    features = open_features(job, Classifier)
-    weights, facts = fit_chosen(job, features, fit, logits)
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, Classifier, fit, logits)
 
 
 def logits(fitted: Fitted[Classifier], samples: Samples) -> Tensor:

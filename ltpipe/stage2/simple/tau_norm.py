@@ -45,9 +45,8 @@ def run(job: Job) -> dict[str, Any]:
     import torch
 
     from ltpipe.stage2.core.base_classifier import base_classifier
-    from ltpipe.stage2.core.choosing import fit_chosen
+    from ltpipe.stage2.core.choosing import run_chosen
     from ltpipe.stage2.core.heads import normalised
-    from ltpipe.stage2.core.one_backbone import finish, open_features
 
     def fit(settings: TauNorm, train: FeatureStore) -> dict[str, Tensor]:
         weight = base_classifier(train, settings.initial, job.seed, job.device)["weight"]
@@ -55,9 +54,7 @@ def run(job: Job) -> dict[str, Any]:
         weights = torch.stack([normalised(weight, tau) for tau in taus])
         return {"weight": weights, "tau": torch.tensor(taus)}
 
-    features = open_features(job, TauNorm)
-    weights, facts = fit_chosen(job, features, fit, logits)
-    return finish(job, features, logits, weights, **facts)
+    return run_chosen(job, TauNorm, fit, logits)
 
 
 def logits(fitted: Fitted[TauNorm], samples: Samples) -> Tensor:
