@@ -2,7 +2,7 @@
 # make test    install, run the tests          make lint       style, types, imports, workflow
 # make format  bring the sources to style      make bench      speed against the usual loops
 #
-# make test-fast       the tests that start no Snakemake
+# make test-fast       the tests that start no Snakemake and are not heavy: two or three minutes
 # make test-all        slow and real-data tests too, and test-numeric
 # make test-numeric    the numbers, with the kernels of three generations of processors
 # make test-snakemake  the workflow with the oldest and the newest Snakemake allowed
@@ -29,7 +29,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python $(PYTEST) -m "not slow and not realdata"
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python $(PYTEST) -m "not slow and not realdata and not workflow"
+	$(BIN)/python $(PYTEST) -m "not slow and not realdata and not workflow and not heavy"
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python $(PYTEST)

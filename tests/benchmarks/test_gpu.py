@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
+pytestmark = pytest.mark.heavy
+
 SCRIPT = Path(__file__).with_name("gpu.py")
 
 

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
+pytestmark = pytest.mark.heavy
+
 HERE = Path(__file__).parent
 FOLDER = str(HERE)
 

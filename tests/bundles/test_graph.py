@@ -13,6 +13,8 @@ from ltpipe.predict import load
 from ltpipe.utils.errors import InputError
 from tests.bundles.test_every_method import DLSA
 
+pytestmark = pytest.mark.heavy
+
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 # One of each kind of graph: two backbones, distances, log priors, a cascade, towers.

@@ -158,6 +158,7 @@ def test_list_shows_a_kind_and_the_names_of_plug_ins(tmp_path, capsys):
     assert "did you mean 'losses'" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_names_are_found_without_torch():
     code = (
         "import sys\n"

@@ -17,6 +17,8 @@ from ltpipe.data.subset import read_subset
 from ltpipe.utils.errors import InputError
 from tests.support import CPU, run_job
 
+pytestmark = pytest.mark.heavy
+
 INPUT = {"size": [16, 16], "stored": [24, 24], "resized_crop": True, "flip": True}
 SIZES = [(40, 30), (31, 64), (24, 24), (90, 25), (25, 90)]
 

@@ -234,6 +234,7 @@ for artifact in load_workload(Path("my/experiment.yaml")).everything.values():
 """
 
 
+@pytest.mark.heavy
 def test_plug_ins_of_the_page_run_outside_the_repository(tmp_path):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     scripts, commands = [], []

@@ -166,6 +166,7 @@ def written(folder):
     }
 
 
+@pytest.mark.heavy
 def test_the_same_artifacts_give_the_same_bytes(experiment, report, tmp_path):
     spec, base = experiment
     folder, text = report

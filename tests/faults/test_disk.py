@@ -136,6 +136,7 @@ def limited(size: int):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["import", "stage2"])
 def test_files_that_may_not_grow(tiny, kind):
     """HDF5 and safetensors meet the system's refusal themselves, in the middle of a file."""
@@ -151,6 +152,7 @@ def test_files_that_may_not_grow(tiny, kind):
     assert not Path(cell.folder, "manifest.json").exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_small_disk_really_full(tiny, tmp_path):
     cell = plans.plan_of(tiny / "experiment.yaml").of_kind("import")[0]

@@ -42,6 +42,7 @@ def in_a_child(path: Path) -> int:
     return pid
 
 
+@pytest.mark.heavy
 def test_jobs_killed_at_ten_moments(tmp_path, monkeypatch):
     """Every kind of job, one after the other, without the workflow around them."""
     monkeypatch.delenv("LTPIPE_DATA", raising=False)

@@ -7,6 +7,8 @@ import pytest
 from ltpipe.artifacts.reading import Artifact
 from tests.fuzz import flips
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

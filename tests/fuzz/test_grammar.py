@@ -29,6 +29,8 @@ from ltpipe.utils.errors import InputError
 from tests import plans
 from tests.fuzz.grammar import ODD, places, texts
 
+pytestmark = pytest.mark.heavy
+
 # The same examples each time; the long profile is that of `make test-all`.
 PROFILES = [
     pytest.param(1, id="short"),

@@ -10,6 +10,8 @@ import pytest
 
 from tests.gpu import first, reproduce
 
+pytestmark = pytest.mark.heavy
+
 HERE = Path(__file__).parent
 
 

@@ -21,6 +21,8 @@ from ltpipe.stage2.simple import zero_shot
 from ltpipe.utils.errors import InputError
 from tests.support import embed_on, run_job
 
+pytestmark = pytest.mark.heavy
+
 CLASSES = ("tench", "red_fox", "fire truck")
 DATASET = {
     "source": "folder",

@@ -210,6 +210,7 @@ def test_published_weights_bring_their_activation(monkeypatch):
     assert [config.get("quick_gelu", False) for config in seen] == [True, False, False, True]
 
 
+@pytest.mark.heavy
 def test_open_clip_is_imported_only_when_it_is_needed():
     code = (
         "import sys, ltpipe.features.vision_language, ltpipe.stage1.vision_language, "

@@ -233,6 +233,7 @@ def test_moving_a_module_changes_no_identity(copy):
     assert copy.identities()["ffn"] != before["ffn"]
 
 
+@pytest.mark.heavy
 def test_every_module_that_methods_import_counts_or_is_excluded():
     """By what Python really imports: nothing that a job runs is overlooked."""
     entries = [name for kind in METHODS for name in entries_of(kind)]
@@ -596,6 +597,7 @@ def results_of(copy, output):
     return results, specs, [Path(name) for name in ran if name.startswith(str(copy.folder))]
 
 
+@pytest.mark.heavy
 def test_variants_of_what_is_excluded_give_equal_results(copy):
     base = copy.folder.parent
     before = copy.identities()

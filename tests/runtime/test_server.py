@@ -20,6 +20,8 @@ from ltpipe.plan.layout import build_plan
 from ltpipe.runtime import client
 from ltpipe.runtime.server import start_server, sweep
 
+pytestmark = pytest.mark.heavy
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 

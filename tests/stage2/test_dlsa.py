@@ -149,6 +149,7 @@ def quantities(folder, seed, **settings):
     return np.array([balance, purity, block.log_likelihood[labels >= 2].mean()])
 
 
+@pytest.mark.heavy
 def test_each_loss_moves_what_it_is_there_for(tmp_path):
     found = {
         name: np.mean([quantities(tmp_path, seed, **change) for seed in range(5)], axis=0)

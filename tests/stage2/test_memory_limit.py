@@ -14,6 +14,8 @@ import pytest
 from ltpipe.features import store
 from ltpipe.features.store import FeatureStore, write_features
 
+pytestmark = pytest.mark.heavy
+
 LIMIT = 160 << 20
 PROGRAM = """
 import json, resource, sys

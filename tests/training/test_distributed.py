@@ -17,6 +17,8 @@ from ltpipe.training import distributed
 from ltpipe.utils.errors import InputError
 from tests.support import CE, DIGITS, command_line, draw
 
+pytestmark = pytest.mark.heavy
+
 STEP = """
 import sys, torch
 from safetensors.torch import save_file

@@ -115,6 +115,7 @@ def test_a_loss_that_is_no_number_ends_the_run(split):
     assert last.epoch == len(before) < 6
 
 
+@pytest.mark.heavy
 def test_a_killed_job_ends_with_the_bytes_of_an_unbroken_one(tmp_path):
     data = draw(tmp_path)
     backbone = {**KPS, "epochs": 40, "mixup": 1.0}
