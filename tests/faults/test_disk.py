@@ -253,6 +253,17 @@ def test_a_damaged_feature_file_is_refused_and_made_again(tiny, capsys):
     assert plans.run_cell(plan.of_kind("stage2")[0]) == 0
 
 
+def test_counts_of_a_subset_that_were_edited_reach_no_features(tiny, capsys):
+    plan = plans.plan_of(tiny / "experiment.yaml")
+    path = Path(plan.of_kind("data")[0].folder, "subset.h5")
+    with h5py.File(path, "a") as file:
+        file["class_counts"][0] += 1
+    store = plan.of_kind("import")[0]
+    shutil.rmtree(store.folder)
+    assert plans.run_cell(store) == 2
+    assert f"{path}: damaged; delete the folder and run again" in error_line(capsys)
+
+
 def test_metrics_that_were_edited_reach_no_report(tiny, capsys):
     plan = plans.plan_of(tiny / "experiment.yaml")
     path = Path(plan.of_kind("stage2")[0].folder, "metrics.csv")

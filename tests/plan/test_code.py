@@ -214,6 +214,17 @@ def test_what_counts_as_a_change_of_ffn(copy, module, old, new, counts):
     assert (copy.identities()["ffn"] != before) == counts
 
 
+def test_what_the_settings_of_a_backbone_compute_counts(copy):
+    """A training reads more of its settings than their fields."""
+    backbone = {"system": "hrjba-branch", "group": "head", "network": "resnet8"}
+    spec = {"kind": "stage1", "dataset": {"source": "digits"}, "backbone": backbone}
+    entries = code_entries(spec)
+    before = copy.code.code_identity(entries)
+    weight = "else 1 - self.head_weight"
+    copy.replace("config/backbones/hrjba.py", weight, "else self.head_weight")
+    assert copy.code.code_identity(entries) != before
+
+
 def move(copy, old, new):
     """Move a module, and change the imports of it as a person would."""
     (copy.folder / new).parent.mkdir(exist_ok=True)
