@@ -35,8 +35,8 @@ _RACY_NS = 2_000_000_000
 _DAY_NS = 86_400_000_000_000
 _QUIET_SECONDS = 3.0
 _CHUNK = 64
-# Paths are strings below: 100,000 objects of Path would double the time of planning.
 _AGAIN = "plan again: start the run anew"
+# Paths are strings below: 100,000 objects of Path would double the time of planning.
 
 
 @dataclass(frozen=True)
@@ -50,41 +50,6 @@ class Fingerprint:
 
     digest: str
     files: Mapping[str, str]
-
-    def expected_sha256(self, name: str) -> str:
-        """Return the SHA-256 that the file called `name` had when the run was planned.
-
-        Raises:
-            InputError: there was no such file.
-        """
-        if name not in self.files:
-            shown = printable(name)
-            raise InputError(f"{shown}: was not there when this run was planned; {_AGAIN}")
-        return self.files[name]
-
-    def read(self, name: str, path: Path) -> bytes:
-        """Return the bytes of `path`, the file called `name`.
-
-        Raises:
-            InputError: they are not what they were when the run was planned, or can't be read.
-        """
-        with _opened(path) as handle:
-            content = handle.read()
-        self._compare(name, path, hashlib.sha256(content).hexdigest())
-        return content
-
-    def check(self, name: str, path: Path) -> None:
-        """Hold the contents of `path`, which may be large, against those of the file `name`.
-
-        Raises:
-            InputError: as `read`.
-        """
-        with _opened(path) as handle:
-            self._compare(name, path, hashlib.file_digest(handle, "sha256").hexdigest())
-
-    def _compare(self, name: str, path: Path, found: str) -> None:
-        if found != self.expected_sha256(name):
-            raise InputError(f"{printable(path)}: changed since this run was planned; {_AGAIN}")
 
 
 def fingerprint(

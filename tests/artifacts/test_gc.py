@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,20 @@ def test_half_written_files_of_killed_runs(two):
     }
     remove(found, Path("results"))
     assert not half.exists() and not report.exists()
+
+
+@pytest.mark.parametrize("side", ["plans", "fingerprints", "logs", "benchmarks"])
+def test_half_written_files_beside_the_artifacts_once_they_are_old(two, side):
+    half = Path("results", side, "deep/.x.json.abcdefgh.tmp")
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    assert survey(two).waste == [], "a run that plans now may be writing it"
+    long_ago = time.time() - 7200
+    os.utime(half, (long_ago, long_ago))
+    found = survey(two).waste
+    assert [(item.path, item.what) for item in found] == [(half, "half-written")]
+    remove(found, Path("results"))
+    assert not half.exists()
 
 
 def test_other_peoples_files_are_left_alone(two, tmp_path):
