@@ -20,6 +20,7 @@ from ltpipe.plan.fingerprints import (
     recorded_files,
 )
 from ltpipe.utils.errors import DiskError, InputError
+from ltpipe.utils.outside import read_bytes
 
 LONG_AGO = 1_500_000_000 * 10**9
 
