@@ -23,6 +23,16 @@ def plain_values(file: h5py.File, name: str) -> np.ndarray:
     Raises:
         ValueError: they do not, or they are far more than the file holds; says which.
     """
+    values: np.ndarray = plain_dataset(file, name)[()]
+    return values
+
+
+def plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a data set whose values lie in the file itself, all of them written.
+
+    Raises:
+        ValueError: as `plain_values`.
+    """
     link = file.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         raise ValueError(f"{name} is a link; write the values themselves into the file")
@@ -42,8 +52,7 @@ def plain_values(file: h5py.File, name: str) -> np.ndarray:
     if not written:
         raise ValueError(f"not all of {name} was written")
     _check_size(name, dataset.nbytes, stored)
-    values: np.ndarray = dataset[()]
-    return values
+    return dataset
 
 
 def check_archive(path: Path) -> None:

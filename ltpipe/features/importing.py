@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ltpipe.artifacts.job import Job
 from ltpipe.config.datasets import StoreFiles
 from ltpipe.data.readers.features import read_features
 from ltpipe.data.subset import read_subset
-from ltpipe.features.store import write_features
+from ltpipe.features.store import Blocks, open_foreign, read_paths, write_features
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.paths import locate
 from ltpipe.utils.progress import say
@@ -18,7 +21,8 @@ def run(job: Job) -> dict[str, Any]:
     """Write train.h5, val.h5 and test.h5 with the subset's rows of the files of one store.
 
     Files are HDF5 with `features` and `labels` (or `label`), npz with the same names, or npy with
-    labels beside them.
+    labels beside them. Of a feature store of this package views, logits, texts, the backbone's
+    classifier and the names of images come along.
 
     Raises:
         InputError: a file is missing, damaged, or does not hold the samples that were drawn.
@@ -32,8 +36,9 @@ def run(job: Job) -> dict[str, Any]:
         labels = getattr(subset, f"{split}_labels")
         name = getattr(files, part) or files.train
         beside = getattr(files, f"{part}_labels")
+        path = locate(name, job.root)
         features, found = read_features(
-            locate(name, job.root), beside and locate(beside, job.root), subset.class_names
+            path, beside and locate(beside, job.root), subset.class_names
         )
         if len(index) and (index.max() >= len(found) or (found[index] != labels).any()):
             raise InputError(
@@ -52,7 +57,34 @@ def run(job: Job) -> dict[str, Any]:
             index=index,
             class_names=subset.class_names,
             class_counts=subset.class_counts,
-            attributes={"backbone": "from elsewhere", "origin": name, "head": "none"},
+            **_more(path, name, index, subset.class_names),
         )
     say(f"took over {len(subset.train_index)} embeddings of {dimension} dimensions")
     return {"dimension": dimension}
+
+
+def _more(path: Path, name: str, index: np.ndarray, class_names: list[str]) -> dict[str, Any]:
+    """Return what a file has beside features and labels, of the samples at `index`."""
+    attributes = {"backbone": "from elsewhere", "head": "none", "origin": name}
+    store = open_foreign(path)
+    if store is None:
+        return {"attributes": attributes}
+    if store.text is not None and len(store.text) != len(class_names):
+        raise InputError(
+            f"{name}: texts of {len(store.text)} classes, the data set has {len(class_names)}"
+        )
+    more: dict[str, Any] = {
+        "attributes": {**store.attributes, "origin": name},
+        "text": store.text,
+        "view_strength": store.view_strength,
+        "classifier_weight": store.classifier_weight,
+        "classifier_bias": store.classifier_bias,
+    }
+    if store.logits is not None:
+        more["logits"] = store.logits[index]
+    if (views := store.views) is not None:
+        shape = (len(views), len(index), views.shape[2])
+        more["views"] = Blocks(shape, str(views.dtype), (view[index] for view in views))
+    if (paths := read_paths(path)) is not None:
+        more["paths"] = [paths[place] for place in index.tolist()]
+    return more

@@ -21,8 +21,9 @@ import h5py
 import numpy as np
 
 from ltpipe.data.subset import read_texts, write_texts
+from ltpipe.data.untrusted import plain_dataset
 from ltpipe.utils.errors import InputError
-from ltpipe.utils.io import atomic_path
+from ltpipe.utils.io import atomic_path, printable
 
 FORMAT = "ltpipe-features/1"
 _BLOCK_BYTES = 64 << 20
@@ -112,6 +113,25 @@ class FeatureStore:
                 "or views: plain in the method"
             )
         return views
+
+
+def open_foreign(path: Path) -> FeatureStore | None:
+    """Return the contents of a feature file from elsewhere; None where it is of another format.
+
+    Raises:
+        InputError: as `FeatureStore.open`, or its values do not lie in the file itself.
+    """
+    if path.suffix.lower() not in (".h5", ".hdf5"):
+        return None
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("format") != FORMAT:
+                return None
+            for name in file:
+                plain_dataset(file, name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"feature file {printable(path)} can't be read: {error}") from None
+    return FeatureStore.open(path)
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def read_features(
 
 
 def label_names(path: Path, labels_path: Path | None = None) -> list[str] | None:
-    """Return the names of the classes where a file has them: an array `class_names`, or its texts.
+    """Return the names of the classes where a file has them, or None.
+
+    An array `class_names`, the attribute of that name in a feature store, or labels that are texts.
 
     Raises:
         InputError: as `read_features`.
@@ -61,9 +64,21 @@ def label_names(path: Path, labels_path: Path | None = None) -> list[str] | None
         with contextlib.suppress(InputError):
             (names,) = _arrays(path, ("class_names",))
             return _texts(names)
+        if (given := _attribute(path)) is not None:
+            return given
         (labels,) = _arrays(path, _LABELS)
     texts = _texts(labels)
     return None if texts is None else sorted_names(texts)
+
+
+def _attribute(path: Path) -> list[str] | None:
+    if path.suffix.lower() not in {".h5", ".hdf5"}:
+        return None
+    with contextlib.suppress(OSError, ValueError, TypeError), h5py.File(checked(path), "r") as file:
+        names = json.loads(file.attrs.get("class_names", "null"))
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    return None
 
 
 def _texts(labels: np.ndarray) -> list[str] | None:
