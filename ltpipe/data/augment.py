@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ltpipe.data.resampling import resized_box, resized_boxes
 from ltpipe.utils.errors import InputError
 
 _CROP_TRIES = 10
@@ -27,7 +28,7 @@ class Augmentation:
         flip: mirror left to right with probability 1/2.
         resized_crop: random-resized-crop to `size` instead of the padded crop.
         crop_scale: between which shares of the image's area that crop lies.
-        interpolation: bilinear or bicubic, how that crop is sampled.
+        interpolation: bilinear or bicubic, how that crop is resized, antialiased.
         color_jitter: j; brightness, contrast and saturation factors are U(1 - j, 1 + j).
 
     Raises:
@@ -76,7 +77,7 @@ def augment(
         return crop(images, plan, drawn, boxes)
     place = _parts(plan, drawn)[0]
     batch = _padded_crop(images, plan.size, plan.padding, place, _mirrored(plan, drawn))
-    return _coloured(batch, plan, drawn)
+    return coloured(batch, plan, drawn)
 
 
 def draw(plan: Augmentation, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -127,10 +128,7 @@ def crop_boxes(plan: Augmentation, drawn: torch.Tensor, sizes: torch.Tensor) -> 
 def crop(
     images: torch.Tensor, plan: Augmentation, drawn: torch.Tensor, boxes: torch.Tensor
 ) -> torch.Tensor:
-    """Return each image's box sampled to the network's size, mirrored and coloured as drawn.
-
-    Sampling is plain bilinear or bicubic, without antialiasing: the crop is at most as much larger
-    than the output as the stored image is.
+    """Return each image's box resized to the network's size, mirrored and coloured as drawn.
 
     Args:
         images: (B, H, W, C) uint8.
@@ -139,30 +137,26 @@ def crop(
     Returns:
         (B, C, h, w) uint8 in channels-last memory.
     """
-    count, tall, wide = images.shape[:3]
-    top, left, crop_height, crop_width = boxes.unbind(1)
-    size = plan.size
-    y = _source_coordinates(top, crop_height, size[0], tall)
-    x = _source_coordinates(left, crop_width, size[1], wide)
+    if images.device.type == "cpu":
+        size, kind = plan.size, plan.interpolation
+        rows = [
+            resized_box(image, box, size, kind, mirrored)
+            for image, (box, mirrored) in zip(images, views(plan, drawn, boxes), strict=True)
+        ]
+        batch = torch.stack(rows).permute(0, 3, 1, 2)
+    else:
+        mirrored = _mirrored(plan, drawn)
+        batch = resized_boxes(images, boxes, plan.size, plan.interpolation, mirrored)
+    return coloured(batch, plan, drawn)
+
+
+def views(
+    plan: Augmentation, drawn: torch.Tensor, boxes: torch.Tensor
+) -> list[tuple[list[int], bool]]:
+    """Return each image's box, and whether it is mirrored, as numbers of the host."""
     mirrored = _mirrored(plan, drawn)
-    if mirrored is not None:
-        x = torch.where(mirrored[:, None], x.flip(1), x)
-    grid = torch.stack(
-        [
-            x[:, None, :].expand(count, size[0], size[1]),
-            y[:, :, None].expand(count, size[0], size[1]),
-        ],
-        dim=-1,
-    )
-    sampled = F.grid_sample(
-        images.permute(0, 3, 1, 2).float(),
-        grid,
-        mode=plan.interpolation,
-        padding_mode="border",
-        align_corners=False,
-    )
-    batch = sampled.round().clamp(0, 255).to(torch.uint8)
-    return _coloured(batch.contiguous(memory_format=torch.channels_last), plan, drawn)
+    flags = [False] * len(boxes) if mirrored is None else mirrored.tolist()
+    return list(zip(boxes.long().tolist(), flags, strict=True))
 
 
 def _rows(plan: Augmentation) -> list[int]:
@@ -179,7 +173,8 @@ def _mirrored(plan: Augmentation, drawn: torch.Tensor) -> torch.Tensor | None:
     return drawn[sum(_rows(plan)[:3])] < 0.5 if plan.flip else None
 
 
-def _coloured(batch: torch.Tensor, plan: Augmentation, drawn: torch.Tensor) -> torch.Tensor:
+def coloured(batch: torch.Tensor, plan: Augmentation, drawn: torch.Tensor) -> torch.Tensor:
+    """Return (B, C, h, w) uint8 with its colours changed as drawn."""
     if not plan.color_jitter:
         return batch
     return color_jitter(batch, 1 + plan.color_jitter * (2 * _parts(plan, drawn)[4] - 1))
@@ -275,17 +270,6 @@ def _padded_crop(
     index = (row * wide)[:, :, None] + column[:, None, :]
     pixels = padded.view(-1, channels).index_select(0, index.view(-1))
     return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _source_coordinates(
-    start: torch.Tensor, extent: torch.Tensor, outputs: int, side: int
-) -> torch.Tensor:
-    """Return (B, outputs) places in [-1, 1] where a crop of `extent` pixels is sampled."""
-    steps = torch.arange(outputs, dtype=torch.float32, device=start.device) + 0.5
-    inside = steps * (extent / outputs)[:, None] - 0.5
-    # A crop's edge repeats its own border pixel, not the neighbour outside the crop.
-    inside = inside.clamp(min=0).minimum(extent[:, None] - 1)
-    return (2 * (inside + start[:, None]) + 1) / side - 1
 
 
 def color_jitter(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,19 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ltpipe.data.augment import Augmentation, augment, centre_crop, crop, crop_boxes, draw
+from ltpipe.data.augment import (
+    Augmentation,
+    augment,
+    centre_crop,
+    coloured,
+    crop,
+    crop_boxes,
+    draw,
+    views,
+)
 from ltpipe.data.images import Images
 from ltpipe.data.packed import WholeImages, middle_boxes
+from ltpipe.data.resampling import resized_box
 from ltpipe.utils.errors import InputError
 
 T = TypeVar("T")
@@ -148,6 +158,9 @@ class WholeBatches:
         counts = [len(part) for part in order.split(batch_size)]
         drawn = torch.cat([draw(plan, count, generator) for count in counts], 1)
         whole = crop_boxes(plan, drawn.cpu(), torch.from_numpy(sizes).double())
+        if self._device.type == "cpu":
+            yield from self._crops(places, drawn, whole, batch_size)
+            return
         boxes = whole.long().numpy()
         # What is copied begins in the canvas's corner.
         inside = torch.cat([torch.zeros_like(whole[:, :2]), whole[:, 2:]], 1)
@@ -157,6 +170,24 @@ class WholeBatches:
             for part, canvas in enumerate(canvases):
                 rows = slice(part * batch_size, part * batch_size + len(canvas))
                 yield crop(canvas, plan, drawn[:, rows], inside[rows])
+
+    def _crops(
+        self, places: np.ndarray, drawn: torch.Tensor, boxes: torch.Tensor, batch_size: int
+    ) -> Iterator[torch.Tensor]:
+        """Yield the drawn views, resized by the threads that read the images."""
+        plan, images = self.augmentation, self._images
+        chosen = views(plan, drawn, boxes)
+
+        def fill(batch: np.ndarray, rows: np.ndarray) -> None:
+            for out, row in zip(torch.from_numpy(batch), rows.tolist(), strict=True):
+                image, (box, mirrored) = torch.from_numpy(images.image(places[row])), chosen[row]
+                out.copy_(resized_box(image, box, plan.size, plan.interpolation, mirrored))
+
+        shape = (*plan.size, images.channels)
+        stream = _stream(fill, lambda rows: shape, np.arange(len(places)), batch_size, self._device)
+        with closing(stream) as batches:
+            for part, batch in zip(drawn.split(batch_size, 1), batches, strict=True):
+                yield coloured(batch.permute(0, 3, 1, 2), plan, part)
 
     def changed(
         self, order: torch.Tensor, batch_size: int, change: Callable[[torch.Tensor], T]
