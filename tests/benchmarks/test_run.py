@@ -197,6 +197,16 @@ def test_every_loop_is_profiled():
     assert "aten::bmm" in printed
 
 
+@pytest.mark.slow
+def test_every_stage_of_images_is_measured(tmp_path):
+    page = tmp_path / "page.md"
+    photos = str(tmp_path / "photos")
+    printed_by("images.py", "--images", "24", "--folder", photos, "--output", str(page))
+    stages = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert len([line for line in stages if line.count("|") == 7]) == 8
+    assert "times the peer" in page.read_text()
+
+
 def test_the_short_jobs_differ_in_their_optimizer_alone():
     import short_job
 
