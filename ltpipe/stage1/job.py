@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,16 @@ from ltpipe.data.subset import Subset, read_subset
 from ltpipe.models.building import build_network, save_weights
 from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint
+from ltpipe.training.compiling import Decision, decide, remembered, report
 from ltpipe.training.devices import describe, precision
-from ltpipe.training.engine import Epoch, Task, TrainingSet, learning_rates, run_epochs
+from ltpipe.training.engine import (
+    Epoch,
+    Task,
+    TrainingSet,
+    autocast,
+    learning_rates,
+    run_epochs,
+)
 from ltpipe.utils.io import write_text_atomic
 from ltpipe.utils.progress import say
 from ltpipe.utils.seeding import stream_seed
@@ -29,13 +38,17 @@ from ltpipe.utils.seeding import stream_seed
 
 @dataclass(frozen=True)
 class Training:
-    """A job's settings, images, fresh network and checkpoint."""
+    """A job's settings, images, fresh network and checkpoint.
+
+    `run_info` is what the manifest says of how these came about.
+    """
 
     settings: Any
     split: ImageSplit
     data: TrainingSet
     network: Any
     checkpoint: Checkpoint
+    run_info: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,13 +91,31 @@ def open_training(
     torch.manual_seed(stream_seed(job.seed, "weights"))
     network = build(settings, outputs or len(subset.class_names), split.channels)
     identity = run_identity(job.spec, subset.digest, distributed.size())
+    run_info: dict[str, Any] = {}
+    if settings.compile == "auto":
+        decision = remembered(
+            job.resume, identity, lambda: _whether_to_compile(job, settings, images, network)
+        )
+        settings = settings.model_copy(update={"compile": decision.compiled})
+        run_info = report(decision)
     return Training(
         settings=settings,
         split=split,
         data=images.data,
         network=network,
         checkpoint=Checkpoint(job.resume, identity, job.checkpoint_every),
+        run_info=run_info,
     )
+
+
+def _whether_to_compile(job: Job, settings: Any, images: Images, network: Any) -> Decision:
+    batch = min(settings.batch_size, len(images.data.labels))
+    steps = settings.epochs * -(-len(images.data.labels) // batch)
+    size = images.split.batches.augmentation.size
+    blank = torch.zeros(batch, images.split.channels, *size, device=job.device)
+    blank = blank.contiguous(memory_format=torch.channels_last)
+    context = functools.partial(autocast, settings, job.device)
+    return decide(network, blank, steps, context, job.device)
 
 
 def train_task(
@@ -138,6 +169,7 @@ def _finish(job: Job, training: Training, history: list[Epoch], diverged: str) -
             say(f"did not converge: {diverged} (a lower learning_rate or precision: fp32 may help)")
     return {
         **({"diverged": diverged} if diverged else {}),
+        **training.run_info,
         "precision": str(dtype).removeprefix("torch."),
         "images_on_device": training.split.batches.resident,
         "images_per_second": round(len(history) * samples / max(seconds, 1e-9), 1),

@@ -27,6 +27,7 @@ from ltpipe.losses.contrastive import paco_loss
 from ltpipe.models.building import place
 from ltpipe.stage1.job import open_training, train_task
 from ltpipe.training import distributed
+from ltpipe.training.compiling import compiled
 from ltpipe.training.devices import precision
 from ltpipe.training.engine import (
     TrainingSet,
@@ -95,7 +96,7 @@ class ContrastiveTask:
         dtype = precision(settings.precision, device, "training")
         self.steps = Steps(self.encoder, self.optimizer, dtype, settings.compile)
         self.followed = [parameter.detach() for parameter in self.encoder.parameters()]
-        self.forward = torch.compile(self.encoder) if settings.compile else self.encoder
+        self.forward = compiled(self.encoder, device) if settings.compile else self.encoder
         counts = checked_counts(data.class_counts)
         self.log_prior = (counts / counts.sum()).log().float().to(device)
         self.queue = torch.zeros(settings.queue, settings.projection, device=device)

@@ -26,6 +26,7 @@ from ltpipe.losses.base import Loss
 from ltpipe.models.building import place
 from ltpipe.training import distributed
 from ltpipe.training.checkpoint import Checkpoint, copy_into
+from ltpipe.training.compiling import compiled
 from ltpipe.training.devices import precision
 from ltpipe.training.lean import Steps
 from ltpipe.training.mixup import mixup, mixup_loss
@@ -285,7 +286,7 @@ def build_optimizer(modules: list[nn.Module], settings: BackboneSettings) -> SGD
 def forward_of(network: nn.Module, settings: BackboneSettings, device: torch.device) -> Any:
     """Return what to call on images: the network, wrapped for several processes, compiled."""
     wrapped = distributed.wrap(network, device)
-    return torch.compile(wrapped) if settings.compile else wrapped
+    return compiled(wrapped, device) if settings.compile else wrapped
 
 
 def training_state(network: nn.Module, optimizer: HasBuffers) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ class BackboneSettings(Settings):
     weight_decay: Float = Field(default=2e-4, ge=0)
     schedule: Schedule = Schedule()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
     features: FeatureSettings = FeatureSettings()
     description: str = ""
 

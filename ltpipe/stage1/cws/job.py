@@ -27,6 +27,7 @@ from ltpipe.stage1.cws.mapping import AlternatingMapping
 from ltpipe.stage1.cws.subclasses import image_spread, subclass_counts
 from ltpipe.stage1.job import open_images, open_training, train_task
 from ltpipe.training import distributed
+from ltpipe.training.compiling import compiled
 from ltpipe.training.engine import Epoch, NetworkTask, TrainingSet, epoch_stream
 from ltpipe.training.rules import phases
 from ltpipe.utils.errors import InputError
@@ -122,7 +123,7 @@ class SplittingTask(NetworkTask):
             device=device,
         )
         # The clustering needs the features too.
-        self.forward = torch.compile(self._outputs) if settings.compile else self._outputs
+        self.forward = compiled(self._outputs, device) if settings.compile else self._outputs
         self.occupancy = torch.zeros(settings.epochs, sum(subclasses), dtype=torch.int64)
         self.mapping = None
         if settings.mapping == "alternating":
