@@ -79,7 +79,7 @@ def open_split(
         size = wanted.size
         if wanted.fit == "whole":
             raise InputError(
-                "input.fit: whole images are taken from packed ones; run `ltpipe pack`"
+                "input.fit: whole images are taken from packed ones; run `ltpipe decode`"
             )
         if margin is not None:
             height, width = size

@@ -74,7 +74,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "images",
             "images",
-            "pack",
+            "decode",
             "decode a data set's image files once, into one file",
             ("images.h5",),
             "ltpipe.data.packing",
