@@ -86,8 +86,8 @@ def decide(
             _pass(joined, measured, images, autocast)
         # Whatever a compiler may raise: without one, or with a network that it can't follow.
         except Exception as error:
-            reason = f"can't be compiled: {str(error).strip().splitlines()[0][:200]}"
-            return Decision(False, reason, steps, plain)
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return Decision(False, f"can't be compiled: {said[:200]}", steps, plain)
         compiling = time.perf_counter() - started
         fast = _seconds(joined, measured, images, autocast)
     pays = steps * (plain - fast) > compiling
