@@ -104,6 +104,7 @@ def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) 
         (work / "tables" / f"{name}.md").write_text(
             to_markdown(table, title, note), encoding="utf-8"
         )
+        said = verdicts(judge, records, table, spec["seeds"])
         shown.append(
             {
                 "name": name,
@@ -111,10 +112,10 @@ def _write(spec: Mapping[str, Any], work: Path, expected_dir: Path, base: Path) 
                 "note": note,
                 "wide": wide(table),
                 "samples": column_samples(judge, table),
-                "verdicts": verdicts(judge, records, table, spec["seeds"]),
+                "verdicts": said,
             }
         )
-        texts.append(to_text(table, title, note))
+        texts.append("\n\n".join([to_text(table, title, note), *said]))
         if settings.get("kind") == "datasets":
             continue
         plain = {**settings, "metrics": _CALIBRATION, "expected": None}

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
+from ltpipe.artifacts.manifest import read_manifest
 from ltpipe.artifacts.reading import checked_file
 from ltpipe.evaluation.draws import crossed_interval
 from ltpipe.evaluation.metrics import GROUPS, group_of_classes
@@ -21,6 +22,7 @@ from ltpipe.evaluation.tables import LOW_IS_BETTER, METRIC_TITLES, wide
 LEVEL = 0.95
 # Of fewer test samples an accuracy moves by chance alone: pages show it in grey.
 FEW_SAMPLES = 30
+_SHOWN = 5
 # Whose means weigh test samples: differences of theirs have an interval over samples.
 _MEANS = ("accuracy", "balanced_accuracy", *GROUPS)
 
@@ -43,8 +45,32 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What held-out training samples say of a table's rows.
+
+    Attributes:
+        rows: how many rows were tried on them.
+        accuracy: the chosen row's mean class accuracy on them.
+        tested: its metric on the test set.
+        untried: labels of the rows that chose nothing by them.
+        by_draw: where there are several draws, how often each row is the choice of a draw alone,
+            and mean and deviation of the metric that these choices have on the test set.
+    """
+
+    rows: int
+    accuracy: float
+    tested: float
+    untried: list[str]
+    by_draw: tuple[dict[str, int], float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The best row of a table on its first metric, beside the runner-up and the first row."""
+    """The row of a table to take, beside the runner-up and the first row, on its first metric.
+
+    Held-out training samples choose it where several rows were tried on them (`choice`), else the
+    test set does. Differences are those on the test set.
+    """
 
     dataset: str
     metric: str
@@ -54,6 +80,7 @@ class Verdict:
     first: str | None
     gain: Difference | None
     equals: list[str]
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +108,20 @@ class Judge:
         }
         self._right: dict[tuple[Path, int], np.ndarray] = {}
 
+    def held_out(self, row: pd.Series) -> pd.Series:
+        """Return a row's mean class accuracy on held-out training samples, by draw and seed.
+
+        Empty where its method chose nothing by them.
+        """
+        found = {}
+        for (dataset, method, draw, seed), folder in self._folders.items():
+            if (dataset, method) == (row["dataset"], row["method"]):
+                value = read_manifest(folder).get("held_out_accuracy")
+                if value is not None:
+                    found[draw, seed] = float(value)
+        index = pd.MultiIndex.from_tuples(found, names=["draw", "seed"]) if found else None
+        return pd.Series(list(found.values()), index, dtype=float)
+
     def difference(
         self, records: pd.DataFrame, one: pd.Series, other: pd.Series, metric: str
     ) -> Difference:
@@ -106,8 +147,12 @@ class Judge:
         half = float(np.sqrt(np.sum(np.square(halves)))) if halves else float("nan")
         return Difference(mean, mean - half, mean + half)
 
-    def _runs(self, records: pd.DataFrame, row: pd.Series, metric: str) -> _Runs:
-        chosen = records[
+    def values(self, records: pd.DataFrame, row: pd.Series) -> pd.Series:
+        """Return a row's values of its metric by draw and seed."""
+        return self._of_row(records, row, str(row["metric"])).set_index(["draw", "seed"])["value"]
+
+    def _of_row(self, records: pd.DataFrame, row: pd.Series, metric: str) -> pd.DataFrame:
+        return records[
             (records["dataset"] == row["dataset"])
             & (records["method"] == row["method"])
             & (records["parameters"] == row["parameters"])
@@ -115,6 +160,9 @@ class Judge:
             & (records["metric"] == metric)
             & (records["diverged"] == "")
         ]
+
+    def _runs(self, records: pd.DataFrame, row: pd.Series, metric: str) -> _Runs:
+        chosen = self._of_row(records, row, metric)
         right = {}
         if metric in _MEANS:
             columns = (chosen["draw"], chosen["seed"], chosen["point"])
@@ -218,6 +266,7 @@ def judge_table(judge: Judge, records: pd.DataFrame, table: pd.DataFrame) -> lis
         ranked = _competing(part)
         if len(ranked) < 2:
             continue
+        ranked, choice = _chosen(judge, records, ranked)
         best = ranked.iloc[0]
         others = [
             (row, judge.difference(records, best, row, metric)) for _, row in ranked[1:].iterrows()
@@ -235,9 +284,46 @@ def judge_table(judge: Judge, records: pd.DataFrame, table: pd.DataFrame) -> lis
                 first=str(first["label"]) if gain is not None else None,
                 gain=gain,
                 equals=equals,
+                choice=choice,
             )
         )
     return found
+
+
+def _chosen(
+    judge: Judge, records: pd.DataFrame, ranked: pd.DataFrame
+) -> tuple[pd.DataFrame, Choice | None]:
+    """Return the competing rows in the order of held-out samples, where several were tried on them.
+
+    Those that were not tried follow. Of equals, the one that stands first in the table leads.
+    """
+    if str(ranked["metric"].iloc[0]) not in ("accuracy", "balanced_accuracy"):
+        return ranked, None
+    runs = {place: judge.values(records, row) for place, row in ranked.iterrows()}
+    held_out = {place: judge.held_out(row) for place, row in ranked.iterrows()}
+    places = ranked.sort_index().index
+    tried = [p for p in places if set(runs[p].index) <= set(held_out[p].index)]
+    if len(tried) < 2:
+        return ranked, None
+    scores = pd.DataFrame({place: held_out[place] for place in tried})
+    order = list(scores.mean().sort_values(ascending=False, kind="stable").index)
+    draws = scores.groupby("draw").mean()
+    by_draw = None
+    if len(draws) > 1:
+        picked = draws.idxmax(axis="columns")
+        tested = [runs[place].xs(draw, level="draw").mean() for draw, place in picked.items()]
+        counts = {str(name): int(n) for name, n in ranked["label"][picked].value_counts().items()}
+        by_draw = counts, float(np.mean(tested)), float(np.std(tested, ddof=1))
+    rest = [place for place in ranked.index if place not in tried]
+    best = order[0]
+    choice = Choice(
+        rows=len(tried),
+        accuracy=float(scores[best].mean()),
+        tested=float(ranked["mean"][best]),
+        untried=[str(label) for label in ranked["label"][rest]],
+        by_draw=by_draw,
+    )
+    return ranked.loc[[*order, *rest]], choice
 
 
 def column_samples(judge: Judge, table: pd.DataFrame) -> dict[str, int]:
@@ -263,34 +349,76 @@ def verdicts(
     for verdict in found:
         title = METRIC_TITLES.get(verdict.metric, verdict.metric)
         dataset = table["dataset"][table["dataset_label"] == verdict.dataset].iloc[0]
-        text = in_words(verdict, title, judge.samples(str(dataset), verdict.metric), seeds)
+        draws = records["draw"][records["dataset"] == dataset].nunique()
+        samples = judge.samples(str(dataset), verdict.metric)
+        text = in_words(verdict, title, samples, seeds, draws)
         lines.append(f"{verdict.dataset}: {text}" if several else text)
     return lines
 
 
-def in_words(verdict: Verdict, title: str, samples: int, seeds: Sequence[int]) -> str:
+def in_words(
+    verdict: Verdict, title: str, samples: int, seeds: Sequence[int], draws: int = 1
+) -> str:
     """Say which method to take and why, with the intervals."""
     points = "points of " + title
-    parts = []
+    if verdict.choice is not None:
+        parts = _by_choice(verdict, verdict.choice, title)
+    else:
+        parts = _by_test(verdict, points)
+    over = [f"{n} {what}" for n, what in ((draws, "draws"), (len(seeds), "seeds")) if n > 1]
+    over = [", ".join(over), f"{samples:,} test samples"] if over else [f"{samples:,} test samples"]
+    unsaid = "; it does not tell of another draw of the training data" if draws == 1 else ""
+    parts.append(
+        f"Brackets: {100 * LEVEL:g} % interval of the paired difference over {' and '.join(over)}"
+        f"{unsaid}"
+    )
+    return ". ".join(parts) + "."
+
+
+def _by_test(verdict: Verdict, points: str) -> list[str]:
     if verdict.lead is not None and verdict.lead.is_clear:
-        parts.append(
+        parts = [
             f"Take {verdict.best}: it is {_shown(verdict.lead)} {points} above "
             f"{verdict.runner_up}, the next best"
-        )
+        ]
     else:
-        parts.append(
+        parts = [
             f"Take {verdict.best}, or whichever of {', '.join([verdict.best, *verdict.equals])} "
             "suits you best: these data do not tell them apart "
             f"({verdict.best} less {verdict.runner_up}: {_shown(verdict.lead)} {points})"
-        )
+        ]
     if verdict.gain is not None and verdict.first not in (None, verdict.runner_up):
         parts.append(f"Beside {verdict.first} it gains {_shown(verdict.gain)}")
-    over = f"{len(seeds)} seeds and " if len(seeds) > 1 else ""
-    parts.append(
-        f"Brackets: {100 * LEVEL:g} % interval of the paired difference over {over}{samples:,} "
-        "test samples; it does not tell of another draw of the training data"
-    )
-    return ". ".join(parts) + "."
+    return parts
+
+
+def _by_choice(verdict: Verdict, choice: Choice, title: str) -> list[str]:
+    parts = [
+        f"Take {verdict.best}: of {choice.rows} methods it is the best on held-out training "
+        f"samples (mean class accuracy {choice.accuracy:.1%}); on the test set its {title} is "
+        f"{choice.tested:.1%}"
+    ]
+    beside = f"points there: {_shown(verdict.lead)} beside {verdict.runner_up}, the next"
+    if verdict.gain is not None and verdict.first not in (None, verdict.runner_up):
+        beside += f", and {_shown(verdict.gain)} beside {verdict.first}"
+    parts.append(beside[0].upper() + beside[1:])
+    if verdict.equals:
+        parts.append(f"The test set does not tell it from {_some(verdict.equals)}")
+    if choice.untried:
+        parts.append(f"Not tried on held-out samples: {_some(choice.untried)}")
+    if choice.by_draw is not None:
+        counts, mean, deviation = choice.by_draw
+        shares = ", ".join(f"{name} {number}" for name, number in counts.items())
+        parts.append(
+            f"Chosen in each draw alone ({shares} of {sum(counts.values())}), it is "
+            f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+        )
+    return parts
+
+
+def _some(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    return ", ".join(labels[:_SHOWN]) + more
 
 
 def _shown(difference: Difference | None) -> str:

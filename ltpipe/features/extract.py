@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -33,6 +35,9 @@ from ltpipe.utils.seeding import generator
 
 # The batches of the official FFN code, which leaves the CE branch's BatchNorm in training mode.
 TRAIN_BN_BATCH = {"train": 64, "val": 256, "test": 256}
+
+# Images at once in a thread: their maps stay in its share of the cache.
+_CHUNK = 16
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -214,18 +219,14 @@ def _write_split(
         features=features,
         **described(name, split, subset),
         attributes={
+            **provenance(job, settings, subset, dtype),
             "backbone": backbone.network,
             "head": backbone.head,
-            "checkpoint": file_sha256(job.file("stage1", "model.safetensors")),
-            "draw": subset.digest,
             "mean": split.pixels.mean,
             "std": split.pixels.std,
-            "seed": seed,
-            "view_seed": settings.view_seed,
             "train_bn": settings.train_bn,
             **({"batch_norm": settings.batch_norm} if settings.batch_norm != "stored" else {}),
             "batch_size": batch_size,
-            "precision": str(dtype).removeprefix("torch."),
             **attributes,
         },
         views=views,
@@ -269,6 +270,36 @@ def open_splits(
             yield name, None
 
 
+def embedded(batches: Iterable[Tensor], embed: Embed, device: torch.device) -> Iterator[np.ndarray]:
+    """Yield what `embed` makes of each batch, for large networks: on a CPU, chunks in threads.
+
+    A thread computes alone, so features are the same bytes whatever the number of threads, and no
+    operation waits for another thread.
+    """
+    if device.type != "cpu":
+        for batch in batches:
+            yield embed(batch).cpu().numpy()
+        return
+
+    def one(chunk: Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            return embed(chunk).numpy()
+
+    threads = torch.get_num_threads()
+    pending: deque[list[Future[np.ndarray]]] = deque()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for batch in batches:
+                pending.append([pool.submit(one, chunk) for chunk in batch.split(_CHUNK)])
+                while sum(map(len, pending)) > 2 * threads:
+                    yield np.concatenate([chunk.result() for chunk in pending.popleft()])
+            for chunks in pending:
+                yield np.concatenate([chunk.result() for chunk in chunks])
+    finally:
+        # The number that a thread sets is that of threads to come, too.
+        torch.set_num_threads(threads)
+
+
 def view_draws(
     settings: FeatureSettings, seed: int, view: int | None, device: torch.device
 ) -> torch.Generator | None:
@@ -276,6 +307,20 @@ def view_draws(
     if view is None:
         return None
     return generator(settings.view_seed, "view", seed, view, device=device)
+
+
+def provenance(
+    job: Job, settings: FeatureSettings, subset: Subset, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return what every feature file says of how it was made."""
+    return {
+        "checkpoint": file_sha256(job.file("stage1", "model.safetensors")),
+        "draw": subset.digest,
+        "seed": job.seed,
+        "view_seed": settings.view_seed,
+        "batch_size": settings.batch_size,
+        "precision": str(dtype).removeprefix("torch."),
+    }
 
 
 def described(name: str, split: ImageSplit, subset: Subset) -> dict[str, Any]:

@@ -21,14 +21,22 @@ from ltpipe.data.augment import Normalise
 from ltpipe.data.images import crop_places
 from ltpipe.data.loading import ImageSplit, open_split
 from ltpipe.data.subset import Subset, read_subset
-from ltpipe.features.extract import Embed, Head, described, open_splits, view_draws, write_empty
+from ltpipe.features.extract import (
+    Embed,
+    Head,
+    described,
+    embedded,
+    open_splits,
+    provenance,
+    view_draws,
+    write_empty,
+)
 from ltpipe.features.store import Blocks, write_features
 from ltpipe.models.building import load_weights, place
 from ltpipe.models.fold import fold_batchnorm
 from ltpipe.models.pretrained import add_trained_parts, build_pretrained, network_input
 from ltpipe.training.devices import precision
 from ltpipe.training.engine import autocast_to
-from ltpipe.utils.io import file_sha256
 from ltpipe.utils.progress import say, track
 
 
@@ -113,17 +121,12 @@ def run(job: Job) -> dict[str, Any]:
     if network.head is not None:
         trained = Head(network.head.float().eval(), backbone, subset.class_counts)
     attributes: dict[str, Any] = {
+        **provenance(job, settings, subset, dtype),
         "backbone": backbone.network,
         "towers": backbone.origin(),
         "input": seen.model_dump_json(),
         "mean": seen.mean,
         "std": seen.std,
-        "checkpoint": file_sha256(weights),
-        "draw": subset.digest,
-        "seed": job.seed,
-        "view_seed": settings.view_seed,
-        "batch_size": settings.batch_size,
-        "precision": str(dtype).removeprefix("torch."),
     }
     if trained is not None:
         attributes["head"] = backbone.head
@@ -212,8 +215,8 @@ class _Dump:
         self, split: ImageSplit, embed: Embed, draws: torch.Generator | None = None
     ) -> Iterator[np.ndarray]:
         order = torch.arange(len(split.labels))
-        for batch in split.batches.epoch(order, self.settings.batch_size, draws):
-            yield embed(batch).cpu().numpy()
+        batches = split.batches.epoch(order, self.settings.batch_size, draws)
+        yield from embedded(batches, embed, self.job.device)
 
     def _ensemble(self, name: Any, seen: NetworkInput, margin: int) -> np.ndarray:
         """Return each image's logits (N, C), the mean over five crops."""

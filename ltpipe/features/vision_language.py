@@ -22,7 +22,15 @@ from ltpipe.data.augment import Normalise
 from ltpipe.data.loading import ImageSplit, Pixels
 from ltpipe.data.randaugment import rand_augment
 from ltpipe.data.subset import Subset, read_subset
-from ltpipe.features.extract import Embed, described, open_splits, view_draws, write_empty
+from ltpipe.features.extract import (
+    Embed,
+    described,
+    embedded,
+    open_splits,
+    provenance,
+    view_draws,
+    write_empty,
+)
 from ltpipe.features.store import Blocks, write_features
 from ltpipe.models.building import place
 from ltpipe.models.vision_language import (
@@ -34,7 +42,6 @@ from ltpipe.models.vision_language import (
 )
 from ltpipe.training.devices import precision
 from ltpipe.training.engine import autocast_to
-from ltpipe.utils.io import file_sha256
 from ltpipe.utils.progress import say, track
 from ltpipe.utils.seeding import generator
 
@@ -58,18 +65,12 @@ def run(job: Job) -> dict[str, Any]:
     with torch.inference_mode():
         prompts = build_prompts(towers, subset.class_names, backbone)
         text = encode_texts(towers, prompts).cpu()
-    weights = job.file("stage1", "model.safetensors")
     attributes = {
+        **provenance(job, settings, subset, dtype),
         "backbone": backbone.network,
         "head": "cosine",
         "towers": backbone.origin(),
         "logit_scale": float(towers.logit_scale.exp()),
-        "checkpoint": file_sha256(weights),
-        "draw": subset.digest,
-        "seed": job.seed,
-        "view_seed": settings.view_seed,
-        "batch_size": settings.batch_size,
-        "precision": str(dtype).removeprefix("torch."),
         "ladder": "" if settings.ladder is None else json.dumps(settings.ladder.model_dump()),
     }
     dimension, images, seconds, latency = text.shape[1], 0, 0.0, float("nan")
@@ -89,7 +90,7 @@ def run(job: Job) -> dict[str, Any]:
         f"{backbone.origin()}; 100 images take {latency:.3f} s"
     )
     return {
-        "checkpoint_sha256": file_sha256(weights),
+        "checkpoint_sha256": attributes["checkpoint"],
         "towers": backbone.origin(),
         "precision": attributes["precision"],
         "images_per_second": round(images / seconds, 1),
@@ -164,8 +165,8 @@ def _write_split(
 
     def stream(view: int | None, change: Callable[[Tensor], Tensor]) -> Iterator[np.ndarray]:
         draws = view_draws(settings, seed, view, job.device)
-        for batch in split.batches.epoch(order, settings.batch_size, draws):
-            yield embed(change(batch)).cpu().numpy()
+        batches = split.batches.epoch(order, settings.batch_size, draws)
+        yield from embedded(map(change, batches), embed, job.device)
 
     features = np.concatenate(list(track(stream(None, lambda batch: batch), f"{name} features")))
     strengths = [0.0] * settings.views + ladder_strengths(settings.ladder)

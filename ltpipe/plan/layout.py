@@ -28,6 +28,9 @@ from ltpipe.utils.io import file_sha256
 # validation set of its own.
 VALIDATION_SHARE = 0.1
 
+# Systems whose networks are large, and the cores that reading features off one takes at most.
+_LARGE, _LARGE_THREADS = ("pretrained", "vision-language"), 8
+
 # From the settings of a data set or a backbone to the contents of its files from outside, by role.
 Contents = Callable[[Any], dict[str, str]]
 # From the entries of a job's code to the identity of that code.
@@ -57,6 +60,12 @@ class ArtifactSpec:
     def stage(self) -> Stage:
         """The stage that makes it."""
         return STAGES[self.kind]
+
+    @property
+    def threads(self) -> int:
+        """How many cores its job takes at most: networks from elsewhere keep several busy."""
+        large = self.kind == "features" and self.spec["backbone"].get("system") in _LARGE
+        return _LARGE_THREADS if large else self.stage.threads
 
     @cached_property
     def spec_text(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -14,6 +15,7 @@ from ltpipe.evaluation.verdict import (
     Difference,
     Judge,
     Verdict,
+    _chosen,
     in_words,
     mark_winners,
     sample_weights,
@@ -132,6 +134,59 @@ def test_the_advice_names_the_best_its_lead_and_its_equals(judged):
     )
     text = in_words(unclear, "few", 400, [0, 1, 2])
     assert "whichever of A, B, C" in text and "Beside CE it gains +20.0 [+10.0, +30.0]" in text
+
+
+def test_held_out_samples_choose_whatever_the_test_set_says(judged, monkeypatch):
+    spec, records, table, judge = judged
+    ncm, linear = rows_of(table, "accuracy")
+    worse = min(ncm, linear, key=lambda row: row["mean"])
+    scores = {"NCM": 0.2, "Linear": 0.2, worse["method"]: 0.9}
+
+    def held_out(row):
+        index = pd.MultiIndex.from_product([[0], [0, 1]], names=["draw", "seed"])
+        return pd.Series(scores[row["method"]], index)
+
+    monkeypatch.setattr(judge, "held_out", held_out)
+    (text,) = verdicts(judge, records, table, spec["seeds"])
+    assert text.startswith(
+        f"Take {worse.name}: of 2 methods it is the best on held-out training samples (mean "
+        f"class accuracy 90.0%); on the test set its accuracy is {worse['mean']:.1%}. Points there:"
+    )
+    # A method that chose nothing by them is not in the choice, which then has one row to take.
+    scores.pop(worse["method"])
+    monkeypatch.setattr(judge, "held_out", lambda row: held_out(ncm)[:0])
+    (text,) = verdicts(judge, records, table, spec["seeds"])
+    assert "held-out" not in text
+
+
+def test_each_draw_chooses_for_itself():
+    """Two draws of two seeds: A leads the mean on held-out samples, B in the second draw."""
+    index = pd.MultiIndex.from_product([[0, 1], [0, 1]], names=["draw", "seed"])
+    held_out = {"A": [0.9, 0.9, 0.6, 0.6], "B": [0.5, 0.5, 0.7, 0.7], "C": []}
+    tested = {"A": [0.80, 0.82, 0.70, 0.70], "B": [0.60, 0.60, 0.74, 0.76], "C": [0.9] * 4}
+
+    class Told:
+        def held_out(self, row):
+            values = held_out[row["method"]]
+            return pd.Series(values, index[: len(values)], dtype=float)
+
+        def values(self, records, row):
+            return pd.Series(tested[row["method"]], index)
+
+    ranked = pd.DataFrame(
+        [
+            {"method": name, "label": name, "metric": "accuracy", "mean": np.mean(tested[name])}
+            for name in ("C", "A", "B")
+        ]
+    )
+    order, choice = _chosen(Told(), pd.DataFrame(), ranked)
+    assert list(order["label"]) == ["A", "B", "C"]
+    assert (choice.rows, choice.untried) == (2, ["C"])
+    assert (choice.accuracy, choice.tested) == pytest.approx((0.75, 0.755))
+    counts, mean, deviation = choice.by_draw
+    assert counts == {"A": 1, "B": 1}
+    # Of 0.81 and 0.75.
+    assert (mean, deviation) == pytest.approx((0.78, 0.06 / np.sqrt(2)))
 
 
 def test_the_report_shows_counts_and_greys_what_few_images_say(judged, tiny):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,11 @@ from PIL import Image
 from ltpipe.compat import import_torchvision
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.datasets import NetworkInput
-from ltpipe.features.pretrained import resized
+from ltpipe.features.extract import embedded
+from ltpipe.features.pretrained import pretrained_embedder, resized
 from ltpipe.features.store import FeatureStore
 from ltpipe.models.building import load_weights
-from ltpipe.models.pretrained import build_pretrained
+from ltpipe.models.pretrained import build_pretrained, network_input
 from ltpipe.plan.entries import job_module
 from ltpipe.stage1 import frozen
 from tests.support import DIGITS, draw, embed_on, open_source, run_job
@@ -102,3 +105,41 @@ def test_batches_are_resized_as_pillow_does(interpolation):
             picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], mode)
             difference = np.asarray(picture).astype(int) - one.permute(1, 2, 0).numpy()
             assert abs(difference).max() <= 1
+
+
+def test_chunks_in_threads_are_the_batches_in_order():
+    """40 images are three chunks; each comes from a thread that computes alone."""
+    batches = [torch.arange(n).float() + 100 * place for place, n in enumerate((40, 16, 3))]
+    counts = []
+
+    def embed(chunk):
+        counts.append(torch.get_num_threads())
+        time.sleep(0.002 * float(chunk[0] == 0))
+        return 2 * chunk[:, None]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = list(embedded(batches, embed, torch.device("cpu")))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(counts) == {1} and len(counts) == 5
+    for batch, one in zip(batches, found, strict=True):
+        np.testing.assert_array_equal(one, 2 * batch[:, None])
+
+
+def test_features_do_not_depend_on_the_number_of_threads():
+    settings = backbone_settings({**LITE0, "weights": None})
+    network, seen = build_pretrained(settings), network_input(settings)
+    embed = pretrained_embedder(network, seen, torch.bfloat16, torch.device("cpu"))
+    batches = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8).split(20)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(np.concatenate(list(embedded(batches, embed, torch.device("cpu")))))
+        finally:
+            torch.set_num_threads(1)
+    assert np.ptp(found[0], axis=0).max() > 0
+    np.testing.assert_array_equal(*found)

@@ -23,7 +23,7 @@ for stage in STAGES.values():
             place=place(stage),
         conda:
             "../../environment.yml"
-        threads: stage.threads
+        threads: told(stage, "threads")
         resources:
             mem_mb=stage.memory,
             runtime=stage.minutes,

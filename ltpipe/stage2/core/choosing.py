@@ -64,7 +64,11 @@ def fit_chosen(
         "samples"
     )
     weights = dict(fit(settings.at(grid[place]), features.train))
-    facts = {"chosen": grid[place], "held_out": len(held_out.labels)}
+    facts = {
+        "chosen": grid[place],
+        "held_out": len(held_out.labels),
+        "held_out_accuracy": round(accuracies[place], 6),
+    }
     return weights, facts
 
 
