@@ -38,6 +38,16 @@ def add(commands: Any) -> None:
         help="images to open at most; 0 opens all (default: 2000)",
     )
     command.add_argument(
+        "--imbalance",
+        type=float,
+        metavar="RATIO",
+        help="draw a long-tailed subset, its largest class so many times its smallest (default: "
+        "all training samples)",
+    )
+    command.add_argument(
+        "--draws", type=int, metavar="N", help="draw N such subsets; the table joins them"
+    )
+    command.add_argument(
         "--size", type=int, metavar="PIXELS", help="input side (default: by the images' size)"
     )
     command.add_argument(
@@ -179,7 +189,7 @@ def _init(options: argparse.Namespace) -> int:
     from ltpipe.init.writing import check_output, describe, warnings, write_experiment
 
     check_output(options.output, options.force)
-    found = survey(options.data, options.images, options.sample)
+    found = survey(options.data, options.images, options.sample, options.imbalance, options.draws)
     asked = Options(
         options.train, options.backbone, options.size, options.epochs, options.pretrained
     )
@@ -188,7 +198,7 @@ def _init(options: argparse.Namespace) -> int:
     print("\n".join(describe(found)))
     print("\n".join(f"  - {reason}" for reason in advice.reasons))
     command = write_experiment(found, advice, options.output)
-    for warning in warnings(found):
+    for warning in [*warnings(found), *filter(None, [advice.seen])]:
         print(f"warning: {warning}")
     print(f"\nwrote {options.output}; run it with\n  {command}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ _SMALL_SET, _LARGE_SET = 2_000, 50_000
 # From this side on, images go to torchvision's ResNet-50 at 224 pixels where that can be trained.
 _LARGE_SIDE = 128
 _IMAGENET = {"size": [224, 224], "stored": [256, 256], "resized_crop": True}
+# How ImageNet's classes are called, also by what is made of it.
+_SYNSET = re.compile(r"n\d{8}")
 # What matters most for a classifier on features that are as they are.
 _DECAY = ["weight_decay: [1.0e-5, 1.0e-4, 1.0e-3, 5.0e-3, 0.02, 0.05]", "select: validation"]
 # Below the first side a network that was trained on photos sees nothing; below the second its usual
@@ -67,7 +70,8 @@ class Backbone:
 class Advice:
     """Settings of the experiment; `reasons` say why, a line each.
 
-    `input` and `backbones` are empty for embeddings; `trained`: whether a backbone is trained.
+    `input` and `backbones` are empty for embeddings; `trained`: whether a backbone is trained;
+    `seen` says that a network's weights come from these very images, where they seem to.
     """
 
     groups: str
@@ -77,6 +81,7 @@ class Advice:
     input: dict[str, Any] = field(default_factory=dict)
     backbones: list[Backbone] = field(default_factory=list)
     trained: bool = False
+    seen: str = ""
 
 
 def advise(survey: Survey, options: Options, networks: Mapping[str, Mapping[str, Any]]) -> Advice:
@@ -105,6 +110,7 @@ def advise(survey: Survey, options: Options, networks: Mapping[str, Mapping[str,
             reasons,
             _photo_input(survey.images, frozen),
             [frozen],
+            seen=_seen(survey, frozen.name, networks[frozen.name]),
         )
     return _own_network(survey, survey.images, options, groups, metrics, reasons)
 
@@ -178,11 +184,28 @@ def _is_there(values: Mapping[str, Any]) -> bool:
     """Return whether the weights of a pretrained network are on this machine."""
     if not _is_frozen(values):
         return False
-    named = {key: value for key, value in values.items() if key != "description"}
     try:
-        return backbone_settings(named).find_weights() is not None
+        return _settings(values).find_weights() is not None
     except InputError:
         return False
+
+
+def _seen(survey: Survey, name: str, values: Mapping[str, Any]) -> str:
+    """Return in words that a network was trained on ImageNet and these images look like a part."""
+    if not _settings(values).knows_imagenet():
+        return ""
+    told = " ".join(str(value) for value in survey.dataset.values()).lower().replace("-", "")
+    synsets = sum(_SYNSET.fullmatch(label) is not None for label in survey.class_names)
+    if "imagenet" not in told and 2 * synsets < len(survey.class_names):
+        return ""
+    return (
+        f"these images seem to come from ImageNet, on which {name} was trained: what it scores on "
+        "them can't be compared with networks that have not seen them"
+    )
+
+
+def _settings(values: Mapping[str, Any]) -> Any:
+    return backbone_settings({key: v for key, v in values.items() if key != "description"})
 
 
 def _photo_input(images: ImageFacts, network: Backbone) -> dict[str, Any]:

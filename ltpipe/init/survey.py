@@ -93,21 +93,37 @@ class Survey:
         return {name: found[name] for name in GROUPS}
 
 
-def survey(path: Path, images: Path | None, sample: int) -> Survey:
+def survey(
+    path: Path,
+    images: Path | None,
+    sample: int,
+    imbalance: float | None = None,
+    draws: int | None = None,
+) -> Survey:
     """Look at images or embeddings; see `ltpipe.init.finding.find_data`.
 
     Args:
         sample: how many images to open at most, spread over all classes; 0 opens all.
+        imbalance: of the long-tailed subset to draw, as benchmarks are made of balanced data.
+        draws: how many subsets to draw.
 
     Raises:
         InputError: nothing is there, or the product could not train on it as it is.
     """
     if sample < 0:
         raise InputError(f"--sample {sample}: give a number of images, or 0 for all")
+    if imbalance is not None and imbalance < 1:
+        raise InputError(f"--imbalance {imbalance:g}: at least 1")
+    if draws is not None and (draws < 1 or imbalance is None):
+        raise InputError(f"--draws {draws}: a number of subsets that --imbalance asks for")
     found = find_data(path, images)
-    if found.dataset["source"] == "features":
-        return _survey_features(found)
-    return _survey_images(found, sample)
+    if imbalance is not None:
+        found.dataset["imbalance"] = imbalance
+    features = found.dataset["source"] == "features"
+    seen = _survey_features(found) if features else _survey_images(found, sample)
+    if draws is not None:
+        seen.dataset["subset_seeds"] = list(range(draws))
+    return seen
 
 
 def _survey_images(found: Found, sample: int) -> Survey:
@@ -144,7 +160,7 @@ def _drawn(
     return draw_from_labels(
         names,
         *labels,
-        imbalance=None,
+        imbalance=settings.imbalance,
         profile="exp",
         max_count=None,
         seed=0,

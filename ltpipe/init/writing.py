@@ -22,6 +22,8 @@ _SHOWN = 5
 # Of fewer test samples, an accuracy says little.
 _FEW = 10
 _COMMENTS = {
+    "imbalance": "  # of the subset that is drawn, largest class over smallest",
+    "subset_seeds": "  # a draw each; the table joins them",
     "flip": "  # whether left and right may be swapped",
     "orientation": "  # photos are turned as their cameras say",
     "padding": "  # training images are shifted by up to this many pixels",
@@ -169,6 +171,7 @@ def _render(survey: Survey, advice: Advice, name: str, command: str) -> str:
         command=command,
         source=survey.dataset,
         split_off=survey.split_off,
+        several_draws="subset_seeds" in survey.dataset,
         training=f"{counts.sum():,} training samples of {len(counts)} classes, {counts.max():,} "
         f"to {counts.min():,} a class: imbalance {survey.imbalance:.3g}.",
         groups=_words(survey, advice.groups),

@@ -538,3 +538,37 @@ def test_training_options_are_not_for_embeddings(place, capsys):
     features(place / "pets/train.h5", [3, 3])
     features(place / "pets/test.h5", [3, 3])
     assert "embeddings have no stage one" in refused(capsys, place, "pets", "--epochs", 3)
+
+
+def test_balanced_images_become_long_tailed_draws(place, capsys):
+    images(place / "pets/train", {"ant": 40, "bee": 40})
+    images(place / "pets/test", {"ant": 12, "bee": 12})
+    experiment = init("pets", "--imbalance", 10, "--draws", 2)
+    text = capsys.readouterr().out
+    assert "largest classes    ant 40, bee 4" in text and "imbalance          10 " in text
+    drawn = [named.settings for named in experiment.datasets.values()]
+    assert [(d.subset_seed, d.imbalance, d.draws_of) for d in drawn] == [
+        (0, 10, "mine"),
+        (1, 10, "mine"),
+    ]
+    assert {seed for _, _, seed in experiment.jobs} == {0}
+    assert only(init("pets", "--imbalance", 4, output="one.yaml").datasets).imbalance == 4
+    capsys.readouterr()
+    for options in (["--imbalance", 0.5], ["--draws", 3], ["--imbalance", 5, "--draws", 0]):
+        assert options[-2] in refused(capsys, place, "pets", *options, output="third.yaml")
+
+
+@pytest.mark.parametrize(
+    ("folder", "classes", "seen"),
+    [
+        ("tiny-imagenet", ("ant", "bee"), True),
+        ("pets", ("n01440764", "n02102040"), True),
+        ("pets", ("ant", "bee"), False),
+    ],
+)
+def test_a_network_that_saw_the_images_is_told_of(place, capsys, folder, classes, seen):
+    images(place / folder, dict.fromkeys(classes, 3), size=(30, 30))
+    experiment = init(folder, "--backbone", "efficientnet-lite0")
+    warned = "warning: these images seem to come from ImageNet, on which efficientnet-lite0"
+    assert (warned in capsys.readouterr().out) == seen
+    assert ("ImageNet" in only(experiment.datasets).note) == seen
