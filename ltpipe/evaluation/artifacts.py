@@ -83,9 +83,9 @@ def read_artifacts(spec: Mapping[str, Any], base: Path = Path()) -> dict[str, Ar
 def _read(folder: str, names: tuple[str, str] | None, base: Path) -> Artifact:
     manifest = read_manifest(base / folder)
     if names is None:
-        # results/KIND/DATASET/NAME/DIGEST/seedN
+        # results/KIND/DATASET/NAME/DIGEST, and for most /seedN
         parts = folder.split("/")
-        names = (parts[2], parts[3]) if len(parts) == 6 else (folder, folder)
+        names = (parts[2], parts[3]) if len(parts) > 4 else (parts[2], parts[2])
     return Artifact(
         kind=manifest["spec"]["kind"],
         dataset=names[0],

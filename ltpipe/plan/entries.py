@@ -9,7 +9,7 @@ from typing import Any
 from ltpipe.config.backbones import backbone_settings
 from ltpipe.config.plugins import is_plugin
 from ltpipe.config.registry import code_of, load, module_of
-from ltpipe.plan.stages import STAGES
+from ltpipe.plan.stages import POOL, STAGES
 
 # Systems whose networks are dumped in a way of their own.
 _DUMPS = {
@@ -18,6 +18,7 @@ _DUMPS = {
 }
 # Sets up a network that is not trained, whatever way of training it knows.
 _FROZEN = "ltpipe.stage1.frozen"
+_ROWS = "ltpipe.features.rows"
 _TEMPLATES = Path(__file__).parents[1] / "evaluation" / "templates"
 
 
@@ -29,6 +30,8 @@ def job_module(spec: Mapping[str, Any]) -> str:
     system = _system(spec.get("backbone", {}))
     if kind == "stage1":
         return _FROZEN if _is_frozen(spec) else module_of("system", system)
+    if POOL in spec.get("inputs", {}):
+        return _ROWS
     module = STAGES[kind].module
     assert module is not None
     return _DUMPS.get(system, module) if kind == "features" else module

@@ -21,7 +21,7 @@ from ltpipe.config.registry import find
 from ltpipe.plan.code import code_identity
 from ltpipe.plan.entries import code_entries
 from ltpipe.plan.specs import digest_of
-from ltpipe.plan.stages import RESULTS, STAGES, Stage
+from ltpipe.plan.stages import POOL, RESULTS, STAGES, Stage
 from ltpipe.utils.io import file_sha256
 
 # What is set aside of each class for methods that choose something, where a benchmark has no
@@ -30,6 +30,9 @@ VALIDATION_SHARE = 0.1
 
 # Systems whose networks are large, and the cores that reading features off one takes at most.
 _LARGE, _LARGE_THREADS = ("pretrained", "vision-language"), 8
+
+# From so many draws on, the features of all of a data set's samples are cached once.
+_POOLED_DRAWS = 3
 
 # From the settings of a data set or a backbone to the contents of its files from outside, by role.
 Contents = Callable[[Any], dict[str, str]]
@@ -64,7 +67,11 @@ class ArtifactSpec:
     @property
     def threads(self) -> int:
         """How many cores its job takes at most: networks from elsewhere keep several busy."""
-        large = self.kind == "features" and self.spec["backbone"].get("system") in _LARGE
+        large = (
+            self.kind == "features"
+            and POOL not in self.inputs
+            and self.spec["backbone"].get("system") in _LARGE
+        )
         return _LARGE_THREADS if large else self.stage.threads
 
     @cached_property
@@ -271,13 +278,37 @@ class _Layout:
             },
             title=f"{title}, seed {seed}" if "seed" in trained.spec else title,
             seed=trained.spec.get("seed"),
-            inputs={"stage1": trained, "data": self.data(dataset)},
+            inputs={
+                "stage1": trained,
+                "data": self.data(dataset),
+                **self.pool(dataset, backbone, seed, overrides),
+            },
             locations={
                 "dataset": dataset.settings.located(),
                 "backbone": backbone.settings.located(),
                 **({} if backbone.settings.prepares_images() else self.packed(dataset)),
             },
         )
+
+    def pool(
+        self, dataset: Named, backbone: Named, seed: int, overrides: dict[str, Any]
+    ) -> dict[str, ArtifactSpec]:
+        """Return the features of all samples, where so many draws share them that it saves work.
+
+        That is so of a network that nothing of a draw reaches: its features of a sample are the
+        same in each.
+        """
+        settings, name = dataset.settings, dataset.settings.draws_of
+        cached = backbone.settings.features.model_copy(update=overrides)
+        if name is None or settings.imbalance is None or backbone.settings.has_classifier():
+            return {}
+        others = [d.settings.draws_of for d in self.experiment.datasets.values()]
+        if others.count(name) < _POOLED_DRAWS or cached.views:
+            return {}
+        left = ("imbalance", "max_count", "profile", "rounding", "subset_seed", "class_order")
+        usual = {key: type(settings).model_fields[key].default for key in (*left, "val_fraction")}
+        whole = Named(name, name, settings.model_copy(update=usual))
+        return {POOL: self.features(whole, backbone, seed, overrides, None)}
 
     def imported(self, dataset: Named, store: str) -> ArtifactSpec:
         """Return the store of embeddings from elsewhere: one version, whatever the seed."""

@@ -10,6 +10,8 @@ RESULTS = "results"
 MANIFEST = "manifest.json"
 # Below an artifact's folder: what an interrupted job goes on from.
 RESUME = "resume"
+# The role of all samples' features, of which a draw takes its rows.
+POOL = "pool"
 # Leads to an experiment's newest report.
 LATEST = "latest"
 

@@ -276,3 +276,32 @@ def test_a_network_that_is_not_trained_has_no_seed_and_one_copy():
         assert set(result.inputs) == {"features.features"}
     assert "weights" not in only(plan, "stage1").spec["backbone"]
     assert only(plan, "stage1").spec["locations"]["backbone"]["weights"].endswith("w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("draws", "backbone", "pooled"),
+    [
+        (3, {}, True),
+        # Two draws have fewer samples than there are.
+        (2, {}, False),
+        (3, {"features": {"views": 1}}, False),
+        (3, {"trained": "head", "loss": {"name": "ce"}}, False),
+    ],
+)
+def test_draws_share_the_features_of_a_frozen_network(draws, backbone, pooled):
+    values = {
+        "experiment": "draws",
+        "seeds": [0, 1],
+        "datasets": {"mine": {"use": "digits-lt", "subset_seeds": list(range(draws))}},
+        "backbones": {"b": {"use": "efficientnet-lite0", **backbone}},
+        "methods": {"NCM": {"use": "ncm", "backbones": {"features": "b"}}},
+    }
+    plan = build_plan(resolve(values, CATALOGUE))
+    stores = {cell.inputs["features.features"] for cell in plan.of_kind("stage2")}
+    pools = {store.inputs["pool"] for store in stores if "pool" in store.inputs}
+    assert len(pools) == pooled
+    for pool in pools:
+        assert len(stores) == draws and all(set(s.inputs) > {"pool", "data"} for s in stores)
+        assert "imbalance" not in pool.spec["dataset"] and "pool" not in pool.inputs
+        assert (pool.threads, next(iter(stores)).threads) == (8, 1)
+        assert not pool.spec["dataset"].get("subset_seed") and "seed" not in pool.spec
