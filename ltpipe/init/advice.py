@@ -352,8 +352,11 @@ def _heads(survey: Survey, role: str, reasons: list[str]) -> list[Method]:
     if survey.imbalance >= _BALANCED:
         why, loss = "class sizes inside the softmax", "loss: {name: balanced-softmax}"
         methods.insert(2, classifier("BalancedSoftmax", why, "sampler: shuffle", loss))
-    reasons.append("weight decay, shrinkage and the like are chosen on held-out training samples")
-    return _with_dlsa(survey, methods, role, reasons)
+    reasons.append(
+        "weight decay and the like, and which method to take: chosen on held-out training samples"
+    )
+    # A cascade takes minutes; photos are to take as long as their features.
+    return methods if survey.images else _with_dlsa(survey, methods, role, reasons)
 
 
 def _methods(survey: Survey, fused: bool, reasons: list[str]) -> list[Method]:

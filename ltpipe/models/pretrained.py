@@ -26,7 +26,7 @@ from ltpipe.config.libraries import NetworkName, torchvision_weights
 from ltpipe.config.weights import PACKAGES, TIMM_FILES, torch_hub_file
 from ltpipe.models.adaptformer import add_adapters
 from ltpipe.models.heads import CosineHead, build_head
-from ltpipe.models.published import load_published, read_published
+from ltpipe.models.published import clip_weights, load_published, read_published
 from ltpipe.utils.errors import InputError, nearest
 
 _FITS = {"center": "cover", "squash": "stretch", "shortest": "cover"}
@@ -374,17 +374,7 @@ def _open_clip(name: NetworkName, settings: Pretrained) -> nn.Module:
 
 
 def _clip_published(name: NetworkName) -> dict[str, Any]:
-    open_clip = import_open_clip()
-    if not name.tag:
-        return {}
-    found = open_clip.pretrained.get_pretrained_cfg(name.model, name.tag)
-    if not found:
-        known = open_clip.pretrained.list_pretrained_tags_by_model(name.model)
-        raise InputError(
-            f"network: open_clip has no weights {name.tag!r} of {name.model}"
-            f"{nearest(name.tag, known)}; known: {', '.join(known) or 'none'}"
-        )
-    return found
+    return clip_weights(name.model, name.tag, "network") if name.tag else {}
 
 
 def _clip_input(name: NetworkName, settings: Pretrained) -> NetworkInput:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ltpipe.utils.errors import InputError
+from ltpipe.compat import import_open_clip
+from ltpipe.utils.errors import InputError, nearest
 from ltpipe.utils.outside import checked
 
 # Under what names training scripts keep the weights beside the rest of a checkpoint.
@@ -79,3 +80,23 @@ def load_published(network: nn.Module, state: Mapping[str, Tensor], origin: str)
                 f"{tuple(value.shape)}; these weights belong to another network"
             )
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
+
+
+def clip_weights(model: str, tag: str, key: str) -> dict[str, Any]:
+    """Return what open_clip knows of a model's published weights of this tag.
+
+    Args:
+        key: the setting that names them, for the message.
+
+    Raises:
+        InputError: it knows none.
+    """
+    pretrained = import_open_clip().pretrained
+    found = pretrained.get_pretrained_cfg(model, tag)
+    if not found:
+        known = pretrained.list_pretrained_tags_by_model(model)
+        raise InputError(
+            f"{key}: open_clip has no weights {tag!r} of {model}{nearest(tag, known)}; known: "
+            f"{', '.join(known) or 'none'}; a file is named by its path, with a / or its suffix"
+        )
+    return dict(found)

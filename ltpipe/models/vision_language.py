@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from ltpipe.compat import import_open_clip
 from ltpipe.config.backbones import VisionLanguage
 from ltpipe.config.registry import towers
-from ltpipe.models.published import load_published, read_published
-from ltpipe.utils.errors import InputError, nearest
+from ltpipe.models.published import clip_weights, load_published, read_published
+from ltpipe.utils.errors import InputError
 from ltpipe.utils.progress import say
 
 MAX_LOGIT_SCALE = 100.0
@@ -98,7 +98,7 @@ def build_towers(settings: VisionLanguage, *, with_weights: bool = True) -> Any:
         raise InputError(
             f"network: the installed open_clip {open_clip.__version__} has no {settings.network}"
         )
-    published = _published(open_clip, settings)
+    published = _published(settings)
     if published.get("quick_gelu"):
         config["quick_gelu"] = True
     path = None
@@ -131,19 +131,11 @@ def _were_half_precision(towers: Any) -> bool:
     return torch.equal(weight, weight.half().to(weight.dtype))
 
 
-def _published(open_clip: Any, settings: VisionLanguage) -> dict[str, Any]:
+def _published(settings: VisionLanguage) -> dict[str, Any]:
     """Return what open_clip knows of the published weights that `settings` names by a tag."""
     if settings.weights is None or settings.weights_file() is not None:
         return {}
-    found = open_clip.pretrained.get_pretrained_cfg(settings.network, settings.weights)
-    if not found:
-        known = open_clip.pretrained.list_pretrained_tags_by_model(settings.network)
-        raise InputError(
-            f"weights {settings.weights!r}: open_clip has none of that name for "
-            f"{settings.network}{nearest(settings.weights, known)}; known: "
-            f"{', '.join(known) or 'none'}; a file is named by its path, with a / or its suffix"
-        )
-    return found
+    return clip_weights(settings.network, settings.weights, "weights")
 
 
 def _download(open_clip: Any, settings: VisionLanguage, published: dict[str, Any]) -> Path:

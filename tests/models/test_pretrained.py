@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from ltpipe.compat import import_open_clip, import_timm, import_torchvision
 from ltpipe.config.backbones import Pretrained
-from ltpipe.config.weights import package_file
-from ltpipe.models.pretrained import build_pretrained, load_pretrained, network_input
+from ltpipe.config.weights import TIMM_FILES, package_file
+from ltpipe.models.pretrained import build_pretrained, download, load_pretrained, network_input
 from ltpipe.utils.errors import InputError
 
 
@@ -158,3 +158,42 @@ def test_other_files_are_refused_in_a_line(tmp_path, capsys):
     scripted.save(tmp_path / "scripted.pt")
     assert "torch.jit.load" in refused(tmp_path / "scripted.pt")
     assert "does not exist" in refused(tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "function"),
+    [
+        ("timm:resnet18.a1_in1k", "huggingface_hub", "hf_hub_download"),
+        ("torchvision:resnet18.IMAGENET1K_V1", "torch.hub", "load_state_dict_from_url"),
+        ("open_clip:ViT-B-32.laion2b_s34b_b79k", "open_clip.pretrained", "download_pretrained"),
+    ],
+)
+def test_a_download_without_a_network_ends_in_a_line(monkeypatch, name, place, function):
+    def offline(*_, **__):
+        raise ConnectionError("no route to host\nand more lines")
+
+    import_open_clip()
+    monkeypatch.setattr(f"{place}.{function}", offline)
+    with pytest.raises(InputError) as caught:
+        download(settings(name, "hub"))
+    assert str(caught.value) == (
+        f"weights of {name} can't be downloaded (ConnectionError); fetch them where there is a "
+        "network, and set weights: PATH/TO/THEM"
+    )
+
+
+def test_what_a_download_finds_is_the_file(monkeypatch, tmp_path):
+    """Of timm's repositories, those without safetensors hold the other file."""
+    import huggingface_hub
+
+    asked = []
+
+    def hub(repository, file):
+        asked.append((repository, file))
+        if file == TIMM_FILES[0]:
+            raise huggingface_hub.errors.EntryNotFoundError("none")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
+    assert download(settings("timm:resnet18.a1_in1k", "hub")) == tmp_path / TIMM_FILES[1]
+    assert asked == [("timm/resnet18.a1_in1k", file) for file in TIMM_FILES]
