@@ -7,8 +7,10 @@ what Pillow's do, on whole bytes: nearest pixels, black where there are none, tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,40 +60,65 @@ def rand_augment(
     """
     count = len(images)
     drawn = torch.randint(len(OPERATIONS), (operations, count), generator=generator)
-    uniform = torch.rand((operations, 5, count), generator=generator).to(images.device)
+    uniform = torch.rand((operations, 5, count), generator=generator)
     batch = images.clone()
-    for which, (chance, zeta, sign, *place) in zip(drawn, uniform, strict=True):
+    for groups, (chance, zeta, sign, *place) in grouped(drawn, uniform, images.device):
         share = floor / SCALE
         strength = share + (1 - share) * memory * (zeta if random_strength else 1)
         changed = apply_operations(
-            batch, which, strength.clamp(0, 1), sign < 0.5, torch.stack(place)
+            batch, groups, strength.clamp(0, 1), sign < 0.5, torch.stack(place)
         )
         applied = (chance < memory).view(-1, 1, 1, 1)
         batch = torch.where(applied, changed, batch)
     return batch
 
 
+class Groups(NamedTuple):
+    """Which images take which operation.
+
+    `order` (B,) int64 has the images of the first operation, of the second, and so on, on their
+    device; `sizes` says how many each has.
+    """
+
+    order: Tensor
+    sizes: list[int]
+
+
+def grouped(which: Tensor, drawn: Tensor, device: torch.device) -> Iterator[tuple[Groups, Tensor]]:
+    """Yield each step's groups and numbers on `device`, all brought there by one move.
+
+    Args:
+        which: (S, B) int64 number of each image's operation, on the CPU.
+        drawn: (S, R, B) what else is drawn, on the CPU.
+    """
+    sizes = [torch.bincount(step).tolist() for step in which]
+    # Whole numbers below 2 ** 24 are themselves in float32.
+    order = torch.argsort(which, dim=1, stable=True).unsqueeze(1).float()
+    moved = torch.cat([order, drawn], 1).to(device, non_blocking=True)
+    for step, numbers in zip(moved, sizes, strict=True):
+        yield Groups(step[0].long(), numbers), step[1:]
+
+
 def apply_operations(
     images: Tensor,
-    which: Tensor,
+    groups: Groups,
     strength: Tensor,
     negative: Tensor,
     place: Tensor,
     operations: Sequence[Operation] | None = None,
 ) -> Tensor:
-    """Return the batch with operation `which[i]` of `operations` applied to image i.
+    """Return the batch with each group's operation of `operations` applied to its images.
 
     Args:
         images: (B, C, H, W) uint8.
-        which: (B,) int64, on the CPU, so that grouping waits for no device.
         strength: (B,) in 0 .. 1.
         negative: (B,) bool, where signed operations go the other way.
         place: (2, B) uniform numbers, the centre of what is cut out.
         operations: OPERATIONS unless given.
     """
     result = images.clone()
-    for number, operation in enumerate(operations or OPERATIONS):
-        chosen = torch.nonzero(which == number).flatten().to(images.device)
+    parts = groups.order.split(groups.sizes)
+    for operation, chosen in zip(operations or OPERATIONS, parts, strict=False):
         if not len(chosen):
             continue
         value = operation.value(strength[chosen])
@@ -227,10 +254,13 @@ def cutout(images: Tensor, value: Tensor, place: Tensor) -> Tensor:
     across = (x - place[0].unsqueeze(1) * width).abs() <= half
     down = (y - place[1].unsqueeze(1) * height).abs() <= half
     painted = (down.unsqueeze(2) & across.unsqueeze(1)).unsqueeze(1)
-    fill = torch.tensor(_FILL, dtype=torch.uint8, device=images.device).view(1, 3, 1, 1)
-    if images.shape[1] != 3:
-        fill = _grey(fill).to(torch.uint8)
-    return torch.where(painted, fill, images)
+    return torch.where(painted, _fill(images.shape[1], images.device), images)
+
+
+@functools.lru_cache(maxsize=16)
+def _fill(channels: int, device: torch.device) -> Tensor:
+    fill = torch.tensor(_FILL, dtype=torch.uint8).view(1, 3, 1, 1)
+    return (fill if channels == 3 else _grey(fill).to(torch.uint8)).to(device)
 
 
 def _grey(images: Tensor) -> Tensor:

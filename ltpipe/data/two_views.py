@@ -151,20 +151,10 @@ def auto_augment(images: Tensor, choices: torch.Generator) -> Tensor:
     pair = torch.randint(len(CIFAR_POLICY), (count,), generator=choices)
     uniform = torch.rand((2, 2, count), generator=choices)
     table = torch.tensor(CIFAR_POLICY)[pair]
-    batch = images
-    for step, (chance, sign) in enumerate(uniform):
-        which, share, level = table[:, step].unbind(1)
-        place = torch.zeros((2, count), device=images.device)
-        changed = apply_operations(
-            batch,
-            which.long(),
-            (level / 9).to(images.device),
-            (sign < 0.5).to(images.device),
-            place,
-            CIFAR_OPERATIONS,
-        )
-        batch = torch.where(_of((chance < share).to(images.device)), changed, batch)
-    return batch
+    # By step: number, probability and level of each image's operation.
+    which, share, level = table.permute(2, 1, 0)
+    drawn = torch.stack([uniform[:, 0] - share, uniform[:, 1], level / 9], 1)
+    return _in_steps(images, which.long(), drawn, CIFAR_OPERATIONS)
 
 
 def rand_augment(images: Tensor, choices: torch.Generator) -> Tensor:
@@ -173,20 +163,30 @@ def rand_augment(images: Tensor, choices: torch.Generator) -> Tensor:
     Levels are N(10, 0.5), cut to 0 .. 10.
     """
     count = len(images)
-    batch = images
+    which, drawn = [], []
     for _ in range(2):
-        which = torch.randint(len(LEVEL_OPERATIONS), (count,), generator=choices)
+        which.append(torch.randint(len(LEVEL_OPERATIONS), (count,), generator=choices))
         level = torch.randn(count, generator=choices) * 0.5 + 10
         chance, sign = torch.rand((2, count), generator=choices)
-        changed = apply_operations(
-            batch,
-            which,
-            (level.clamp(0, 10) / 10).to(images.device),
-            (sign < 0.5).to(images.device),
-            torch.zeros((2, count), device=images.device),
-            LEVEL_OPERATIONS,
-        )
-        batch = torch.where(_of((chance < 0.5).to(images.device)), changed, batch)
+        drawn.append(torch.stack([chance - 0.5, sign, level.clamp(0, 10) / 10]))
+    return _in_steps(images, torch.stack(which), torch.stack(drawn), LEVEL_OPERATIONS)
+
+
+def _in_steps(
+    images: Tensor, which: Tensor, drawn: Tensor, operations: Sequence[Operation]
+) -> Tensor:
+    """Return images with one operation after another.
+
+    Args:
+        which: (S, B) int64, on the CPU.
+        drawn: (S, 3, B), on the CPU: below 0 where the operation is applied, below 1/2 where a
+            signed one goes the other way, and its strength.
+    """
+    batch = images
+    for groups, (applied, sign, strength) in ra.grouped(which, drawn, images.device):
+        place = torch.zeros((2, len(images)), device=images.device)
+        changed = apply_operations(batch, groups, strength, sign < 0.5, place, operations)
+        batch = torch.where(_of(applied < 0), changed, batch)
     return batch
 
 
@@ -197,8 +197,8 @@ def cut_out(images: Tensor, choices: torch.Generator, side: int) -> Tensor:
     arXiv 2017.
     """
     height, width = images.shape[2:]
-    y = torch.randint(height, (len(images), 1), generator=choices).to(images.device)
-    x = torch.randint(width, (len(images), 1), generator=choices).to(images.device)
+    middle = [torch.randint(n, (len(images), 1), generator=choices) for n in (height, width)]
+    y, x = torch.stack(middle).to(images.device, non_blocking=True)
     rows, columns = (torch.arange(n, device=images.device) for n in (height, width))
     down = (rows >= y - side // 2) & (rows < y + side // 2)
     across = (columns >= x - side // 2) & (columns < x + side // 2)

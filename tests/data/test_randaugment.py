@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from ltpipe.compat import import_torchvision
-from ltpipe.data.randaugment import OPERATIONS, apply_operations, rand_augment
+from ltpipe.data.randaugment import OPERATIONS, apply_operations, grouped, rand_augment
 
 NAMES = [operation.name for operation in OPERATIONS]
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
@@ -134,16 +134,17 @@ def test_strength_runs_over_the_published_ranges():
 def test_grouping_by_operation_changes_nothing():
     images = pictures()
     which = torch.randint(15, (30,), generator=generator(5))
-    strength = torch.rand(30, generator=generator(6))
-    negative = torch.rand(30, generator=generator(7)) < 0.5
-    place = torch.rand((2, 30), generator=generator(8))
-    together = apply_operations(images, which, strength, negative, place)
-    for i in range(30):
-        one = slice(i, i + 1)
-        alone = apply_operations(
-            images[one], which[one], strength[one], negative[one], place[:, one]
+    drawn = torch.rand((1, 4, 30), generator=generator(6))
+
+    def applied(part: slice) -> torch.Tensor:
+        ((groups, (strength, sign, *place)),) = grouped(
+            which[None, part], drawn[:, :, part], images.device
         )
-        assert torch.equal(together[one], alone)
+        return apply_operations(images[part], groups, strength, sign < 0.5, torch.stack(place))
+
+    together = applied(slice(None))
+    for i in range(30):
+        assert torch.equal(together[i : i + 1], applied(slice(i, i + 1)))
 
 
 def test_a_sample_of_no_memory_stays_and_one_of_full_memory_changes():

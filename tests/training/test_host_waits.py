@@ -15,13 +15,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltpipe.config.backbones import Backbone
+from ltpipe.config.backbones import backbone_settings
+from ltpipe.data import randaugment, two_views
 from ltpipe.data.augment import Augmentation, _affine
 from ltpipe.data.batches import ImageBatches
 from ltpipe.data.images import ArrayImages
 from ltpipe.data.loading import Pixels
 from ltpipe.losses.building import build_loss
 from ltpipe.models.resnet import resnet8
+from ltpipe.stage1.cws import job as cws
 from ltpipe.training import engine
 from ltpipe.training.engine import SupervisedTask, TrainingSet
 from tests.support import CE, KPS
@@ -39,6 +41,7 @@ class NoWaits(TorchDispatchMode):
     """Refuses what makes a host wait for a GPU; counts the operations that it saw."""
 
     seen = 0
+    moves = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -54,12 +57,12 @@ class NoWaits(TorchDispatchMode):
             self.check_copy(args, kwargs)
         return func(*args, **kwargs)
 
-    @staticmethod
-    def check_copy(args, kwargs):
+    def check_copy(self, args, kwargs):
         target = kwargs.get("device") or args[0].device
         source = args[1] if len(args) > 1 else args[0]
         if torch.device(target).type == source.device.type:
             return
+        self.moves += 1
         if torch.device(target).type == "cpu" or not kwargs.get("non_blocking"):
             raise Waits(f"a copy from {source.device} to {target}")
 
@@ -80,7 +83,8 @@ def meta(monkeypatch):
     monkeypatch.setattr(torch, "rand", rand)
     # There is no autocast there either, so full precision is full everywhere.
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
-    monkeypatch.setattr(engine, "epoch_stream", stream)
+    for module in (engine, cws):
+        monkeypatch.setattr(module, "epoch_stream", stream)
     _affine.cache_clear()
     yield
     _affine.cache_clear()
@@ -93,9 +97,12 @@ def task(**settings):
     batches = ImageBatches(ArrayImages(images), np.arange(len(labels)), plan, META, False)
     batches._stored = torch.empty(images.shape, dtype=torch.uint8, device=META)
     data = WatchedSet(batches, labels, Pixels([0.5] * 3, [0.2] * 3), COUNTS)
-    chosen = Backbone.model_validate({**CE, "precision": "fp32", **settings})
+    chosen = backbone_settings({**CE, "precision": "fp32", **settings})
+    subclasses = settings.get("subclasses")
     with META:
-        network = resnet8(len(COUNTS), chosen.head)
+        network = resnet8(sum(subclasses or [1] * len(COUNTS)), chosen.head)
+    if subclasses:
+        return cws.SplittingTask(network, data, chosen, subclasses, 0, META)
     loss = build_loss(chosen.loss, COUNTS)
     return SupervisedTask(network, loss, data, chosen, 0, META)
 
@@ -140,6 +147,34 @@ def run_steps(training, epoch):
 )
 def test_no_step_waits_for_the_device(meta, settings):
     assert run_steps(task(**settings), 0) > 150
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images, draws: randaugment.rand_augment(
+            images, torch.empty(len(images), device=META), draws
+        ),
+        two_views.rand_augment,
+        two_views.auto_augment,
+        lambda images, draws: two_views.cut_out(images, draws, 8),
+    ],
+    ids=["of ECVL", "of PaCo", "AutoAugment", "cut out"],
+)
+def test_what_is_drawn_for_a_batch_reaches_the_device_by_one_move(change):
+    images = torch.empty((200, 3, 16, 16), dtype=torch.uint8, device=META)
+    # Makes what is kept on the device.
+    change(images, torch.Generator())
+    with NoWaits() as watch:
+        change(images, torch.Generator())
+    assert watch.moves == 1
+
+
+def test_clustering_over_the_whole_set_moves_nothing_in_a_step(meta):
+    settings = {"system": "cws", "subclasses": [3, 2, 1], "scope": "epoch"}
+    training = task(**settings)
+    assert run_steps(training, 0) > 150
+    assert training.data.watch.moves == 0
 
 
 def test_a_step_that_waits_is_found_out(meta):

@@ -150,6 +150,7 @@ class SplittingTask(NetworkTask):
         )
         stream = epoch_stream(self.seed, "augment", epoch, self.device)
         sums = torch.zeros(2, device=self.device)
+        places = order.to(self.device, non_blocking=True)
         start = 0
         for images, target in self.data.labelled(order, settings.batch_size, stream, self.device):
             with self.autocast():
@@ -157,7 +158,7 @@ class SplittingTask(NetworkTask):
                 if given is None:
                     pseudo = self.clustering.assign(features, target)
                 else:
-                    pseudo = given[order[start : start + len(target)].to(self.device)]
+                    pseudo = given[places[start : start + len(target)]]
                 value = self.loss(outputs, pseudo)
             start += len(target)
             self.steps.descend(value, rate)
