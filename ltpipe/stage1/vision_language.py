@@ -101,7 +101,9 @@ class RetrievalTask:
         self.table = token_rows(self.towers, self.prompts).clone().requires_grad_()
         self.optimizer = self._optimizer()
         dtype = precision(settings.precision, device, "training")
-        self.steps = Steps(self.towers, self.optimizer, dtype, compiled=False)
+        # open_clip computes texts up to its first product in the type that this weight has.
+        first = self.towers.transformer.resblocks[0].mlp.c_fc
+        self.steps = Steps(self.towers, self.optimizer, dtype, compiled=False, kept=[first])
 
     def _optimizer(self) -> AdamW | SGD:
         parameters = [*self.towers.parameters(), self.table]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -43,12 +43,19 @@ class Steps:
         optimizer: moves the network's parameters.
         dtype: what autocast computes in.
         compiled: whether the network's passes are compiled.
+        kept: modules whose weights keep their type, because the network computes by what it is.
     """
 
     def __init__(
-        self, network: nn.Module, optimizer: Optimizer, dtype: torch.dtype, compiled: bool
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        dtype: torch.dtype,
+        compiled: bool,
+        kept: Sequence[nn.Module] = (),
     ) -> None:
         self._network = network
+        self._kept = kept
         self._optimizer = optimizer
         self._is_plain = compiled or distributed.size() > 1
         # By parameter: its copy in lower precision, which takes its place in an epoch.
@@ -121,7 +128,7 @@ class Steps:
     def _cast(self) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
         """Yield each parameter that autocast would cast, and where it is."""
         for module in self._network.modules():
-            if isinstance(module, _PRODUCTS):
+            if isinstance(module, _PRODUCTS) and all(module is not one for one in self._kept):
                 for name, parameter in module._parameters.items():
                     if parameter is not None:
                         yield module, name, parameter

@@ -16,12 +16,14 @@ from ltpipe.data.images import ArrayImages
 from ltpipe.data.loading import Pixels
 from ltpipe.losses.building import build_loss
 from ltpipe.models.building import build_network
+from ltpipe.models.vision_language import build_prompts, build_towers
 from ltpipe.stage1.bbn import BilateralTask
 from ltpipe.stage1.cws.job import SplittingTask
 from ltpipe.stage1.hrjba import BranchTask
 from ltpipe.stage1.paco import ContrastiveTask
+from ltpipe.stage1.vision_language import RetrievalTask
 from ltpipe.training.engine import SupervisedTask, TrainingSet
-from tests.support import CE, CPU
+from tests.support import CE, CPU, TOWERS
 
 COUNTS = [40, 16, 8]
 PACO = {"queue": 50, "projection": 8}
@@ -35,6 +37,7 @@ SYSTEMS: dict[str, tuple[dict[str, Any], int]] = {
     "cws": ({"system": "cws", "subclasses": [3, 2, 1]}, 260),
     "paco": ({"system": "paco", **PACO}, 400),
     "hrjba": ({"system": "hrjba-branch", "group": "head"}, 215),
+    "towers": ({**TOWERS, "network": "small-vit"}, 710),
 }
 
 
@@ -50,8 +53,8 @@ class Counter(TorchDispatchMode):
 
 def task_of(system: str, precision: str, device: torch.device = CPU):
     given, _ = SYSTEMS[system]
-    spec = {**CE, "batch_size": 16, "precision": precision, **given}
-    if system == "paco":
+    spec = {**CE, **given, "batch_size": 16, "precision": precision}
+    if system in ("paco", "towers"):
         del spec["loss"]
     settings = backbone_settings(spec)
     draws = np.random.default_rng(0)
@@ -62,6 +65,10 @@ def task_of(system: str, precision: str, device: torch.device = CPU):
     data = TrainingSet(batches, labels, Pixels([0.5] * 3, [0.2] * 3), COUNTS)
     torch.manual_seed(0)
     outputs = {"cws": 6, "hrjba": 2}.get(system, len(COUNTS))
+    if system == "towers":
+        towers = build_towers(settings)
+        prompts = build_prompts(towers, ["one", "two", "three"], settings)
+        return RetrievalTask(towers, prompts, data, settings, 0, device)
     network = build_network(settings, outputs, 3)
     if system == "cws":
         return SplittingTask(network, data, settings, [3, 2, 1], 0, device)
