@@ -94,7 +94,7 @@ class ContrastiveTask:
         self.autocast = functools.partial(autocast, settings, device)
         self.optimizer = build_optimizer([self.encoder], settings)
         dtype = precision(settings.precision, device, "training")
-        self.steps = Steps(self.encoder, self.optimizer, dtype, settings.compile)
+        self.steps = Steps(self.encoder, self.optimizer, dtype, bool(settings.compile))
         self.followed = [parameter.detach() for parameter in self.encoder.parameters()]
         self.forward = compiled(self.encoder, device) if settings.compile else self.encoder
         counts = checked_counts(data.class_counts)
