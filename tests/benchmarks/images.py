@@ -5,7 +5,7 @@ python tests/benchmarks/images.py [--images N] [--processes N] [--folder DIR] [-
 Photos of 500 x 375 pixels are a few blurred noises, shifted: a JPEG of them takes about as long to
 decode as a photo. They are made once, in DIR, and stay there. Both ways of loading give
 random-resized crops of 224 x 224 as uint8, mirrored half of the time. On a busy machine read
-CPU-seconds.
+CPU-seconds, and take one process: threads that wait for each other there spend them too.
 """
 
 from __future__ import annotations
@@ -238,6 +238,7 @@ def main() -> None:
         "--output", type=Path, help="the page, such as data/results/scale_images.md"
     )
     options = parser.parse_args()
+    measured_of = version()
     with contextlib.ExitStack() as stack:
         folder = options.folder
         if folder is None:
@@ -246,8 +247,8 @@ def main() -> None:
     lines = [
         "# Images at the scale of ImageNet-LT, by simulation",
         "",
-        f"`python tests/benchmarks/images.py --images {options.images}`, {options.processes} "
-        f"processes, photos of 500 x 375, version {version()}. {machine()}; "
+        f"`python tests/benchmarks/images.py --images {options.images} --processes "
+        f"{options.processes}`, photos of 500 x 375, version {measured_of}. {machine()}; "
         f"{os.getloadavg()[0]:.1f} processes wanted its cores at the end.",
         "",
         *rows,
