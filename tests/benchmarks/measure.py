@@ -24,6 +24,8 @@ CPU = torch.device("cpu")
 THREADS = min(2, torch.get_num_threads())
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+# Set for this process and those that it starts, it makes every clock here count CPU time.
+CLOCK = "LTPIPE_BENCHMARK_CLOCK"
 # What each row's ratio has to reach: all goals on a CPU are here.
 GOALS: dict[str, float] = {
     "crop and flip": 6.0,
@@ -37,6 +39,13 @@ GOALS: dict[str, float] = {
     "ECVL phase II, RN50": 50.0,
     "short job, SGD": 1.3,
     "HDF5 write, synced": 0.6,
+}
+# Those of processors without AMX, where they differ; None where nothing is promised.
+GOALS_WITHOUT_AMX: dict[str, float | None] = {
+    "stage one, ResNet-32": 1.6,
+    "stage one, compiled": None,
+    "DLSA filter step": 10.0,
+    "HDF5 write, synced": 0.7,
 }
 
 
@@ -69,7 +78,8 @@ class Result:
     @property
     def goal(self) -> float | None:
         """What the ratio has to reach; None where nothing is promised."""
-        return GOALS.get(self.name)
+        goals = GOALS if units() == "amx" else {**GOALS, **GOALS_WITHOUT_AMX}
+        return goals.get(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +100,17 @@ class Run:
         if result.ceiling is None:
             return None
         return result.product * result.work / self.limits[result.ceiling]
+
+
+def count_cpu_time() -> None:
+    """Let every clock count this process's CPU time, and one thread do all work."""
+    os.environ[CLOCK] = "cpu"
+    time.perf_counter = time.process_time
+    torch.set_num_threads(1)
+
+
+if os.environ.get(CLOCK) == "cpu":
+    count_cpu_time()
 
 
 def alternate(

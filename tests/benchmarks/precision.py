@@ -1,6 +1,6 @@
 """Measure where bfloat16 pays on this processor, and write its rows of the table that jobs read.
 
-python tests/benchmarks/precision.py [--dry-run] [--small]
+python tests/benchmarks/precision.py [--dry-run] [--small] [--busy]
 
 `precision: auto` decides by ltpipe/training/precisions.csv, which has a row for each kind of
 processor and of work. Rows of other kinds stay as they are, but for processors without bfloat16:
@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import ceilings
 import stage1
-from measure import CPU, machine, seconds_of
+from measure import CPU, count_cpu_time, machine, seconds_of
 
 from ltpipe.features.extract import embedder
 from ltpipe.losses.softmax import CrossEntropyLoss
@@ -90,8 +90,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     parser.add_argument("--small", action="store_true", help="sizes for tests")
+    parser.add_argument(
+        "--busy", action="store_true", help="on a busy machine: CPU time of one thread"
+    )
     parser.add_argument("--as-plain", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.busy:
+        count_cpu_time()
     samples = 256 if options.small else 2560
     rows = measured("none" if options.as_plain else units(), samples)
     out = csv.DictWriter(sys.stdout, COLUMNS)

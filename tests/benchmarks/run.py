@@ -1,6 +1,6 @@
 """Measure ltpipe's hot loops beside the usual ones, and print the ratios.
 
-python tests/benchmarks/run.py [--quick | --full] [--only NAME ...] [--csv PATH]
+python tests/benchmarks/run.py [--quick | --full] [--busy] [--only NAME ...] [--csv PATH]
 python tests/benchmarks/run.py --history [--csv PATH]
 
 Product and peer alternate on at most two cores, the best round of each counts. Machines differ and
@@ -26,7 +26,7 @@ import runs
 import stage1
 import stage2
 import storage
-from measure import REPOSITORY, THREADS, Result, Run, machine
+from measure import REPOSITORY, THREADS, Result, Run, count_cpu_time, machine
 
 SUITES: dict[str, Callable[[Run], Iterator[Result]]] = {
     "ecvl": stage2.ecvl,
@@ -86,6 +86,9 @@ def main() -> None:
     extent.add_argument(
         "--full", action="store_true", help="all 11 peers of the sweep, and the default experiment"
     )
+    parser.add_argument(
+        "--busy", action="store_true", help="on a busy machine: CPU time of one thread"
+    )
     parser.add_argument("--only", nargs="+", choices=SUITES, help="default: all but demo")
     parser.add_argument("--csv", type=Path, help="add the rows to this file")
     parser.add_argument(
@@ -98,6 +101,8 @@ def main() -> None:
     if options.csv is not None:
         history.check(options.csv)
     torch.set_num_threads(THREADS)
+    if options.busy:
+        count_cpu_time()
     chosen = options.only or [name for name in SUITES if options.full or name not in LONG]
     print(machine())
     print(
