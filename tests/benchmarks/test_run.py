@@ -197,6 +197,21 @@ def test_every_loop_is_profiled():
     assert "aten::bmm" in printed
 
 
+def test_goals_are_those_of_the_kind_of_processor(monkeypatch):
+    import measure
+    from measure import Result
+
+    row = Result("DLSA filter step", "steps/s", 11.0, 1.0)
+    alone = Result("stage one, compiled", "images/s", 1.0, 1.0)
+    for kind, goals in (
+        ("amx", (15.0, 2.7)),
+        ("avx512_bf16", (10.0, None)),
+        ("none", (10.0, None)),
+    ):
+        monkeypatch.setattr(measure, "units", lambda kind=kind: kind)
+        assert (row.goal, alone.goal) == goals
+
+
 @pytest.mark.slow
 def test_every_stage_of_images_is_measured(tmp_path):
     page = tmp_path / "page.md"
