@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.plan.stages import COMMANDS, MANIFEST, Stage
-from ltpipe.utils.errors import InputError
+from ltpipe.utils.errors import DiskError, InputError
 
 
 def add(commands: Any) -> None:
@@ -47,9 +47,11 @@ def _add_job(commands: Any, stage: Stage) -> None:
     )
     command.add_argument(
         "--spec",
+        action="append",
         required=True,
         metavar="JSON",
-        help="what defines the artifact, as JSON; - reads it from standard input",
+        help="what defines the artifact, as JSON; - reads it from standard input; several artifacts "
+        "of the same inputs are made by one job with an --output for each",
     )
     command.add_argument(
         "--input",
@@ -60,6 +62,7 @@ def _add_job(commands: Any, stage: Stage) -> None:
     )
     command.add_argument(
         "--output",
+        action="append",
         required=True,
         type=Path,
         metavar="FOLDER",
@@ -101,29 +104,54 @@ def _add_job(commands: Any, stage: Stage) -> None:
 
 
 def _run_job(options: argparse.Namespace) -> int:
+    from ltpipe.utils.sharing import sharing
+
+    if getattr(options, "processes", 1) > 1 and _torchrun_rank() is None:
+        return _launch(options)
+    jobs = list(zip(options.spec, options.output, strict=False))
+    if len(options.spec) != len(options.output):
+        raise InputError("--spec and --output: each artifact has one of both")
+    if len(jobs) == 1:
+        _make(options, *jobs[0])
+        return 0
+    lost = []
+    with sharing():
+        for text, output in jobs:
+            try:
+                _make(options, text, output)
+            except DiskError:
+                raise
+            except InputError as error:
+                # The others may go well.
+                print(f"ltpipe: error: {output}: {error}", file=sys.stderr)
+                lost.append(output)
+    if lost:
+        raise InputError(f"{len(lost)} of {len(jobs)} artifacts were not made; see above")
+    return 0
+
+
+def _make(options: argparse.Namespace, text: str, output: Path) -> None:
+    """Make one artifact, its manifest last."""
     from ltpipe.artifacts.manifest import write_manifest
     from ltpipe.plan.code import code_modules
     from ltpipe.plan.entries import code_entries
 
-    if getattr(options, "processes", 1) > 1 and _torchrun_rank() is None:
-        return _launch(options)
-    spec = _read_spec(options)
+    spec = _read_spec(options.stage, text, output)
     inputs = _read_inputs(options, spec)
     started = time.perf_counter()
-    with _folder(options.output):
+    with _folder(output):
         if options.stage.is_page:
-            run_info = _page(options, spec)
+            run_info = _page(options.stage, spec, output)
         else:
-            run_info = _compute(options, spec, inputs)
+            run_info = _compute(options, spec, inputs, output)
         if _torchrun_rank() in (None, 0):
             write_manifest(
-                options.output,
+                output,
                 spec=spec,
                 modules=code_modules(code_entries(spec)),
                 inputs=inputs,
                 run_info={"wall_s": round(time.perf_counter() - started, 3), **run_info},
             )
-    return 0
 
 
 def _torchrun_rank() -> int | None:
@@ -145,33 +173,32 @@ def _launch(options: argparse.Namespace) -> int:
         return subprocess.run(command, env={**os.environ, **environment}).returncode
 
 
-def _read_spec(options: argparse.Namespace) -> dict[str, Any]:
+def _read_spec(stage: Stage, text: str, output: Path) -> dict[str, Any]:
     """Return the spec, held against the code that is here now and the folder that it is to fill."""
     from ltpipe.config.plugins import load_plugins
     from ltpipe.plan.code import code_identity
     from ltpipe.plan.entries import code_entries
     from ltpipe.plan.specs import digest_of
 
-    text = sys.stdin.read() if options.spec == "-" else options.spec
     try:
-        spec = json.loads(text)
+        spec = json.loads(sys.stdin.read() if text == "-" else text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"--spec: not JSON: {error}") from None
-    if not isinstance(spec, dict) or spec.get("kind") != options.stage.kind:
-        raise InputError(f'--spec: must be a JSON object with "kind": "{options.stage.kind}"')
+    if not isinstance(spec, dict) or spec.get("kind") != stage.kind:
+        raise InputError(f'--spec: must be a JSON object with "kind": "{stage.kind}"')
     load_plugins(spec.get("locations", {}).get("plugins", []))
     code = code_identity(code_entries(spec))
     if spec.get("code") != code:
         raise InputError(
-            f"the code that makes {options.output} changed after this job was planned (planned "
+            f"the code that makes {output} changed after this job was planned (planned "
             f"with {spec.get('code')}, now {code}); plan again"
         )
-    parts = Path(os.path.abspath(options.output)).parts[-2:]  # noqa: PTH100 - links stay as named
+    parts = Path(os.path.abspath(output)).parts[-2:]  # noqa: PTH100 - links stay as named
     seed = [f"seed{spec['seed']}"] if "seed" in spec else []
     ending = [digest_of(spec), *seed]
     if list(parts)[-len(ending) :] != ending:
         raise InputError(
-            f"--output {options.output}: it must end in {'/'.join(ending)}, the digest of --spec"
+            f"--output {output}: it must end in {'/'.join(ending)}, the digest of --spec"
         )
     return spec
 
@@ -237,7 +264,7 @@ def _folder(output: Path) -> Iterator[None]:
 
 
 def _compute(
-    options: argparse.Namespace, spec: dict[str, Any], inputs: dict[str, Path]
+    options: argparse.Namespace, spec: dict[str, Any], inputs: dict[str, Path], output: Path
 ) -> dict[str, Any]:
     """Run a job and return what the manifest says of the run."""
     import torch
@@ -262,7 +289,7 @@ def _compute(
     job = Job(
         spec=with_locations(spec),
         inputs=inputs,
-        output=options.output,
+        output=output,
         device=CPU,
         root=named_root(options.data_root),
         checkpoint_every=getattr(options, "checkpoint_every", 5),
@@ -290,19 +317,19 @@ def _publish(options: argparse.Namespace) -> int:
     return 0
 
 
-def _page(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, Any]:
+def _page(stage: Stage, spec: dict[str, Any], output: Path) -> dict[str, Any]:
     from ltpipe.utils.io import write_text_atomic
 
-    if options.stage.kind == "overview":
+    if stage.kind == "overview":
         from ltpipe.evaluation.overview import write_overview
 
-        summary = write_overview(spec, options.output)
+        summary = write_overview(spec, output)
     else:
         from ltpipe.evaluation.report import write_report
 
         expected = Path(spec.get("locations", {}).get("expected", "data/expected"))
-        summary = write_report(spec, options.output, expected)
-    write_text_atomic(options.output / "summary.txt", summary + "\n")
+        summary = write_report(spec, output, expected)
+    write_text_atomic(output / "summary.txt", summary + "\n")
     print(summary)
-    print(f"\nreport: {options.output / 'report.html'}")
+    print(f"\nreport: {output / 'report.html'}")
     return {}

@@ -77,8 +77,9 @@ class Head(Settings):
     """What experiment files and collections of them share.
 
     `preload` starts the jobs of this machine from one process that has imported torch already:
-    worth it for hundreds of short jobs, and part of no artifact's identity. `missing: skip` leaves
-    out what needs data sets or weights that are not there, and says so.
+    worth it for hundreds of short jobs. `results_per_job` classifiers on the same features are made
+    by one job: worth it for thousands. Both are part of no artifact's identity. `missing: skip`
+    leaves out what needs data sets or weights that are not there, and says so.
     """
 
     experiment: Name
@@ -87,6 +88,7 @@ class Head(Settings):
     data: DataLocation = DataLocation()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     preload: bool = False
+    results_per_job: int = Field(default=1, ge=1, le=1000)
     missing: Literal["error", "skip"] = "error"
 
 

@@ -24,6 +24,7 @@ from ltpipe.data.subset import read_texts, write_texts
 from ltpipe.data.untrusted import plain_dataset
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path, printable
+from ltpipe.utils.sharing import shared
 
 FORMAT = "ltpipe-features/1"
 _BLOCK_BYTES = 64 << 20
@@ -78,6 +79,10 @@ class FeatureStore:
                 fit, or it holds NaN, infinities or labels out of range.
         """
         path = Path(path)
+        return shared(("features", str(path), *skip), lambda: cls._opened(path, skip))
+
+    @classmethod
+    def _opened(cls, path: Path, skip: Sequence[str]) -> FeatureStore:
         try:
             values, attributes = _read(path, skip)
         except FileNotFoundError:

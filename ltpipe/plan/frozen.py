@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ltpipe.plan.batches import batches
 from ltpipe.plan.layout import ArtifactSpec
 from ltpipe.plan.stages import RESULTS
 from ltpipe.plan.workload import Workload
@@ -34,11 +35,13 @@ class Run:
         artifacts: every artifact by folder, pages among them.
         reports: the folder of each experiment's report by its name; the overview's under its own.
         settings: data root, device and preload, as the experiment file has them.
+        batches: the folders of results that one job makes together, see `plan.batches`.
     """
 
     artifacts: Mapping[str, ArtifactSpec]
     reports: Mapping[str, str]
     settings: Mapping[str, Any]
+    batches: Sequence[Sequence[str]] = ()
 
     def of_kind(self, *kinds: str) -> list[ArtifactSpec]:
         """Return the artifacts of these kinds."""
@@ -52,6 +55,7 @@ class Run:
                 "format": "ltpipe-plan/1",
                 "settings": self.settings,
                 "reports": self.reports,
+                "batches": self.batches,
                 "artifacts": [
                     {
                         "kind": artifact.kind,
@@ -66,10 +70,11 @@ class Run:
         )
 
 
-def run_of(load: Workload) -> Run:
-    """Return what rules need of a workload."""
+def run_of(load: Workload, is_there: Callable[[ArtifactSpec], bool]) -> Run:
+    """Return what rules need of a workload; `is_there` says which artifacts are."""
     pages = [plan.report for plan in load.plans]
     pages += [] if load.overview is None else [load.overview]
+    parts = batches(load.everything.values(), load.head.results_per_job, is_there)
     return Run(
         load.everything,
         {page.spec["experiment"]: page.folder for page in pages},
@@ -78,6 +83,7 @@ def run_of(load: Workload) -> Run:
             "device": load.head.device,
             "preload": load.head.preload,
         },
+        [[artifact.folder for artifact in part] for part in parts],
     )
 
 
@@ -122,7 +128,7 @@ def frozen() -> Run | None:
         for row in values["artifacts"]:
             inputs = {role: artifacts[folder] for role, folder in row["inputs"].items()}
             artifacts[row["folder"]].inputs.update(inputs)
-        return Run(artifacts, values["reports"], values["settings"])
+        return Run(artifacts, values["reports"], values["settings"], values["batches"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{VARIABLE} names {name}, which is no plan of a run; unset it, or run again"

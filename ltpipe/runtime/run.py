@@ -60,6 +60,11 @@ class WorkflowRun:
         """Return the planned artifacts of these kinds."""
         return self.plan.of_kind(*kinds)
 
+    @property
+    def batches(self) -> list[list[ArtifactSpec]]:
+        """The results that one job makes together."""
+        return [[self.artifacts[folder] for folder in part] for part in self.plan.batches]
+
     def begin(self) -> None:
         """Take the results folder, write the plan down for its jobs, start the job server.
 
@@ -113,4 +118,14 @@ def _plan(config: Mapping[str, Any], catalogue: Path, file: Path) -> Run:
     load = build_workload(config, catalogue, file.parent, absent=judge)
     for line in (*load.notes, *dear_trainings(load.artifacts, Path(RESULTS), file)):
         print(line, file=sys.stderr)
-    return run_of(load)
+    return run_of(load, is_there)
+
+
+def artifact_paths(artifact: ArtifactSpec) -> list[str]:
+    """Return all files of an artifact, its manifest last."""
+    return [f"{artifact.folder}/{name}" for name in (*artifact.stage.files, MANIFEST)]
+
+
+def is_there(artifact: ArtifactSpec) -> bool:
+    """Return whether every file of an artifact is there."""
+    return all(os.path.exists(path) for path in artifact_paths(artifact))  # noqa: PTH110

@@ -8,7 +8,7 @@
 from pathlib import Path
 
 from ltpipe.plan.stages import MANIFEST, STAGES
-from ltpipe.runtime.run import plan_run
+from ltpipe.runtime.run import artifact_paths, is_there, plan_run
 from ltpipe.utils.errors import InputError
 
 # Of this file, wherever the workflow that uses it as a module lies.
@@ -38,16 +38,17 @@ def files(artifacts):
 
     The digest in a path says all that defines it, so times of files say nothing.
     """
-    return ancient([path for artifact in artifacts for path in paths(artifact)])
-
-
-def paths(artifact):
-    return [f"{artifact.folder}/{name}" for name in (*artifact.stage.files, MANIFEST)]
+    return ancient([path for artifact in artifacts for path in artifact_paths(artifact)])
 
 
 def place(stage):
-    """The wildcard constraint of a stage's folders: its names, one of the planned digests, a seed."""
-    digests = sorted({artifact.digest for artifact in RUN.of_kind(stage.kind)})
+    """The wildcard constraint of a stage's folders: its names, one of the planned digests, a seed.
+
+    What a batch makes has a rule of its own.
+    """
+    elsewhere = {artifact.digest for batch in RUN.batches for artifact in batch}
+    digests = {artifact.digest for artifact in RUN.of_kind(stage.kind)} - elsewhere
+    digests = sorted(digests)
     return rf"(?:[^/]+/){{{stage.names}}}(?:{'|'.join(digests) or '(?!)'})(?:/seed\d+)?"
 
 
@@ -73,22 +74,33 @@ def needs(stage):
     return needed
 
 
+def needs_of(batch):
+    """The files of what a batch is made from: the same for all of it."""
+    return files([*batch[0].inputs.values(), *packed(batch[0])])
+
+
 def packed(artifact):
     """The packed images that an artifact's job reads, if it does; they define nothing."""
     folder = artifact.spec.get("locations", {}).get("packed")
     return [] if folder is None else [RUN.artifacts[folder]]
 
 
-def is_there(artifact):
-    return all(Path(path).exists() for path in paths(artifact))
-
-
 def roles(stage):
     """A params function: the --input options for what the artifact is made from."""
     artifact = artifact_of(stage)
-    return lambda wildcards: [
-        f"--input={role}={needed.folder}"
-        for role, needed in artifact(wildcards).inputs.items()
+    return lambda wildcards: roles_of(artifact(wildcards))
+
+
+def roles_of(artifact):
+    return [f"--input={role}={made.folder}" for role, made in artifact.inputs.items()]
+
+
+def jobs_of(batch):
+    """The options for the specs and folders of a batch."""
+    return [
+        f"--{name}={value}"
+        for artifact in batch
+        for name, value in (("spec", artifact.spec_text), ("output", artifact.folder))
     ]
 
 

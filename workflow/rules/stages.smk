@@ -42,6 +42,41 @@ for stage in STAGES.values():
             " --output {params.folder:q} --threads {threads} > {log:q} 2>&1"
 
 
+# Short results on the same features, one job for many of them: they share its process and what it
+# reads. Log and benchmark are the first one's.
+for number, batch in enumerate(RUN.batches):
+    stage, first = STAGES["stage2"], batch[0].folder.removeprefix("results/")
+
+    rule:
+        name:
+            f"{stage.rule}_{number}"
+        input:
+            needs_of(batch),
+        output:
+            [path for artifact in batch for path in artifact_paths(artifact)],
+        log:
+            f"results/logs/{first}.log",
+        benchmark:
+            f"results/benchmarks/{first}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: stage.threads
+        resources:
+            mem_mb=stage.memory,
+            runtime=stage.minutes,
+            gpu=RUN.gpu_per_job if stage.gpu else 0,
+        params:
+            command=stage.command,
+            jobs=jobs_of(batch),
+            roles=roles_of(batch[0]),
+            options=options(stage),
+        message:
+            f"{batch[0].title}, and {len(batch) - 1} more on its features"
+        shell:
+            "ltpipe {params.command} {params.jobs:q} {params.roles:q} {params.options}"
+            " --threads {threads} > {log:q} 2>&1"
+
+
 rule stage1:
     input:
         files(RUN.of_kind("data", "stage1")),

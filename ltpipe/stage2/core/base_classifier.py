@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ltpipe.features.store import FeatureStore
+from ltpipe.features.store import FeatureStore, checksum
 from ltpipe.losses.softmax import CrossEntropyLoss
 from ltpipe.stage2.core.batches import Sampling
 from ltpipe.stage2.core.fit import Parameters, Recipe, fit, repeated
@@ -14,6 +14,7 @@ from ltpipe.stage2.core.logit_gradients import logit_gradient
 from ltpipe.stage2.core.results import linear_classifier_of
 from ltpipe.stage2.core.retraining import training_batches
 from ltpipe.utils.seeding import generator
+from ltpipe.utils.sharing import shared
 
 # For features whose squares sum to one; others have them scaled, which gives the same logits.
 _RATE, _DECAY = 2.0, 1e-5
@@ -33,6 +34,12 @@ def base_classifier(
     """
     if initial == "backbone":
         return backbone_head(store)
+    # In a job of several results a path and the samples name the features.
+    key = "base classifier", str(store.path), checksum(store.index), seed, str(device)
+    return dict(shared(key, lambda: _fitted(store, seed, device)))
+
+
+def _fitted(store: FeatureStore, seed: int, device: torch.device) -> Parameters:
     draws = generator(seed, "base classifier")
     start = random_classifier(len(store.class_names), store.features.shape[1], draws, cosine=False)
     square = max(float(np.einsum("nd,nd->n", store.features, store.features).mean()), 1e-12)

@@ -67,6 +67,7 @@ def run(job: Job) -> dict[str, Any]:
     def fit(settings: LatentSynthesis, train: FeatureStore) -> dict[str, Tensor]:
         targets = settings.target if isinstance(settings.target, list) else [settings.target]
         parts = []
+        roots: dict[int, Any] = {}
         for target in targets:
             filled = fill_up(
                 train,
@@ -74,6 +75,7 @@ def run(job: Job) -> dict[str, Any]:
                 neighbours=settings.neighbours,
                 shrinkage=settings.shrinkage,
                 seed=job.seed,
+                roots=roots,
             )
             parts.append(
                 fit_classifiers(
@@ -98,11 +100,18 @@ def logits(fitted: Fitted[LatentSynthesis], samples: Samples) -> Tensor:
 
 
 def fill_up(
-    store: FeatureStore, target: float, *, neighbours: int, shrinkage: float, seed: int
+    store: FeatureStore,
+    target: float,
+    *,
+    neighbours: int,
+    shrinkage: float,
+    seed: int,
+    roots: dict[int, Any] | None = None,
 ) -> FeatureStore:
     """Return the store with drawn features behind its own, class by class; see above.
 
-    Each cached view of a sample gets a draw of its own. Drawn samples have the index -1.
+    Each cached view of a sample gets a draw of its own. Drawn samples have the index -1. `roots`
+    keeps the classes' covariance roots for other targets of the same store.
     """
     from dataclasses import replace
 
@@ -121,15 +130,17 @@ def fill_up(
     grown: list[list[np.ndarray]] = [[table] for table in tables]
     labels = [store.labels]
     covariances: dict[int, np.ndarray] = {}
+    roots = {} if roots is None else roots
     for c in rarer:
         near = half[np.argsort(-(units[half] @ units[c]), kind="stable")][:neighbours]
-        root = _root([_covariance(store, k, covariances) for k in near], shrinkage)
+        if c not in roots:
+            roots[c] = _root([_covariance(store, k, covariances) for k in near], shrinkage)
         stream = np.random.default_rng([seed, int(c)])
         own = np.flatnonzero(store.labels == c)
         chosen = stream.choice(own, size - counts[c])
         for table, rows in zip(tables, grown, strict=True):
             drawn = stream.standard_normal((len(table), len(chosen), table.shape[2]), np.float32)
-            rows.append((table[:, chosen] + drawn @ root.T).astype(table.dtype))
+            rows.append((table[:, chosen] + drawn @ roots[c].T).astype(table.dtype))
         labels.append(np.full(len(chosen), c))
     whole = [np.concatenate(rows, axis=1) for rows in grown]
     everything = np.concatenate(labels)
