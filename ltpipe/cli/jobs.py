@@ -50,8 +50,8 @@ def _add_job(commands: Any, stage: Stage) -> None:
         action="append",
         required=True,
         metavar="JSON",
-        help="what defines the artifact, as JSON; - reads it from standard input; several artifacts "
-        "of the same inputs are made by one job with an --output for each",
+        help="what defines the artifact, as JSON; - reads it from standard input; one job makes "
+        "several of the same inputs, each with an --output",
     )
     command.add_argument(
         "--input",
