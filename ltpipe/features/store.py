@@ -22,6 +22,7 @@ import numpy as np
 
 from ltpipe.data.subset import read_texts, write_texts
 from ltpipe.data.untrusted import plain_dataset
+from ltpipe.plan.stages import MANIFEST
 from ltpipe.utils.errors import InputError
 from ltpipe.utils.io import atomic_path, printable
 from ltpipe.utils.sharing import shared
@@ -79,6 +80,9 @@ class FeatureStore:
                 fit, or it holds NaN, infinities or labels out of range.
         """
         path = Path(path)
+        if not (path.parent / MANIFEST).is_file():
+            return cls._opened(path, skip)
+        # No job changes an artifact; files elsewhere, such as folds, come and go.
         return shared(("features", str(path), *skip), lambda: cls._opened(path, skip))
 
     @classmethod

@@ -9,7 +9,7 @@ import torch
 from ltpipe.artifacts.job import Job
 from ltpipe.artifacts.manifest import write_manifest
 from ltpipe.features.store import FeatureStore, write_features
-from ltpipe.stage2.core.held_out import held_out_files
+from ltpipe.stage2.core.held_out import fold_files, folds_of, held_out_files
 
 COUNTS = [40, 20, 5, 1]
 LABELS = np.repeat(np.arange(4), COUNTS)
@@ -59,3 +59,24 @@ def test_others_are_taken_as_they_are(tmp_path, spec, held_out):
     job = job_of(tmp_path, spec, held_out)
     folder = tmp_path / "features"
     assert held_out_files(job, "features", tmp_path) == (folder / "train.h5", folder / "val.h5")
+
+
+def test_folds_leave_every_sample_out_once(tmp_path):
+    job = job_of(tmp_path, {"kind": "features"})
+    fold = folds_of(LABELS, 3)
+    # The class of one sample is in no fold.
+    assert (fold == -1).sum() == 1 and LABELS[fold == -1] == [3]
+    for label in range(3):
+        sizes = np.bincount(fold[LABELS == label], minlength=3)
+        assert sizes.max() - sizes.min() <= 1
+    whole = FeatureStore.open(tmp_path / "features/train.h5")
+    seen = []
+    for place, paths in enumerate(fold_files(job, "features", 3, tmp_path)):
+        train, own = map(FeatureStore.open, paths)
+        assert set(own.index) == set(np.flatnonzero(fold == place))
+        assert sorted([*train.index, *own.index]) == list(range(len(LABELS)))
+        np.testing.assert_array_equal(own.features, whole.features[own.index])
+        assert train.class_counts == np.bincount(train.labels, minlength=4).tolist()
+        seen += own.index.tolist()
+    assert len(seen) == len(set(seen)) == len(LABELS) - 1
+    assert not list(tmp_path.glob("features-*"))

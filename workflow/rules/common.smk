@@ -98,9 +98,9 @@ def roles_of(artifact):
 def jobs_of(batch):
     """The options for the specs and folders of a batch."""
     return [
-        f"--{name}={value}"
+        word
         for artifact in batch
-        for name, value in (("spec", artifact.spec_text), ("output", artifact.folder))
+        for word in ("--spec", artifact.spec_text, "--output", artifact.folder)
     ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,36 @@ def _part(store: FeatureStore, rows: np.ndarray, counts: list[int]) -> FeatureSt
     )
 
 
+def folds_of(labels: np.ndarray, folds: int) -> np.ndarray:
+    """Return the fold (N,) of each sample, -1 for the only one of a class, which is in none.
+
+    Folds hold equal shares of each class but for rounding, which goes round the folds.
+    """
+    stream, found, start = np.random.RandomState(0), np.full(len(labels), -1), 0
+    for label in np.unique(labels):
+        places = stream.permutation(np.flatnonzero(labels == label))
+        if len(places) > 1:
+            found[places] = (start + np.arange(len(places))) % folds
+            start += len(places)
+    return found
+
+
+def fold_files(job: Job, role: str, folds: int, scratch: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield for each fold of the training features the files of the others and of its own.
+
+    They lie in `scratch` until the next fold is asked for.
+    """
+    train = FeatureStore.open(job.file(f"features.{role}", "train.h5"))
+    fold = folds_of(train.labels, folds)
+    for place in range(folds):
+        kept, taken = np.flatnonzero(fold != place), np.flatnonzero(fold == place)
+        counts = np.bincount(train.labels[kept], minlength=len(train.class_names)).tolist()
+        folder = scratch / f"{role}-{place}"
+        folder.mkdir()
+        yield _files([_part(train, rows, counts) for rows in (kept, taken)], folder)
+        shutil.rmtree(folder)
+
+
 def held_out_files(job: Job, role: str, scratch: Path) -> tuple[Path, Path]:
     """Return what `held_out_stores` does as files; those that are split lie in `scratch`."""
     tuning = job.tuning(role)
@@ -55,7 +86,13 @@ def held_out_files(job: Job, role: str, scratch: Path) -> tuple[Path, Path]:
     stores = held_out_stores(job, role)
     if stores[0].path == own[0] and stores[1].path == own[1]:
         return own
-    paths = scratch / f"{role}-train.h5", scratch / f"{role}-val.h5"
+    folder = scratch / f"{role}-split"
+    folder.mkdir(parents=True)
+    return _files(stores, folder)
+
+
+def _files(stores: Sequence[FeatureStore], folder: Path) -> tuple[Path, Path]:
+    paths = folder / "train.h5", folder / "val.h5"
     for path, store in zip(paths, stores, strict=True):
         write_features(
             path,

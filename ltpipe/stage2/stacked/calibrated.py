@@ -1,7 +1,8 @@
 """One method's probabilities, corrected by held-out samples: see the settings.
 
-The method is trained once without the held-out samples, which then correct it and give the scores
-that sets are made by, and once on all for the test.
+The method is trained without the held-out samples, which then correct it and give the scores that
+sets are made by, and once on all for the test. With several folds every training sample is held out
+once, as in cross-conformal prediction (Vovk, Annals of Mathematics and AI 2015).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def run(job: Job) -> dict[str, Any]:
     roles = list(under(job.inputs, "features"))
     settings = method_settings(job, Calibrated, roles)
     names = list(settings.members)
-    held_out, (logs,) = held_out_members(job, roles, names)
+    held_out = held_out_members(job, roles, names, settings.folds)
+    (logs,) = held_out.logs
     counts = held_out.class_counts
     scale, bias = calibrate(logs, held_out.labels, counts, settings.form)
     posteriors = np.exp(calibrated(logs, scale, bias))

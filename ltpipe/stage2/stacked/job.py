@@ -49,7 +49,8 @@ def run(job: Job) -> dict[str, Any]:
     weights = np.full(len(names), 1 / len(names))
     facts: dict[str, Any] = {}
     if settings.needs_validation():
-        held_out, logs = held_out_members(job, roles, names)
+        held_out = held_out_members(job, roles, names)
+        logs = held_out.logs
         weights = fit_weights(logs, held_out.labels, settings.prior)
         table = _judge(logs, held_out.labels, weights, settings.prior, names)
         write_text_atomic(job.output / "members.csv", table.to_csv(index=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from ltpipe.artifacts.job import Job
 from ltpipe.config.registry import module_of
 from ltpipe.features.store import FeatureStore
-from ltpipe.stage2.core.held_out import held_out_files
+from ltpipe.stage2.core.held_out import fold_files, held_out_files
 from ltpipe.stage2.core.inference import Fitted, Samples
 from ltpipe.stage2.core.results import read_predictions, under
 from ltpipe.utils.errors import InputError
@@ -45,27 +45,60 @@ def member_logs(fitted: Fitted[Any], samples: Samples) -> list[Tensor]:
     return logs
 
 
-def held_out_members(
-    job: Job, roles: list[str], names: Iterable[str]
-) -> tuple[FeatureStore, np.ndarray]:
-    """Return the held-out store and the members' log-probabilities (M, N, C) on it."""
+class HeldOut(NamedTuple):
+    """Samples that members did not see: labels (N,), the training counts (C,), the members'
+    log-probabilities (M, N, C).
+    """
+
+    labels: np.ndarray
+    class_counts: list[int]
+    logs: np.ndarray
+
+
+def held_out_members(job: Job, roles: list[str], names: Sequence[str], folds: int = 1) -> HeldOut:
+    """Return the members on samples that they were not trained on.
+
+    Those are a held-out part; or all training samples, where each of several `folds` is left out
+    once.
+
+    Raises:
+        InputError: there are none.
+    """
     with tempfile.TemporaryDirectory(dir=job.output) as temporary:
-        folders = {}
-        for role in roles:
-            train, val = held_out_files(job, role, Path(temporary))
-            held_out = FeatureStore.open(val, skip=("views",))
-            if not len(held_out.labels):
-                raise InputError(
-                    f"{held_out.path}: has no samples for what members are judged by; give the "
-                    "data set a validation part (or a stack weights: equal)"
-                )
-            # To a member, the held-out samples are those to be tested on.
-            folders[role] = Path(temporary, role)
-            folders[role].mkdir()
-            (folders[role] / "train.h5").symlink_to(train.resolve())
-            (folders[role] / "test.h5").symlink_to(val.resolve())
-        say(f"members on {len(held_out.labels)} held-out samples, called test here:")
-        return held_out, run_members(job, folders, names).logs
+        scratch = Path(temporary)
+        if folds == 1:
+            return _on_files(
+                job, {role: held_out_files(job, role, scratch) for role in roles}, names, scratch
+            )
+        cut = [fold_files(job, role, folds, scratch) for role in roles]
+        parts = []
+        for place, files in enumerate(zip(*cut, strict=True)):
+            folder = scratch / f"fold{place}"
+            folder.mkdir()
+            parts.append(_on_files(job, dict(zip(roles, files, strict=True)), names, folder))
+    labels = np.concatenate([part.labels for part in parts])
+    counts = np.bincount(labels, minlength=len(parts[0].class_counts)).tolist()
+    return HeldOut(labels, counts, np.concatenate([part.logs for part in parts], axis=1))
+
+
+def _on_files(
+    job: Job, files: Mapping[str, tuple[Path, Path]], names: Sequence[str], scratch: Path
+) -> HeldOut:
+    folders = {}
+    for role, (train, val) in files.items():
+        held_out = FeatureStore.open(val, skip=("views",))
+        if not len(held_out.labels):
+            raise InputError(
+                f"{held_out.path}: has no samples for what members are judged by; give the "
+                "data set a validation part (or a stack weights: equal)"
+            )
+        # To a member, the held-out samples are those to be tested on.
+        folders[role] = scratch / role
+        folders[role].mkdir()
+        (folders[role] / "train.h5").symlink_to(train.resolve())
+        (folders[role] / "test.h5").symlink_to(val.resolve())
+    say(f"members on {len(held_out.labels)} held-out samples, called test here:")
+    return HeldOut(held_out.labels, held_out.class_counts, run_members(job, folders, names).logs)
 
 
 class Trained(NamedTuple):

@@ -106,7 +106,9 @@ class Stacked(OfMembers):
 class Calibrated(OfMembers):
     """One method with probabilities that held-out samples correct, for any class prior, and sets.
 
-    `form` is that of `ltpipe.stage2.core.calibration`. The corrected probabilities are those under
+    `form` is that of `ltpipe.stage2.core.calibration`. `folds: 1` corrects by the held-out part;
+    from 2 on the training samples are cut into as many folds, each of which is left out once, so
+    that all of them correct: for networks that were not trained on them. The corrected probabilities are those under
     the training prior; `prior: uniform` moves them to classes that are equally likely. `coverage`
     also measures sets that hold the true class so often, by every rule; `shifts` also measures
     long-tailed parts of the test set, forward and backward with these ratios, without adaptation,
@@ -118,6 +120,7 @@ class Calibrated(OfMembers):
         min_length=1, max_length=1
     )
     form: Literal["temperature", "vector", "bcts", "class-size"] = "class-size"
+    folds: int = Field(default=1, ge=1, le=20)
     prior: Literal["uniform", "training"] = "uniform"
     coverage: Float | None = Field(default=None, gt=0, lt=1)
     shifts: list[Float] = []  # noqa: RUF012
@@ -129,8 +132,13 @@ class Calibrated(OfMembers):
             raise ValueError("shifts are ratios of at least 1")
         return values
 
+    def check_backbone(self, role: str, backbone: Any) -> None:
+        super().check_backbone(role, backbone)
+        if self.folds > 1 and backbone.has_seed():
+            raise ValueError("it was trained on the samples that folds would leave out; folds: 1")
+
     def protocol(self) -> str:
         return "best_val"
 
     def needs_validation(self) -> bool:
-        return True
+        return self.folds == 1
