@@ -313,10 +313,13 @@ class _Layout:
     def imported(self, dataset: Named, store: str) -> ArtifactSpec:
         """Return the store of embeddings from elsewhere: one version, whatever the seed."""
         settings = dataset.settings
+        # The draw's contents are those of all stores: of several, the name says which.
+        named = {"named": store} if len(settings.stores) > 1 else {}
+        identity = {"store": settings.stores[store].identity(), **named}
         return self.artifact(
             "import",
             (dataset.folder, store),
-            {"dataset": settings.draw_identity(), "store": settings.stores[store].identity()},
+            {"dataset": settings.draw_identity(), **identity},
             title=f"Import the embeddings {store} of {dataset.name}",
             inputs={"data": self.data(dataset)},
             locations={

@@ -305,3 +305,18 @@ def test_draws_share_the_features_of_a_frozen_network(draws, backbone, pooled):
         assert "imbalance" not in pool.spec["dataset"] and "pool" not in pool.inputs
         assert (pool.threads, next(iter(stores)).threads) == (8, 1)
         assert not pool.spec["dataset"].get("subset_seed") and "seed" not in pool.spec
+
+
+def test_stores_of_one_data_set_are_different_features():
+    stores = {name: {"train": f"{name}.npz", "test": "test.npz"} for name in ("a", "b")}
+    values = {
+        "experiment": "two",
+        "seeds": [0],
+        "datasets": {"mine": {"source": "features", "stores": stores}},
+        "methods": {
+            f"on-{name}": {"use": "ncm", "backbones": {"features": name}} for name in stores
+        },
+    }
+    plan = build_plan(resolve(values, CATALOGUE))
+    assert len({one.digest for one in plan.of_kind("import")}) == 2
+    assert len({one.folder for one in plan.of_kind("stage2")}) == 2

@@ -67,7 +67,7 @@ def test_folds_leave_every_sample_out_once(tmp_path):
     # The class of one sample is in no fold.
     assert (fold == -1).sum() == 1 and LABELS[fold == -1] == [3]
     for label in range(3):
-        sizes = np.bincount(fold[LABELS == label], minlength=3)
+        sizes = np.bincount(fold[label == LABELS], minlength=3)
         assert sizes.max() - sizes.min() <= 1
     whole = FeatureStore.open(tmp_path / "features/train.h5")
     seen = []

@@ -108,11 +108,12 @@ class Calibrated(OfMembers):
 
     `form` is that of `ltpipe.stage2.core.calibration`. `folds: 1` corrects by the held-out part;
     from 2 on the training samples are cut into as many folds, each of which is left out once, so
-    that all of them correct: for networks that were not trained on them. The corrected probabilities are those under
-    the training prior; `prior: uniform` moves them to classes that are equally likely. `coverage`
-    also measures sets that hold the true class so often, by every rule; `shifts` also measures
-    long-tailed parts of the test set, forward and backward with these ratios, without adaptation,
-    with a prior estimated from the part's own samples (`adapted`), and `told` its prior.
+    that all of them correct: for networks that were not trained on them. The corrected
+    probabilities are those under the training prior; `prior: uniform` moves them to classes that
+    are equally likely. `coverage` also measures sets that hold the true class so often, by every
+    rule; `shifts` also measures long-tailed parts of the test set, forward and backward with these
+    ratios, without adaptation, with a prior estimated from the part's own samples (`adapted`), and
+    `told` its prior.
     """
 
     kind: Literal["calibrated"]
