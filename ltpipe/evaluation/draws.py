@@ -12,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import stdtrit
 
+# Of the intervals that tables and verdicts show.
+LEVEL = 0.95
 _NONE = float("nan"), float("nan")
 
 

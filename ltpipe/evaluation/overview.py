@@ -81,8 +81,8 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each data set and method of `read_experiments`, the best mean first.
 
     Columns: dataset, method, experiment, protocol, seeds, and of each of METRICS the mean over
-    seeds and NAME_sd (n - 1 in the divisor; NaN for one seed), as fractions. Methods of protocol
-    `oracle` come after all others.
+    seeds and NAME_sd (n - 1 in the divisor; NaN for one seed or several draws), as fractions.
+    Methods of protocol `oracle` come after all others.
     """
     chosen = records[records["metric"].isin(METRICS)]
     rows = []
@@ -92,7 +92,9 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
         row["seeds"] = part["seed"].nunique()
         for metric in METRICS:
             values = part["value"][part["metric"] == metric]
-            row |= {metric: values.mean(), f"{metric}_sd": values.std(ddof=1)}
+            # Runs of several draws are not independent: `ltpipe compare` has their intervals.
+            sd = values.std(ddof=1) if part["draw"].nunique() == 1 else float("nan")
+            row |= {metric: values.mean(), f"{metric}_sd": sd}
         rows.append(row)
     columns = [*_COLUMNS, *(name for metric in METRICS for name in (metric, f"{metric}_sd"))]
     table = pd.DataFrame(rows, columns=columns)

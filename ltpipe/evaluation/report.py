@@ -20,6 +20,7 @@ from ltpipe.evaluation.artifacts import (
     index_of,
     read_artifacts,
 )
+from ltpipe.evaluation.draws import LEVEL
 from ltpipe.evaluation.families import families_of, family_of_figure
 from ltpipe.evaluation.figures import Drawn, Material, draw_figures
 from ltpipe.evaluation.metrics import describe_groups, group_of_classes
@@ -155,6 +156,12 @@ def _note(
     seeds = sorted(set(table["seeds"]) - {0})
     over = "1 seed" if seeds == [1] else f"mean ± sd over {'/'.join(map(str, seeds))} seeds"
     protocols = ", ".join(name for name in dict.fromkeys(table["protocol"]) if name != "quoted")
+    draws = int(table["draws"].max())
+    if draws > 1:
+        over = (
+            f"mean ± half its {100 * LEVEL:g} % interval over draws of the training set and seeds, "
+            f"{'/'.join(map(str, seeds))} runs of {draws} draws"
+        )
     parts = [f"Test set, {over}; protocol: {protocols}"]
     if settings.get("kind") == "datasets":
         parts = ["Images drawn and tested on; image size: the height that networks see"]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ltpipe.config.tables import BY_CLASS, BY_RANK
+from ltpipe.evaluation.draws import LEVEL, crossed_interval
 from ltpipe.evaluation.published import (
     of_dataset,
     published_metric,
@@ -91,7 +92,18 @@ def title_of(metric: str) -> str:
 
 
 _COLUMNS = ["dataset", "dataset_label", "row", "method", "label", "parameters", "protocol"]
-_COLUMNS += ["metric", "mean", "sd", "seeds", "converged", "diverged", "paper", "paper_protocol"]
+_COLUMNS += [
+    "metric",
+    "mean",
+    "sd",
+    "half",
+    "draws",
+    "seeds",
+    "converged",
+    "diverged",
+    "paper",
+    "paper_protocol",
+]
 
 
 def build_table(
@@ -104,8 +116,10 @@ def build_table(
     """Return one row for each data set, table row, protocol and metric.
 
     Columns: dataset, dataset_label, row (its order), label, parameters, protocol, metric, mean,
-    sd (n - 1 in the divisor; NaN for one seed), seeds, converged (how many of them did: mean and sd
-    are theirs), diverged (why the others did not), paper (in the unit of `mean`'s display:
+    sd (n - 1 in the divisor; NaN for one seed and for several draws, whose runs are not
+    independent), half (half the 95 % interval of the mean over draws and seeds, `crossed_interval`;
+    NaN for one draw), draws, seeds (runs, of all draws), converged (how many of them did: mean and
+    spread are theirs), diverged (why the others did not), paper (in the unit of `mean`'s display:
     percent, or plain; NaN where nothing is published), paper_protocol. A row without `at` gives
     one row for each point of a sweep. A method's own protocol comes first; further ones, such as
     best_test, follow under their name and never replace it. What was not run is left out. Metrics
@@ -123,7 +137,14 @@ def build_table(
     for dataset in table["datasets"]:
         described = datasets[dataset]
         shared = {"dataset": dataset, "dataset_label": described["label"], "parameters": "{}"}
-        shared |= {"sd": float("nan"), "seeds": 0, "converged": 0, "diverged": ""}
+        shared |= {
+            "sd": float("nan"),
+            "half": float("nan"),
+            "draws": 1,
+            "seeds": 0,
+            "converged": 0,
+            "diverged": "",
+        }
         shared["paper_protocol"] = paper_protocol
         place = 0
         if table.get("kind") == "datasets":
@@ -148,6 +169,7 @@ def build_table(
                         lost = runs["diverged"] != ""
                         numbers = runs["value"][~lost]
                         paper = _paper_value(published, described, row, values, metric)
+                        draws = of_protocol["draw"].nunique() if "draw" in of_protocol else 1
                         rows.append(
                             {
                                 **shared,
@@ -158,7 +180,9 @@ def build_table(
                                 "protocol": protocol,
                                 "metric": metric,
                                 "mean": numbers.mean(),
-                                "sd": numbers.std(ddof=1),
+                                "sd": numbers.std(ddof=1) if draws == 1 else float("nan"),
+                                "half": _half(runs[~lost]) if draws > 1 else float("nan"),
+                                "draws": draws,
                                 "seeds": len(runs) if kind_of(metric) not in COUNTS else 0,
                                 "converged": len(numbers),
                                 "diverged": "; ".join(dict.fromkeys(runs["diverged"][lost])),
@@ -169,6 +193,15 @@ def build_table(
             patterns = table["expected"].get("quoted", [])
             rows += _quoted(published, patterns, described, metrics, {**shared, "row": place})
     return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _half(runs: pd.DataFrame) -> float:
+    """Return half the interval of the mean of runs over draws and seeds."""
+    # Of classes they are the index already.
+    runs = runs.reset_index() if "draw" in runs.index.names else runs
+    values = runs.set_index(["draw", "seed"])["value"].unstack("seed")
+    low, high = crossed_interval(values.to_numpy(), LEVEL)
+    return (high - low) / 2
 
 
 def _metrics_of(
@@ -330,9 +363,9 @@ def wide(table: pd.DataFrame) -> Wide:
 
     A method of which some runs did not converge competes with none; a dash stands where none did.
 
-    Fractions are in percent, as mean ± sd. Where a paper has a number, it stands in a column of
-    its own with the difference of our mean to it. In a table of classes these are the rows and
-    methods the columns.
+    Fractions are in percent, as mean ± sd, of several draws as mean ± half the interval. Where a
+    paper has a number, it stands in a column of its own with the difference of our mean to it. In a
+    table of classes these are the rows and methods the columns.
     """
     by_class = bool(len(table)) and all(kind_of(name) in BY_CLASS for name in table["metric"])
     several = table["dataset"].nunique() > 1
@@ -363,7 +396,8 @@ def wide(table: pd.DataFrame) -> Wide:
             is_best = len(means) > 1 and bool(competes) and round(row["mean"], 10) == best
             # Where rows were compared run by run, the best one has to be clearly better.
             is_best = is_best and bool(row.get("winner", True))
-            text = shown_number(row["mean"], row["sd"], metric)
+            spread = row["sd"] if row["draws"] == 1 else row["half"]
+            text = shown_number(row["mean"], spread, metric)
             if 0 < row["converged"] < row["seeds"]:
                 text += f" ({row['converged']}/{row['seeds']})"
             if row["protocol"] == _QUOTED:
@@ -394,7 +428,7 @@ def _competes(protocol: str) -> bool:
 
 
 def shown_number(mean: float, sd: float, metric: str) -> str:
-    """Return mean ± sd in the metric's unit; sd is left out where it is NaN."""
+    """Return mean ± sd, or another spread, in the metric's unit; without it where it is NaN."""
     if pd.isna(mean):
         return "–"
     if kind_of(metric) in COUNTS:

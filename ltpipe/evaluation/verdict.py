@@ -14,12 +14,11 @@ from scipy.special import ndtri
 
 from ltpipe.artifacts.manifest import read_manifest
 from ltpipe.artifacts.reading import checked_file
-from ltpipe.evaluation.draws import crossed_interval
+from ltpipe.evaluation.draws import LEVEL, crossed_interval
 from ltpipe.evaluation.metrics import GROUPS, group_of_classes
 from ltpipe.evaluation.records import read_class_counts, read_test_counts
 from ltpipe.evaluation.tables import LOW_IS_BETTER, METRIC_TITLES, wide
 
-LEVEL = 0.95
 # Of fewer test samples an accuracy moves by chance alone: pages show it in grey.
 FEW_SAMPLES = 30
 _SHOWN = 5

@@ -67,6 +67,31 @@ def test_mean_and_deviation_over_seeds():
     assert row["seeds"] == 3
 
 
+def test_draws_and_seeds_are_not_pooled():
+    values = {0: [0.50, 0.52], 1: [0.60, 0.62], 2: [0.70, 0.72]}
+    rows = records(
+        [
+            ("c10", "CE", seed, 0, "{}", "last", "accuracy", value)
+            for _, of_draw in sorted(values.items())
+            for seed, value in enumerate(of_draw)
+        ]
+    ).assign(draw=np.repeat(list(values), 2))
+    settings = {"rows": [{"method": "CE"}], "datasets": ["c10"], "metrics": ["accuracy"]}
+    for seeds in ([0], [0, 1]):
+        chosen = rows[rows["seed"].isin(seeds)]
+        found = build_table(chosen, {**settings, "expected": None}, DATASETS, EXPECTED)
+        (row,) = found.to_dict("records")
+        assert math.isnan(row["sd"]) and row["draws"] == 3 and row["seeds"] == 3 * len(seeds)
+        if seeds == [0]:
+            # Student's t of three draws: 4.302653 0.1 / sqrt(3).
+            assert row["half"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
+            assert to_text(found, "", "").splitlines()[3].split()[-2:] == ["±", "24.8"]
+        else:
+            # Without interaction both effects count: the smaller number of seeds makes it wide.
+            pooled = 2.570582 * np.std(chosen["value"], ddof=1) / math.sqrt(6)
+            assert row["half"] > 2 * pooled
+
+
 def test_one_seed_has_no_deviation_and_one_point_can_be_picked():
     found = table([{"method": "FFN", "at": {"w1": 0.1}}])
     assert len(found) == 1
@@ -395,4 +420,5 @@ def test_runs_of_classes_are_told_apart_by_draw_and_seed(tmp_path):
     described = {"label": "d", "benchmark": None, "imbalance": None, "folder": "two"}
     (row,) = build_table(made, settings, {"d": described}, EXPECTED, tmp_path).to_dict("records")
     assert (row["seeds"], row["mean"]) == (2, 0.5)
-    assert row["sd"] == pytest.approx(0.5 / math.sqrt(2))
+    # Student's t of two draws: 12.7062 (0.5 / sqrt(2)) / sqrt(2).
+    assert math.isnan(row["sd"]) and row["half"] == pytest.approx(12.7062 * 0.25, rel=1e-5)

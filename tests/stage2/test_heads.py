@@ -72,6 +72,7 @@ def scores_of(module, folder, output, **settings):
         ("gda", {"covariance": "class-mean", "shrinkage": "auto", "alpha": [0.1, 1.0]}),
         ("knn", {"votes": "balanced", "neighbours": [1, 1000], "select": "none"}),
         ("marc", {"learning_rate": [0.01, 0.1], "select": "validation"}),
+        ("tip-adapter", {"epochs": 2, "alpha": [1.0, 3.0], "beta": 1.0}),
         ("disalign", {"form": "mix", "rows": "plain", "initial": "linear"}),
         ("balpoe", {"mixup": 0.0, "learning_rate": [0.1, 0.3]}),
         ("tip-adapter", {"votes": "sum", "keys": 2, "views": "plain", "select": "none"}),
@@ -400,6 +401,45 @@ def test_tip_adapter_is_a_sum_over_keys(folder, tmp_path, votes):
     expected = np.exp(logits - logits.max(1, keepdims=True))
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_trained_keys_of_tip_adapter_are_those_of_loops(folder):
+    train = FeatureStore.open(folder / "train.h5")
+    settings = tip_adapter.TipAdapter(
+        kind="tip-adapter",
+        backbones={"features": "features"},
+        alpha=5.0,
+        votes="sum",
+        views="plain",
+        epochs=3,
+        batch_size=len(train.labels),
+        learning_rate=0.01,
+    )
+    job = Job({"seed": 0}, {}, folder, CPU)
+    found = tip_adapter._fit(job, settings, train)["keys"][0]
+
+    rows = train.features.astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    text = train.text / np.linalg.norm(train.text, axis=1, keepdims=True)
+    keys, hot = rows.copy(), np.eye(len(train.class_names))[train.labels]
+    mean, square = np.zeros_like(keys), np.zeros_like(keys)
+    for step in range(3):
+        near = np.exp(-1.0 * (1 - rows @ keys.T))
+        z = float(train.attributes["logit_scale"]) * rows @ text.T + 1.17 * near @ hot
+        p = np.exp(z - z.max(1, keepdims=True))
+        excess = (p / p.sum(1, keepdims=True) - hot) / len(rows)
+        gradient = np.zeros_like(keys)
+        for n, x in enumerate(rows):
+            for k, label in enumerate(train.labels):
+                gradient[k] += 1.17 * 1.0 * excess[n, label] * near[n, k] * x
+        rate = 0.01 * (1 + math.cos(math.pi * step / 3)) / 2
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        keys *= 1 - rate * 0.01
+        unbiased = np.sqrt(square / (1 - 0.999 ** (step + 1))) + 1e-4
+        keys -= rate * mean / (1 - 0.9 ** (step + 1)) / unbiased
+    assert np.abs(keys - rows).max() > 1e-3
+    np.testing.assert_allclose(found, keys, atol=1e-5)
 
 
 def test_pretraining_priors_by_hand():
