@@ -18,7 +18,7 @@ EXPERIMENT: dict[str, Any] = {
     "methods": {
         **PRELOADED["methods"],
         "NCM": {"use": "ncm", **ON_CE},
-        "TAU": {"use": "tau-norm", **ON_CE},
+        "COSINE": {"use": "cosine", "epochs": 1, **ON_CE},
         "CRT": {"use": "crt", "epochs": 1, **ON_CE},
     },
 }
@@ -33,7 +33,7 @@ def test_results_on_the_same_features_are_one_job(workspace: Workspace):
     assert workspace.planned() == set()
     folders = [
         folder
-        for name in ("ncm", "tau-norm", "crt")
+        for name in ("ncm", "cosine", "crt")
         for folder in workspace.work.glob(f"results/stage2/digits-lt/{name}/*/seed0")
     ]
     whole = [read_manifest(folder)["outputs"] for folder in folders]
