@@ -163,7 +163,9 @@ class LogHandler(LogHandlerBase):
         if self._details:
             return self._own(record)
         if self.common_settings.dryrun:
-            self._kinds.setdefault(values.rule_name, []).append(title)
+            # Each batch of results has a rule of its own, with a number.
+            kind = re.sub(r"_\d+$", "", values.rule_name)
+            self._kinds.setdefault(kind, []).append(title)
             return ""
         return "" if self._stream.isatty() else f"Job {values.jobid}: {title}"
 
