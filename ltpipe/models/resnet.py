@@ -34,13 +34,15 @@ class BasicBlock(nn.Module):
         self.attention = nn.Identity() if attention is None else build_attention(attention, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
+        # In place where no gradient needs what was there: a pass writes fewer maps.
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.conv2(y)
         if isinstance(self.attention, SimAM):
             y = self.bn2(self.attention(y))
         else:
             y = self.attention(self.bn2(y))
-        return F.relu(y + self.shortcut(x))
+        y += self.shortcut(x)
+        return F.relu(y, inplace=True)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Option A: every `stride`-th place, zero channels on both sides up to the new width."""
@@ -75,7 +77,7 @@ class ResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the globally pooled last map, (B, 64)."""
-        return self.blocks(F.relu(self.bn(self.conv(x)))).mean(dim=(2, 3))
+        return self.blocks(F.relu(self.bn(self.conv(x)), inplace=True)).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the head's outputs, (B, num_classes)."""
