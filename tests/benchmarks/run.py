@@ -87,7 +87,9 @@ def main() -> None:
         "--full", action="store_true", help="all 11 peers of the sweep, and the default experiment"
     )
     parser.add_argument(
-        "--busy", action="store_true", help="on a busy machine: CPU time of one thread; means nothing for disks"
+        "--busy",
+        action="store_true",
+        help="on a busy machine: CPU time of one thread, which says nothing of disks",
     )
     parser.add_argument("--only", nargs="+", choices=SUITES, help="default: all but demo")
     parser.add_argument("--csv", type=Path, help="add the rows to this file")

@@ -72,7 +72,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=sched_interval=2,bf_interval=5
 JobRequeue=1
-MinJobAge=3600
+MinJobAge=86400
 ReturnToService=2
 KillWait=2
 GresTypes=gpu
