@@ -394,8 +394,8 @@ def _by_test(verdict: Verdict, points: str) -> list[str]:
 def _by_choice(verdict: Verdict, choice: Choice, title: str) -> list[str]:
     parts = [
         f"Take {verdict.best}: of {choice.rows} methods it is the best on held-out training "
-        f"samples (mean class accuracy {choice.accuracy:.1%}); on the test set its {title} is "
-        f"{choice.tested:.1%}"
+        f"samples (mean class accuracy {100 * choice.accuracy:.1f} %); on the test set its "
+        f"{title} is {100 * choice.tested:.1f} %"
     ]
     beside = f"points there: {_shown(verdict.lead)} beside {verdict.runner_up}, the next"
     if verdict.gain is not None and verdict.first not in (None, verdict.runner_up):

@@ -150,7 +150,8 @@ def test_held_out_samples_choose_whatever_the_test_set_says(judged, monkeypatch)
     (text,) = verdicts(judge, records, table, spec["seeds"])
     assert text.startswith(
         f"Take {worse.name}: of 2 methods it is the best on held-out training samples (mean "
-        f"class accuracy 90.0%); on the test set its accuracy is {worse['mean']:.1%}. Points there:"
+        f"class accuracy 90.0 %); on the test set its accuracy is "
+        f"{100 * worse['mean']:.1f} %. Points there:"
     )
     # A method that chose nothing by them is not in the choice, which then has one row to take.
     scores.pop(worse["method"])
