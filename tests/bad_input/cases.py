@@ -611,7 +611,10 @@ line("a spec of another kind", "subset", "--spec", '{"kind":"stage1"}', "--outpu
 line("other code than was planned", "subset", "--spec", SPEC, "--output", "out")
 DRAWN = job("subset", {"kind": "data", "dataset": {"source": "digits"}})
 TRAINED = job("train", {"kind": "stage1", "backbone": CE, "dataset": DIGITS})
-line("a folder of another digest", *DRAWN, "--output=out")
+line(
+    "a folder of another digest", *DRAWN[: DRAWN.index("--output")], "--output=out", "--device=cpu"
+)
+line("a folder too many", *DRAWN, "--output=out")
 line("an input without a role", *TRAINED, "--input", "data")
 line(
     "an input that is not finished",

@@ -20,8 +20,8 @@ def records():
         for seed, value in enumerate(values):
             for metric in ("accuracy", "many", "medium", "few", "ece"):
                 shown = np.nan if metric == "medium" else value
-                rows.append((dataset, method, seed, metric, shown, "e", protocol))
-    columns = ["dataset", "row", "seed", "metric", "value", "experiment", "protocol"]
+                rows.append((dataset, 0, method, seed, metric, shown, "e", protocol))
+    columns = ["dataset", "draw", "row", "seed", "metric", "value", "experiment", "protocol"]
     return pd.DataFrame(rows, columns=columns)
 
 

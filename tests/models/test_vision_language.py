@@ -188,7 +188,7 @@ def test_a_tag_without_a_network_says_what_to_put_where(monkeypatch):
 
 
 def test_an_unknown_tag_is_refused_before_anything_is_fetched():
-    with pytest.raises(InputError, match=r"'openia': .* \(did you mean 'openai'\?\); known: "):
+    with pytest.raises(InputError, match=r"'openia' of RN50 \(did you mean 'openai'\?\); known: "):
         build_towers(settings_of(network="RN50", weights="openia"))
 
 

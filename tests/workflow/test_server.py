@@ -31,8 +31,8 @@ def preloaded(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator
     (workspace.work / "tmp").symlink_to(temporary)
     workspace.edit(
         workspace.module("ltpipe.cli.jobs"),
-        "    spec = _read_spec(options)\n",
-        '    print("started by", os.getppid())\n    spec = _read_spec(options)\n',
+        "    spec = _read_spec(options.stage, text, output)\n",
+        '    print("started by", os.getppid())\n    spec = _read_spec(options.stage, text, output)\n',
     )
     shutil.rmtree(workspace.work / "results")
     workspace.write(PRELOADED)
