@@ -29,11 +29,9 @@ def preloaded(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator
     temporary = tempfile.mkdtemp()
     monkeypatch.setenv("TMPDIR", temporary)
     (workspace.work / "tmp").symlink_to(temporary)
-    workspace.edit(
-        workspace.module("ltpipe.cli.jobs"),
-        "    spec = _read_spec(options.stage, text, output)\n",
-        '    print("started by", os.getppid())\n    spec = _read_spec(options.stage, text, output)\n',
-    )
+    line = "    spec = _read_spec(options.stage, text, output)\n"
+    who = '    print("started by", os.getppid())\n'
+    workspace.edit(workspace.module("ltpipe.cli.jobs"), line, who + line)
     shutil.rmtree(workspace.work / "results")
     workspace.write(PRELOADED)
     yield workspace
