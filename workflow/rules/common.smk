@@ -38,7 +38,9 @@ def files(artifacts):
 
     The digest in a path says all that defines it, so times of files say nothing.
     """
-    return ancient([path for artifact in artifacts for path in artifact_paths(artifact)])
+    return ancient(
+        [path for artifact in artifacts for path in artifact_paths(artifact)]
+    )
 
 
 def place(stage):
